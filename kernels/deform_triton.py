@@ -1,0 +1,254 @@
+"""Deformable sampling in Triton: one straightforward forward kernel and one backward kernel with atomics.
+
+A program takes BLOCK_ROWS (pixel, group) rows and all channels of the group. offset and mask are addressed by
+strides, so the packed tensor of DCNv4 and the two tensors of DCNv3 go through the same code.
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from opbench_kernels.geometry import Geometry
+
+__all__ = ["deformable_sample"]
+
+
+@triton.jit
+def _sampling_point(
+    offset_ptr, mask_ptr, offset_rows, mask_rows, start_y, start_x, valid, height, width, offset_scale,
+    POINT: tl.constexpr, J: tl.constexpr, I: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+):  # fmt: skip
+    """Top-left corner, fractions, mask and whether the point counts; each (BLOCK_ROWS,)."""
+    dx = tl.load(offset_ptr + offset_rows + 2 * POINT, mask=valid, other=0.0).to(tl.float32)
+    dy = tl.load(offset_ptr + offset_rows + 2 * POINT + 1, mask=valid, other=0.0).to(tl.float32)
+    strength = tl.load(mask_ptr + mask_rows + POINT, mask=valid, other=0.0).to(tl.float32)
+    x = start_x + (I * DILATION_W + dx) * offset_scale
+    y = start_y + (J * DILATION_H + dy) * offset_scale
+    inside = valid & (x > -1) & (x < width) & (y > -1) & (y < height)
+    # A point outside moves to the origin, so that NaN and inf never reach an address.
+    x = tl.where(inside, x, 0.0)
+    y = tl.where(inside, y, 0.0)
+    top = tl.floor(y)
+    left = tl.floor(x)
+    return top.to(tl.int32), left.to(tl.int32), y - top, x - left, tl.where(inside, strength, 0.0), inside
+
+
+@triton.jit
+def _corner(ptr, image, top, left, inside, height, width, columns, in_group, row_stride, pixel_stride):
+    """Addresses and mask, both (BLOCK_ROWS, BLOCK_D), of one corner of every row."""
+    there = inside & (top >= 0) & (top < height) & (left >= 0) & (left < width)
+    address = ptr + (image + (top * row_stride + left * pixel_stride)[:, None]) + columns
+    return address, there[:, None] & in_group
+
+
+@triton.jit
+def _deform_fwd_kernel(
+    value_ptr, offset_ptr, mask_ptr, out_ptr,
+    rows, height, width, out_height, out_width,
+    stride_op, stride_og, stride_mp, stride_mg, offset_scale, base_y, base_x,
+    G: tl.constexpr, DG: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    CENTER: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    valid = row < rows
+    pixel = row // G
+    group = row % G
+    ox = pixel % out_width
+    oy = (pixel // out_width) % out_height
+    image = (pixel // out_width // out_height) * (height * width).to(tl.int64) * (G * DG)
+    channel = tl.arange(0, BLOCK_D)
+    in_group = (channel < DG)[None, :]
+    columns = group[:, None] * DG + channel[None, :]
+    start_y = (oy * STRIDE_H).to(tl.float32) + base_y
+    start_x = (ox * STRIDE_W).to(tl.float32) + base_x
+    offset_rows = pixel * stride_op + group * stride_og
+    mask_rows = pixel * stride_mp + group * stride_mg
+
+    acc = tl.zeros((BLOCK_ROWS, BLOCK_D), dtype=tl.float32)
+    for tap in tl.static_range(KH * KW):
+        if tap != CENTER:
+            top, left, down, right, strength, inside = _sampling_point(
+                offset_ptr, mask_ptr, offset_rows, mask_rows, start_y, start_x, valid, height, width, offset_scale,
+                tap - (1 if 0 <= CENTER and CENTER < tap else 0), tap % KH, tap // KH, DILATION_H, DILATION_W,
+            )  # fmt: skip
+            for corner in tl.static_range(4):
+                weight_y = down if corner // 2 == 1 else 1.0 - down
+                weight_x = right if corner % 2 == 1 else 1.0 - right
+                address, there = _corner(
+                    value_ptr, image[:, None], top + corner // 2, left + corner % 2, inside,
+                    height, width, columns, in_group, width * (G * DG), G * DG,
+                )  # fmt: skip
+                pixels = tl.load(address, mask=there, other=0.0).to(tl.float32)
+                acc += (strength * weight_y * weight_x)[:, None] * pixels
+
+    out = out_ptr + row[:, None] * DG + channel[None, :]
+    tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=valid[:, None] & in_group)
+
+
+@triton.jit
+def _deform_bwd_kernel(
+    value_ptr, offset_ptr, mask_ptr, grad_ptr, grad_value_ptr, grad_offset_ptr, grad_mask_ptr,
+    rows, height, width, out_height, out_width,
+    stride_op, stride_og, stride_mp, stride_mg, offset_scale, base_y, base_x,
+    G: tl.constexpr, DG: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    CENTER: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    valid = row < rows
+    pixel = row // G
+    group = row % G
+    ox = pixel % out_width
+    oy = (pixel // out_width) % out_height
+    image = (pixel // out_width // out_height) * (height * width).to(tl.int64) * (G * DG)
+    channel = tl.arange(0, BLOCK_D)
+    in_group = (channel < DG)[None, :]
+    columns = group[:, None] * DG + channel[None, :]
+    start_y = (oy * STRIDE_H).to(tl.float32) + base_y
+    start_x = (ox * STRIDE_W).to(tl.float32) + base_x
+    offset_rows = pixel * stride_op + group * stride_og
+    mask_rows = pixel * stride_mp + group * stride_mg
+    grad = tl.load(
+        grad_ptr + row[:, None] * DG + channel[None, :], mask=valid[:, None] & in_group, other=0.0
+    ).to(tl.float32)
+
+    for tap in tl.static_range(KH * KW):
+        if tap != CENTER:
+            point: tl.constexpr = tap - (1 if 0 <= CENTER and CENTER < tap else 0)
+            top, left, down, right, strength, inside = _sampling_point(
+                offset_ptr, mask_ptr, offset_rows, mask_rows, start_y, start_x, valid, height, width, offset_scale,
+                point, tap % KH, tap // KH, DILATION_H, DILATION_W,
+            )  # fmt: skip
+            grad_mask = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+            grad_y = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+            grad_x = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+            for corner in tl.static_range(4):
+                weight_y = down if corner // 2 == 1 else 1.0 - down
+                weight_x = right if corner % 2 == 1 else 1.0 - right
+                sign_y = 1.0 if corner // 2 == 1 else -1.0
+                sign_x = 1.0 if corner % 2 == 1 else -1.0
+                address, there = _corner(
+                    value_ptr, image[:, None], top + corner // 2, left + corner % 2, inside,
+                    height, width, columns, in_group, width * (G * DG), G * DG,
+                )  # fmt: skip
+                pixels = tl.load(address, mask=there, other=0.0).to(tl.float32)
+                dot = tl.sum(grad * pixels, axis=1)
+                grad_mask += weight_y * weight_x * dot
+                grad_y += sign_y * weight_x * dot
+                grad_x += sign_x * weight_y * dot
+                address, there = _corner(
+                    grad_value_ptr, image[:, None], top + corner // 2, left + corner % 2, inside,
+                    height, width, columns, in_group, width * (G * DG), G * DG,
+                )  # fmt: skip
+                tl.atomic_add(address, (strength * weight_y * weight_x)[:, None] * grad, mask=there)
+            zero = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+            scale = strength * offset_scale
+            element = grad_offset_ptr.dtype.element_ty
+            tl.store(grad_offset_ptr + offset_rows + 2 * point, (grad_x * scale).to(element), mask=valid)
+            tl.store(grad_offset_ptr + offset_rows + 2 * point + 1, (grad_y * scale).to(element), mask=valid)
+            tl.store(
+                grad_mask_ptr + mask_rows + point, tl.where(inside, grad_mask, zero).to(element), mask=valid
+            )
+
+
+def _launch_arguments(
+    value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: Geometry
+) -> tuple[tuple[Any, ...], dict[str, Any], tuple[int]]:
+    """Scalar arguments, constants and grid that both kernels share."""
+    _, height, width, groups, group_channels = value.shape
+    batch, out_height, out_width = offset.shape[:3]
+    if height * width * groups * group_channels >= 2**31:
+        raise ValueError(f"one image must have fewer than 2**31 elements, got {tuple(value.shape[1:])}")
+    rows = batch * out_height * out_width * groups
+    block_d = triton.next_power_of_2(group_channels)
+    block_rows = max(1, min(512 // block_d, 32))
+    scalars = (
+        rows, height, width, out_height, out_width,
+        offset.stride(2), offset.stride(3), mask.stride(2), mask.stride(3), geometry.offset_scale,
+        geometry.base[0] * (1.0 - geometry.offset_scale) - geometry.padding[0],
+        geometry.base[1] * (1.0 - geometry.offset_scale) - geometry.padding[1],
+    )  # fmt: skip
+    kernel_h, kernel_w = geometry.kernel
+    constants = {
+        "G": groups,
+        "DG": group_channels,
+        "KH": kernel_h,
+        "KW": kernel_w,
+        "STRIDE_H": geometry.stride[0],
+        "STRIDE_W": geometry.stride[1],
+        "DILATION_H": geometry.dilation[0],
+        "DILATION_W": geometry.dilation[1],
+        "CENTER": kernel_w // 2 * kernel_h + kernel_h // 2 if geometry.remove_center else -1,
+        "BLOCK_ROWS": block_rows,
+        "BLOCK_D": block_d,
+        "num_warps": max(1, min(4, block_rows * block_d // 512)),
+    }
+    return scalars, constants, (triton.cdiv(rows, block_rows),)
+
+
+def _pixel_major(tensor: torch.Tensor, inner: tuple[int, ...]) -> torch.Tensor:
+    """`tensor` itself if pixels follow each other at one stride and its inner axes lie as `inner`, else a copy."""
+    _, height, width = tensor.shape[:3]
+    step = tensor.stride(2)
+    regular = tensor.stride(1) == width * step and tensor.stride(0) == height * width * step
+    return tensor if regular and tensor.stride()[4:] == inner else tensor.contiguous()
+
+
+class _DeformableSample(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, value, offset, mask, geometry: Geometry) -> torch.Tensor:
+        value = value.contiguous()
+        offset, mask = _pixel_major(offset, (2, 1)), _pixel_major(mask, (1,))
+        out = torch.empty(
+            (*offset.shape[:4], value.shape[-1]), device=value.device, dtype=value.dtype
+        )
+        scalars, constants, grid = _launch_arguments(value, offset, mask, geometry)
+        if out.numel():
+            with torch.cuda.device_of(value):
+                _deform_fwd_kernel[grid](value, offset, mask, out, *scalars, **constants)
+        ctx.save_for_backward(value, offset, mask)
+        ctx.geometry = geometry
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad_out):
+        value, offset, mask = ctx.saved_tensors
+        offset, mask = offset.contiguous(), mask.contiguous()
+        # Many points add to one pixel, so the sum is kept in float32 whatever the storage.
+        grad_value = torch.zeros_like(value, dtype=torch.float32)
+        grad_offset = torch.empty_like(offset)
+        grad_mask = torch.empty_like(mask)
+        scalars, constants, grid = _launch_arguments(value, offset, mask, ctx.geometry)
+        if grad_out.numel():
+            with torch.cuda.device_of(value):
+                _deform_bwd_kernel[grid](
+                    value, offset, mask, grad_out.contiguous(), grad_value, grad_offset, grad_mask,
+                    *scalars, **constants,
+                )  # fmt: skip
+        return grad_value.to(value.dtype), grad_offset, grad_mask, None
+
+
+def deformable_sample(
+    value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: Geometry
+) -> torch.Tensor:
+    """As opbench_kernels.reference.deformable_sample, by Triton, differentiable once.
+
+    Args:
+        value: (N, H, W, G, Dg), float32, float16 or bfloat16, on a CUDA device (or on the CPU under Triton's
+            interpreter); copied if it is not contiguous.
+        offset: (N, Ho, Wo, G, K, 2), pixels, (x, y) pairs; a strided view is read in place.
+        mask: (N, Ho, Wo, G, K); likewise.
+        geometry: sampling grid with K points.
+
+    Returns:
+        (N, Ho, Wo, G, Dg) in the dtype of `value`; sums are accumulated in float32.
+
+    Raises:
+        ValueError: one image has 2**31 elements or more.
+    """
+    result: torch.Tensor = _DeformableSample.apply(value, offset, mask, geometry)
+    return result

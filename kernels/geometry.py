@@ -1,0 +1,78 @@
+"""Where a deformable convolution samples: kernel, stride, padding, dilation and the order of its points."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["Geometry", "pair", "padded_offset_mask_channels"]
+
+
+def pair(value: int | tuple[int, int], name: str, minimum: int) -> tuple[int, int]:
+    """`value` as (height, width).
+
+    Raises:
+        ValueError: not one or two integers of at least `minimum`; names the argument.
+    """
+    both = (value, value) if isinstance(value, int) else tuple(value)
+    if len(both) != 2 or any(not isinstance(v, int) or isinstance(v, bool) or v < minimum for v in both):
+        raise ValueError(f"{name} must be an integer of at least {minimum} or a pair of them, got {value!r}")
+    return both[0], both[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Geometry:
+    """Sampling grid; every pair is (height, width).
+
+    Output pixel (oy, ox) and kernel column i sample at
+    x = ox * stride - padding + base - base * offset_scale + (i * dilation + dx) * offset_scale with
+    base = dilation * (kernel - 1) // 2; y likewise from row j. So offset_scale scales the grid too.
+    """
+
+    kernel: tuple[int, int] = (3, 3)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    offset_scale: float = 1.0
+    remove_center: bool = False
+
+    @property
+    def points(self) -> int:
+        """K, the number of sampling points."""
+        return self.kernel[0] * self.kernel[1] - int(self.remove_center)
+
+    @property
+    def base(self) -> tuple[int, int]:
+        """Distance from the first tap to the kernel's centre, in pixels."""
+        return (
+            self.dilation[0] * (self.kernel[0] - 1) // 2,
+            self.dilation[1] * (self.kernel[1] - 1) // 2,
+        )
+
+    def taps(self) -> Iterator[tuple[int, int]]:
+        """(row j, column i) of each point in order: columns outer, rows inner, the centre left out if removed."""
+        for i in range(self.kernel[1]):
+            for j in range(self.kernel[0]):
+                if self.remove_center and (j, i) == (self.kernel[0] // 2, self.kernel[1] // 2):
+                    continue
+                yield j, i
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of the output for an input of this size.
+
+        Raises:
+            ValueError: the padded input is smaller than the kernel.
+        """
+        sizes = []
+        for axis, size in enumerate((height, width)):
+            reach = self.dilation[axis] * (self.kernel[axis] - 1) + 1
+            room = size + 2 * self.padding[axis] - reach
+            if room < 0:
+                raise ValueError(
+                    f"input {height}x{width} with padding {self.padding} is smaller than the kernel's reach {reach}"
+                )
+            sizes.append(room // self.stride[axis] + 1)
+        return sizes[0], sizes[1]
+
+
+def padded_offset_mask_channels(groups: int, points: int) -> int:
+    """Last dimension of DCNv4's packed offset_mask: 3 * points * groups rounded up to a multiple of 8."""
+    return (3 * points * groups + 7) // 8 * 8

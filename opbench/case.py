@@ -1,0 +1,161 @@
+"""What is measured: a Shape, a Case (operator at one shape, dtype, level and direction), a Cell (case x provider)."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any, Self
+
+__all__ = ["Case", "Cell", "Direction", "Dtype", "Level", "SettingValue", "Shape"]
+
+SettingValue = int | float | str
+
+
+class Level(StrEnum):
+    """How much of the operator is timed."""
+
+    MODULE = "module"
+    """With its linear projections, as in the published tables."""
+    CORE = "core"
+    """The operator alone."""
+
+
+class Direction(StrEnum):
+    """Which pass is timed."""
+
+    FWD = "fwd"
+    BWD = "bwd"
+    FWD_BWD = "fwd_bwd"
+
+
+class Dtype(StrEnum):
+    """Storage and arithmetic of a case."""
+
+    FP32 = "fp32"
+    """float32, strict: no TF32 anywhere."""
+    TF32 = "tf32"
+    """float32 storage, TF32 matrix products and convolutions (CUDA only)."""
+    FP16 = "fp16"
+    BF16 = "bf16"
+
+    @property
+    def torch_name(self) -> str:
+        """Name of the torch dtype that tensors are stored in."""
+        return {"fp32": "float32", "tf32": "float32", "fp16": "float16", "bf16": "bfloat16"}[self.value]
+
+    @property
+    def element_bytes(self) -> int:
+        """Bytes per stored element."""
+        return 4 if self in (Dtype.FP32, Dtype.TF32) else 2
+
+    @property
+    def unit_roundoff(self) -> float:
+        """Largest relative error of one rounding to nearest, in the arithmetic that the dtype names."""
+        return 2.0 ** {"fp32": -24, "tf32": -11, "fp16": -11, "bf16": -8}[self.value]
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """Input of an operator in NHWC: batch, height, width, channels."""
+
+    batch: int
+    height: int
+    width: int
+    channels: int
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.height}x{self.width}x{self.channels}"
+
+    @property
+    def pixels(self) -> int:
+        """batch * height * width."""
+        return self.batch * self.height * self.width
+
+    @property
+    def elements(self) -> int:
+        """batch * height * width * channels."""
+        return self.pixels * self.channels
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One operator at one level, direction, shape, dtype and choice of settings."""
+
+    operator: str
+    level: Level
+    direction: Direction
+    shape_list: str
+    shape: Shape
+    dtype: Dtype
+    settings: tuple[tuple[str, SettingValue], ...] = ()
+
+    @property
+    def key(self) -> str:
+        """A stable text that names this case and no other."""
+        return "/".join(
+            (self.operator, self.level, self.direction, self.shape_list, str(self.shape), self.dtype)
+        ) + (f"/{self.settings_text}" if self.settings else "")
+
+    @property
+    def settings_text(self) -> str:
+        """The settings as `name=value;name=value`."""
+        return ";".join(f"{name}={value}" for name, value in self.settings)
+
+    def setting(self, name: str) -> SettingValue:
+        """The value of one setting; KeyError if the operator has none of that name."""
+        return dict(self.settings)[name]
+
+    def int_setting(self, name: str) -> int:
+        """The value of one setting, as an integer."""
+        return int(self.setting(name))
+
+    def float_setting(self, name: str) -> float:
+        """The value of one setting, as a float."""
+        return float(self.setting(name))
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One case under one provider, with what is known about it before it runs."""
+
+    case: Case
+    provider: str
+    flop_count: int
+    bytes_moved: int
+    memory_bytes: int
+    """Estimated peak memory of the timed pass."""
+
+    @property
+    def key(self) -> str:
+        """A stable text that names this cell and no other."""
+        return f"{self.case.key}@{self.provider}"
+
+    def to_json(self) -> dict[str, Any]:
+        """A flat dictionary that from_json reads back."""
+        case = self.case
+        return {
+            "operator": case.operator,
+            "provider": self.provider,
+            "level": str(case.level),
+            "direction": str(case.direction),
+            "shape_list": case.shape_list,
+            "shape": asdict(case.shape),
+            "dtype": str(case.dtype),
+            "settings": dict(case.settings),
+            "flop_count": self.flop_count,
+            "bytes_moved": self.bytes_moved,
+            "memory_bytes": self.memory_bytes,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The cell that to_json wrote."""
+        case = Case(
+            operator=data["operator"],
+            level=Level(data["level"]),
+            direction=Direction(data["direction"]),
+            shape_list=data["shape_list"],
+            shape=Shape(**data["shape"]),
+            dtype=Dtype(data["dtype"]),
+            settings=tuple(data["settings"].items()),
+        )
+        return cls(case, data["provider"], data["flop_count"], data["bytes_moved"], data["memory_bytes"])

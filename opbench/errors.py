@@ -1,0 +1,49 @@
+"""Everything opbench raises on purpose.
+
+OpbenchError                 one line for a person; the command line prints it and exits with 2
+├── UsageError               a command, option or argument that cannot be followed
+│   └── UnknownNameError     a name that is not known; the message lists the known ones
+├── ShapeFileError           a shape file that cannot be read, with file, line and field
+├── ResultsError             a run folder that is missing, damaged, taken or not comparable
+└── RegistryError            an operator that cannot be registered
+
+What goes wrong inside one cell of a sweep is not raised: it is a row with a status and a reason.
+"""
+
+from collections.abc import Iterable
+
+__all__ = [
+    "OpbenchError",
+    "RegistryError",
+    "ResultsError",
+    "ShapeFileError",
+    "UnknownNameError",
+    "UsageError",
+]
+
+
+class OpbenchError(Exception):
+    """Base of every error that opbench raises on purpose; its text is one line."""
+
+
+class UsageError(OpbenchError):
+    """A command, option or argument that cannot be followed."""
+
+
+class UnknownNameError(UsageError):
+    """A name that is not known; lists the known ones."""
+
+    def __init__(self, kind: str, got: str, known: Iterable[str]) -> None:
+        super().__init__(f"unknown {kind} {got!r}; known: {', '.join(known)}")
+
+
+class ShapeFileError(OpbenchError):
+    """A shape file that cannot be used, as `file:line: what, got, allowed`."""
+
+
+class ResultsError(OpbenchError):
+    """A run folder that is missing, damaged, already taken or not comparable."""
+
+
+class RegistryError(OpbenchError):
+    """An operator that cannot be registered."""

@@ -1,0 +1,1 @@
+"""The shape lists that ship with opbench, as YAML files."""
