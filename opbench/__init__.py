@@ -1,1 +1,51 @@
-"""Micro-benchmarks of vision operators: sweep them, check every value, and read the results as tidy data."""
+"""Micro-benchmarks of vision operators: sweep them, check every value, and read the results as tidy data.
+
+`sweep`, `Operator` and `Provider` are loaded when first used, so that reading results never imports torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opbench.case import Case, Dtype, Level, Shape
+    from opbench.operator import Operator, Provider, Setting, by_direction
+    from opbench.results import load_results
+    from opbench.run import sweep
+
+    __version__: str
+
+_PLACES = {
+    "Case": "opbench.case",
+    "Dtype": "opbench.case",
+    "Level": "opbench.case",
+    "Operator": "opbench.operator",
+    "Provider": "opbench.operator",
+    "Setting": "opbench.operator",
+    "Shape": "opbench.case",
+    "by_direction": "opbench.operator",
+    "load_results": "opbench.results",
+    "sweep": "opbench.run",
+}
+
+__all__ = [
+    "Case",
+    "Dtype",
+    "Level",
+    "Operator",
+    "Provider",
+    "Setting",
+    "Shape",
+    "by_direction",
+    "load_results",
+    "sweep",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - the type of whatever is asked for
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("opbench")
+    if name not in _PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)

@@ -1,1 +1,1 @@
-
+"""One file per operator, each with an `OPERATOR`; modules with a leading underscore hold what several share."""

@@ -1,0 +1,280 @@
+"""The command line: parse, call, print. Heavy imports stay inside the commands that need them."""
+
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from opbench.errors import OpbenchError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from opbench.case import Cell
+    from opbench.report import Table
+    from opbench.results import RunFolder
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Micro-benchmarks of vision operators: every value checked, every failure a row.",
+)
+
+EXIT_FAILED_CELLS = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+PIPE_WIDTH = 160
+"""Columns of tables that do not go to a terminal: the widest one fits."""
+
+
+class Listing(StrEnum):
+    """What `opbench list` can list."""
+
+    OPERATORS = "operators"
+    PROVIDERS = "providers"
+    SHAPES = "shapes"
+    DEVICES = "devices"
+
+
+class Format(StrEnum):
+    """How `opbench report` prints tables."""
+
+    TERMINAL = "terminal"
+    MARKDOWN = "markdown"
+    CSV = "csv"
+    LATEX = "latex"
+
+
+def main() -> None:
+    """Run the command line; what opbench raises on purpose is one line on standard error and exit code 2."""
+    try:
+        app()
+    except OpbenchError as error:
+        print(f"opbench: {error}", file=sys.stderr)
+        sys.exit(EXIT_USAGE)
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+
+
+@app.command()
+def sweep(
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            help="Shape list; repeat for several. [default: standard and high_resolution on CUDA, smoke on the CPU]",
+        ),
+    ] = None,
+    ops: Annotated[str | None, typer.Option(metavar="a,b", help="Operators. [default: all]")] = None,
+    providers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="op=p,...",
+            help="Implementations, op=all for every one. [default: the first that works here]",
+        ),
+    ] = None,
+    dtypes: Annotated[
+        str | None,
+        typer.Option(metavar="fp32,tf32,fp16,bf16", help="[default: fp32,fp16 on CUDA; fp32,bf16 on the CPU]"),
+    ] = None,
+    level: Annotated[str | None, typer.Option(metavar="module,core", help="[default: module]")] = None,
+    direction: Annotated[str | None, typer.Option(metavar="fwd,bwd,fwd_bwd", help="[default: fwd]")] = None,
+    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="[default: auto]")] = None,
+    timer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|cuda-event|cuda-graph|wall-clock",
+            help="[default: auto: cuda-event on CUDA, wall-clock on the CPU]",
+        ),
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(metavar="cold|warm", help="Flush the L2 before each launch, or not. [default: cold on CUDA]"),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="op.param=value", help="A setting of an operator; repeat for several."),
+    ] = None,
+    time_budget: Annotated[
+        float | None, typer.Option(metavar="SECONDS_PER_CELL", help="Sampling time per cell. [default: 1]")
+    ] = None,
+    memory_limit: Annotated[
+        float | None, typer.Option(metavar="GIB", help="Memory that a cell may take. [default: no limit]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of inputs and parameters. [default: 0]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Results folder. [default: results/<date>-<device>-<n>]")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and run nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only where the results are.")] = False,
+) -> None:
+    """Check and time operators; write raw samples, tables and plots.
+
+    Exit codes: 0 every cell measured (or not applicable, or out of memory), 1 some cell wrong, error, timeout or
+    unavailable, 2 usage or bad input, 130 interrupted (what was finished is kept).
+    """
+    options = {
+        "shapes": shapes, "ops": _split("--ops", ops), "providers": _split("--providers", providers),
+        "dtypes": _split("--dtypes", dtypes), "level": _split("--level", level),
+        "direction": _split("--direction", direction), "device": device, "timer": timer, "cache": cache,
+        "settings": settings, "time_budget": time_budget, "memory_limit": memory_limit, "seed": seed,
+    }  # fmt: skip
+    # A kill asks for the same as Ctrl-C: stop, and keep what is finished.
+    signal.signal(signal.SIGTERM, _interrupt)
+    from opbench import registry
+    from opbench import run as api
+    from opbench.progress import ConsoleProgress
+
+    known = registry.registered()
+    if dry_run:
+        _print_plan(api.plan(api.make_request(options, known), known))
+        return
+    if resume and out is None:
+        raise typer.BadParameter("--resume needs --out: the folder of the run to continue")
+    if resume and out is not None:
+        run = api.continue_run(out, options, known)
+    else:
+        run = api.start_run(api.make_request(options, known), known, out)
+    interrupted = False
+    progress = ConsoleProgress(quiet=quiet)
+    try:
+        with progress:
+            api.run_cells(run, known, progress)
+    except KeyboardInterrupt:
+        interrupted = True
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    api.finish(run)
+    _conclude(run, interrupted=interrupted, quiet=quiet)
+
+
+@app.command("list")
+def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
+    """List what there is, with its availability here and the reason where not."""
+    from opbench import listing
+
+    _stdout().print(getattr(listing, what.value)())
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    format_: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.TERMINAL,
+    paper: Annotated[bool, typer.Option("--paper", help="Beside the figures published with DCNv4.")] = False,
+    write: Annotated[bool, typer.Option("--write", help="Also make measurements.csv, tables/ and plots/ again.")] = False,
+) -> None:
+    """Print the tables of a run. Needs neither torch nor a GPU."""
+    from opbench.report import paper_tables, run_tables, speedup_tables
+    from opbench.results import RunFolder
+
+    folder = RunFolder.open(run)
+    tables = paper_tables(folder) if paper else [*run_tables(folder), *speedup_tables(folder)]
+    _print_tables(tables, format_)
+    if write:
+        from opbench.report import write_plots, write_tables
+
+        folder.write_measurements_csv()
+        for path in (*write_tables(folder), *write_plots(folder)):
+            print(path, file=sys.stderr)
+
+
+@app.command()
+def env(
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Which device.")] = "auto",
+) -> None:
+    """Print device, driver, clocks, versions and precision flags, for a bug report."""
+    from opbench.environment import collect_environment, environment_lines, resolve_device
+
+    for label, value in environment_lines(collect_environment(resolve_device(device))):
+        print(f"{label}: {value}")
+
+
+def _split(option: str, text: str | None) -> list[str] | None:
+    """The items of a comma-separated option."""
+    if text is None:
+        return None
+    items = [item.strip() for item in text.split(",")]
+    if not all(items):
+        raise typer.BadParameter(f"{option} must be names separated by commas, got {text!r}")
+    return items
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _stdout() -> "Console":
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=False)
+
+
+def _print_plan(cells: "list[Cell]") -> None:
+    from rich.table import Table
+
+    table = Table("cell", "provider", "GFLOP", "MB moved", "memory, MiB", title=f"{len(cells)} cells, none run")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for cell in cells:
+        table.add_row(
+            cell.case.key,
+            cell.provider,
+            f"{cell.flop_count / 1e9:.3g}",
+            f"{cell.bytes_moved / 1e6:.3g}",
+            f"{cell.memory_bytes / 2**20:.0f}",
+        )
+    _stdout().print(table)
+    largest = max(cells, key=lambda cell: cell.memory_bytes, default=None)
+    if largest:
+        print(f"largest estimated memory: {largest.memory_bytes / 2**30:.2f} GiB, {largest.key}")
+
+
+def _print_tables(tables: "list[Table]", format_: Format) -> None:
+    from opbench.report import render
+
+    if format_ is Format.TERMINAL:
+        console = _stdout()
+        for table in tables:
+            console.print(render(table, "terminal"))
+            console.print()
+        return
+    print("\n".join(str(render(table, format_.value)) for table in tables))
+
+
+def _conclude(run: "RunFolder", *, interrupted: bool, quiet: bool) -> NoReturn:
+    """Print the tables, what failed and where everything is; exit with the run's code."""
+    from opbench.measurement import FAILURES
+    from opbench.report import run_tables, speedup_tables
+
+    rows = run.rows()
+    if not quiet:
+        _print_tables([*run_tables(run), *speedup_tables(run)], Format.TERMINAL)
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row["status"]] = counts.get(row["status"], 0) + 1
+    for row in rows:
+        if row["status"] in FAILURES:
+            cell = f"{row['operator']} {row['level']} {row['direction']} {row['shape']} {row['dtype']}"
+            print(f"{row['status']}: {cell} ({row['provider']}): {row['reason']}", file=sys.stderr)
+    print(f"{len(rows)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    print(f"results: {run.path}")
+    if not quiet:
+        for name in ("measurements.csv", "tables", "plots", "journal.jsonl"):
+            print(f"  {run.path / name}")
+    if interrupted:
+        print(f"interrupted; continue with: opbench sweep --resume --out {run.path}", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(EXIT_FAILED_CELLS if any(row["status"] in FAILURES for row in rows) else 0)
+
+
+if __name__ == "__main__":
+    main()

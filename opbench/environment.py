@@ -1,0 +1,449 @@
+"""What a run ran on: device, driver, clocks, versions, flags. Names no user, host or path: it goes in bug reports."""
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from operator import attrgetter
+from pathlib import Path, PurePath
+from types import ModuleType
+from typing import Any
+
+from opbench.errors import UsageError
+
+__all__ = [
+    "collect_environment",
+    "comparison_identity",
+    "device_slug",
+    "environment_differences",
+    "environment_lines",
+    "git_revision",
+    "gpu_conditions",
+    "resolve_device",
+]
+
+PACKAGES = (
+    "torch", "triton", "timm", "flash_attn", "numpy", "pandas", "matplotlib", "scipy", "psutil", "nvidia-ml-py",
+)  # fmt: skip
+VARIABLES = re.compile(
+    r"CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|LAUNCH_BLOCKING|MODULE_LOADING|DEVICE_MAX_CONNECTIONS)"
+    r"|NVIDIA_TF32_OVERRIDE|ATEN_CPU_CAPABILITY|(OMP|MKL|KMP|ONEDNN|DNNL|OPENBLAS)_.*"
+    r"|(TRITON|TORCH|TORCHINDUCTOR|PYTORCH|CUBLAS|CUBLASLT|CUDNN)_.*"
+)
+CLOCK_EVENT_REASONS = {
+    0x1: "gpu_idle",
+    0x2: "applications_clocks_setting",
+    0x4: "sw_power_cap",
+    0x8: "hw_slowdown",
+    0x10: "sync_boost",
+    0x20: "sw_thermal_slowdown",
+    0x40: "hw_thermal_slowdown",
+    0x80: "hw_power_brake_slowdown",
+    0x100: "display_clock_setting",
+}
+"""Bits of nvmlClocksEventReason*, in NVML's own words."""
+
+
+def collect_environment(device: str | None = None) -> dict[str, Any]:
+    """Describe what a run on `device` depends on, as JSON values; None or [] where something does not answer.
+
+    Args:
+        device: as resolve_device takes it; None means auto.
+
+    Returns:
+        Sizes in bytes, clocks in MHz, power in W, temperature in degrees Celsius.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    import psutil
+    import torch
+
+    device = resolve_device(device or "auto")
+    cpu = _cpu()
+    properties = torch.cuda.get_device_properties(device) if device != "cpu" else None
+    with _nvml(device) as nvml:
+        return {
+            "opbench_version": _package_version("opbench"),
+            "git_revision": git_revision(Path(__file__)),
+            "python_version": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": {name: _package_version(name) for name in PACKAGES},
+            "cuda_version": torch.version.cuda,
+            "cudnn_version": _cudnn_version(),
+            "driver_version": nvml.ask("nvmlSystemGetDriverVersion"),
+            "device": device,
+            "device_name": properties.name if properties else cpu["model"],
+            "gpu": _gpu(properties, nvml) if properties else None,
+            "other_gpu_processes": nvml.other_processes(),
+            "cpu": cpu,
+            "memory_bytes": psutil.virtual_memory().total,
+            "fp32_precision": _fp32_precision(),
+            "variables": _variables(),
+        }
+
+
+def resolve_device(requested: str) -> str:
+    """The torch device that a request means: `cpu` or `cuda:N`.
+
+    Args:
+        requested: auto (the first GPU, else the CPU), cpu, cuda (the current GPU) or cuda:N.
+
+    Raises:
+        UsageError: no such device; says what is available, and why CUDA is not.
+    """
+    import warnings
+
+    import torch
+
+    if requested == "cpu":
+        return "cpu"
+    with warnings.catch_warnings(action="ignore"):  # a driver that is too old warns; _cuda_problem says so
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if requested == "auto":
+        return "cuda:0" if count else "cpu"
+    if not re.fullmatch(r"cuda(:[0-9]{1,4})?", requested):
+        raise UsageError(f"device must be auto, cpu, cuda or cuda:N, got {requested!r}")
+    if not count:
+        raise UsageError(f"device {requested} is not available: {_cuda_problem()}; available: cpu")
+    index = torch.cuda.current_device() if requested == "cuda" else int(requested.removeprefix("cuda:"))
+    if index >= count:
+        available = ", ".join(["cpu", *(f"cuda:{number}" for number in range(count))])
+        raise UsageError(f"device {requested} does not exist; available: {available}")
+    return f"cuda:{index}"
+
+
+def device_slug(device_name: str, device_type: str) -> str:
+    """A short name of the device for a folder: `cpu`, `h200`, `a100-sxm4-80gb`; only a-z, 0-9 and dashes."""
+    if device_type == "cpu":
+        return "cpu"
+    name = re.sub(r"\((r|tm|c)\)", " ", device_name.lower())
+    slug = re.sub(r"[^a-z0-9]+", "-", name).strip("-")
+    return re.sub(r"^(nvidia|amd|intel)-", "", slug) or "gpu"
+
+
+def gpu_conditions(device: str) -> dict[str, Any]:
+    """A cheap snapshot of what moves a GPU's speed: clocks (MHz), power (W), temperature (C), what limits the clocks.
+
+    Returns:
+        sm_clock_mhz, memory_clock_mhz, power_w, temperature_c, clock_event_reasons; None for each that the GPU does
+        not report; {} on the CPU and where NVML does not answer.
+    """
+    with _nvml(device) as nvml:
+        conditions = nvml.conditions()
+    return {} if all(value is None for value in conditions.values()) else conditions
+
+
+def comparison_identity(environment: Mapping[str, Any]) -> dict[str, str]:
+    """What must be equal for two runs to be one, or to be compared; the driver on a GPU, the threads on the CPU."""
+    packages = environment.get("packages") or {}
+    identity = {
+        "device": environment.get("device_name"),
+        "torch": packages.get("torch"),
+        "triton": packages.get("triton"),
+        "cuda": environment.get("cuda_version"),
+    }
+    if environment.get("device") == "cpu":
+        identity["torch threads"] = (environment.get("cpu") or {}).get("torch_threads")
+    else:
+        identity["driver"] = environment.get("driver_version")
+    return {name: _text(value) for name, value in identity.items()}
+
+
+def environment_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """One line for each part of comparison_identity that differs: `torch: 2.11.0 there, 2.15.0 here`."""
+    a, b = comparison_identity(there), comparison_identity(here)
+    return [
+        f"{name}: {a.get(name, 'none')} there, {b.get(name, 'none')} here"
+        for name in dict.fromkeys([*a, *b])
+        if a.get(name) != b.get(name)
+    ]
+
+
+def environment_lines(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Label and value of every line that `opbench env` prints."""
+    cpu = environment["cpu"]
+    load = ", ".join(f"{value:.2f}" for value in cpu["load_average"])
+    processes = [
+        f"{process['pid']} {_text(process['name'])} ({_gib(process['used_memory_bytes'])})"
+        for process in environment["other_gpu_processes"]
+    ]
+    return [
+        ("opbench", f"{_text(environment['opbench_version'])}, git {_text(environment['git_revision'])}"),
+        ("device", f"{environment['device']}, {environment['device_name']}"),
+        ("driver", _text(environment["driver_version"])),
+        ("CUDA", _text(environment["cuda_version"])),
+        ("cuDNN", _text(environment["cudnn_version"])),
+        *(_gpu_lines(environment["gpu"]) if environment["gpu"] else []),
+        ("other GPU processes", ", ".join(processes) or "none"),
+        ("CPU", f"{cpu['model']}, {_text(cpu['capability'])}"),
+        (
+            "CPU cores",
+            f"{cpu['usable_cores']} of {cpu['logical_cores']} usable, {cpu['torch_threads']} torch threads",
+        ),
+        ("CPU governor", _text(cpu["governor"])),
+        ("load average", load or "none"),
+        ("memory", _gib(environment["memory_bytes"])),
+        ("platform", environment["platform"]),
+        ("python", environment["python_version"]),
+        *((name, _text(version)) for name, version in environment["packages"].items()),
+        *((f"fp32 precision, {name}", value) for name, value in environment["fp32_precision"].items()),
+        *environment["variables"].items(),
+    ]
+
+
+def git_revision(file: Path) -> str | None:
+    """Commit of the checkout that tracks `file`, with `+dirty` when tracked files differ from it; else None."""
+    # In a git hook these would point at another repository.
+    variables = {
+        name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_WORK_TREE")
+    }
+    variables["GIT_OPTIONAL_LOCKS"] = "0"  # status must not write the index of a checkout that is in use
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(file.parent), *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=variables)
+        return done.stdout.strip()
+
+    try:
+        # A site-packages folder can lie inside some other project's checkout.
+        git("ls-files", "--error-unmatch", "--", file.name)
+        revision = git("rev-parse", "--verify", "HEAD")
+        dirty = git("status", "--porcelain", "--untracked-files=no")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{revision}+dirty" if dirty else revision
+
+
+class _Nvml:
+    """Asks NVML about one GPU; answers None where the library, the GPU or the question is unknown."""
+
+    def __init__(self, module: ModuleType | None, handle: Any = None) -> None:  # noqa: ANN401
+        self.module = module
+        self.handle = handle
+
+    def ask(self, function: str, *arguments: object) -> Any:  # noqa: ANN401 - as NVML
+        if self.module is None:
+            return None
+        try:
+            return getattr(self.module, function)(*arguments)
+        except (self.module.NVMLError, AttributeError):  # AttributeError: an older nvidia-ml-py
+            return None
+
+    def about_gpu(self, function: str, *arguments: object) -> Any:  # noqa: ANN401 - as NVML
+        return None if self.handle is None else self.ask(function, self.handle, *arguments)
+
+    def find(self, device: str) -> None:
+        """Point at torch's GPU, by UUID or PCI address: CUDA_VISIBLE_DEVICES renumbers torch's, not NVML's."""
+        import torch
+
+        properties = torch.cuda.get_device_properties(device)
+        address = (properties.pci_domain_id, properties.pci_bus_id, properties.pci_device_id)
+        for function, name in (
+            ("nvmlDeviceGetHandleByUUID", f"GPU-{properties.uuid}"),
+            ("nvmlDeviceGetHandleByUUID", f"MIG-{properties.uuid}"),
+            ("nvmlDeviceGetHandleByPciBusId", "{:08x}:{:02x}:{:02x}.0".format(*address)),
+        ):
+            self.handle = self.ask(function, name)
+            if self.handle is not None:
+                return
+
+    def conditions(self) -> dict[str, Any]:
+        reasons = self.about_gpu("nvmlDeviceGetCurrentClocksEventReasons")
+        if reasons is None:  # drivers before 535 know them as throttle reasons
+            reasons = self.about_gpu("nvmlDeviceGetCurrentClocksThrottleReasons")
+        return {
+            "sm_clock_mhz": self.about_gpu("nvmlDeviceGetClockInfo", 1),  # NVML_CLOCK_SM
+            "memory_clock_mhz": self.about_gpu("nvmlDeviceGetClockInfo", 2),  # NVML_CLOCK_MEM
+            "power_w": _watts(self.about_gpu("nvmlDeviceGetPowerUsage")),
+            "temperature_c": self.about_gpu("nvmlDeviceGetTemperature", 0),  # NVML_TEMPERATURE_GPU
+            "clock_event_reasons": None if reasons is None else _reason_names(reasons),
+        }
+
+    def other_processes(self) -> list[dict[str, Any]]:
+        """Everyone else on the GPU: pid, program name without its folder, memory in bytes where known."""
+        by_pid = {
+            process.pid: process
+            for kind in ("Graphics", "Compute")
+            for process in self.about_gpu(f"nvmlDeviceGet{kind}RunningProcesses") or ()
+        }
+        return [
+            {
+                "pid": pid,
+                # Folders and arguments hold user names.
+                "name": PurePath((self.ask("nvmlSystemGetProcessName", pid) or "").split(" ")[0]).name
+                or None,
+                "used_memory_bytes": process.usedGpuMemory,
+            }
+            for pid, process in sorted(by_pid.items())
+            if pid != os.getpid()
+        ]
+
+
+@contextmanager
+def _nvml(device: str) -> Iterator[_Nvml]:
+    """NVML, pointed at the GPU if the device is one."""
+    try:
+        import pynvml
+    except ImportError:
+        yield _Nvml(None)
+        return
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield _Nvml(None)
+        return
+    nvml = _Nvml(pynvml)
+    try:
+        if device.startswith("cuda"):
+            nvml.find(device)
+        yield nvml
+    finally:
+        with suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+
+
+def _reason_names(bits: int) -> list[str]:
+    """Names of the bits that are set, lowest first."""
+    set_bits = [1 << position for position in range(bits.bit_length()) if bits >> position & 1]
+    return [CLOCK_EVENT_REASONS.get(bit, f"unknown_{bit:#x}") for bit in set_bits]
+
+
+def _watts(milliwatts: int | None) -> float | None:
+    return None if milliwatts is None else milliwatts / 1000
+
+
+def _gpu(properties: Any, nvml: _Nvml) -> dict[str, Any]:  # noqa: ANN401 - torch's class is private
+    persistence = nvml.about_gpu("nvmlDeviceGetPersistenceMode")
+    mig = nvml.about_gpu("nvmlDeviceGetMigMode")
+    return {
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "multiprocessors": properties.multi_processor_count,
+        "l2_cache_bytes": properties.L2_cache_size,
+        "memory_bytes": properties.total_memory,
+        **nvml.conditions(),
+        "max_sm_clock_mhz": nvml.about_gpu("nvmlDeviceGetMaxClockInfo", 1),
+        "max_memory_clock_mhz": nvml.about_gpu("nvmlDeviceGetMaxClockInfo", 2),
+        "power_limit_w": _watts(nvml.about_gpu("nvmlDeviceGetEnforcedPowerLimit")),
+        "persistence_mode": None if persistence is None else bool(persistence),
+        "mig_mode": None if mig is None else bool(mig[0]),
+    }
+
+
+def _gpu_lines(gpu: Mapping[str, Any]) -> list[tuple[str, str]]:
+    l2_mib = gpu["l2_cache_bytes"] / 2**20
+    reasons = gpu["clock_event_reasons"]
+    return [
+        (
+            "GPU",
+            f"compute capability {gpu['compute_capability']}, {gpu['multiprocessors']} multiprocessors, "
+            f"L2 {l2_mib:.1f} MiB, memory {_gib(gpu['memory_bytes'])}",
+        ),
+        ("SM clock", f"{_text(gpu['sm_clock_mhz'])} of {_text(gpu['max_sm_clock_mhz'])} MHz"),
+        ("memory clock", f"{_text(gpu['memory_clock_mhz'])} of {_text(gpu['max_memory_clock_mhz'])} MHz"),
+        ("power", f"{_text(gpu['power_w'])} of {_text(gpu['power_limit_w'])} W"),
+        ("temperature", f"{_text(gpu['temperature_c'])} C"),
+        ("clocks limited by", "unknown" if reasons is None else ", ".join(reasons) or "nothing"),
+        ("persistence mode", _text(gpu["persistence_mode"])),
+        ("MIG mode", _text(gpu["mig_mode"])),
+    ]
+
+
+def _cpu() -> dict[str, Any]:
+    import torch
+
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    return {
+        "model": _cpu_model(Path("/proc/cpuinfo")),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "logical_cores": os.cpu_count(),
+        "usable_cores": len(usable) if usable else os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        "load_average": _load_average(),
+    }
+
+
+def _cpu_model(cpuinfo: Path) -> str:
+    with suppress(OSError):
+        match = re.search(r"^model name\s*:\s*(\S.*)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
+        if match:
+            return match[1].strip()
+    return platform.processor() or "cpu"
+
+
+def _first_line(path: Path) -> str | None:
+    with suppress(OSError):
+        return path.read_text(errors="replace").split("\n", 1)[0].strip() or None
+    return None
+
+
+def _load_average() -> list[float]:
+    with suppress(OSError, AttributeError):
+        return list(os.getloadavg())
+    return []
+
+
+def _package_version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _cudnn_version() -> int | None:
+    import torch
+
+    try:
+        return torch.backends.cudnn.version()
+    except RuntimeError:  # the library that loads is not the one that torch was built with
+        return None
+
+
+def _cuda_problem() -> str:
+    """Why torch sees no CUDA device."""
+    import torch
+
+    if torch.version.cuda is None:
+        return "this PyTorch is built without CUDA"
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return "CUDA_VISIBLE_DEVICES hides every GPU"
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return re.split(r"\.\s|\n", str(error))[0]
+    return "PyTorch finds no CUDA device"
+
+
+def _fp32_precision() -> dict[str, str]:
+    """How fp32 products are computed (ieee, tf32, bf16, none), for each backend that this torch can tell."""
+    import torch
+
+    found = {}
+    # Only the new names: reading allow_tf32 as well makes torch refuse the mix.
+    for name in ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn"):
+        with suppress(AttributeError):
+            found[name] = str(attrgetter(f"{name}.fp32_precision")(torch.backends))
+    return found
+
+
+def _variables() -> dict[str, str]:
+    """Environment variables that change results or speed; a path is not shown, it names a person's folders."""
+    return {
+        name: "<path>" if "/" in value else value
+        for name, value in sorted(os.environ.items())
+        if VARIABLES.fullmatch(name)
+    }
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value is None else str(value)
+
+
+def _gib(size_bytes: int | None) -> str:
+    return "unknown" if size_bytes is None else f"{size_bytes / 2**30:.1f} GiB"

@@ -1,0 +1,166 @@
+"""From what was asked to the list of cells: which operators, shapes, dtypes and providers, and what each needs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from opbench.case import Case, Cell, Direction, Dtype, Level
+from opbench.errors import UnknownNameError, UsageError
+from opbench.measurement import Status
+from opbench.operator import Operator, Provider
+from opbench.shapes import ShapeList
+
+__all__ = ["DEFAULTS", "SweepRequest", "applicability", "plan_cells"]
+
+DEFAULTS = {
+    "cuda": {"shapes": ("standard", "high_resolution"), "dtypes": (Dtype.FP32, Dtype.FP16)},
+    "cpu": {"shapes": ("smoke",), "dtypes": (Dtype.FP32, Dtype.BF16)},
+}
+"""Shape lists and dtypes where none are named, by device type."""
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRequest:
+    """What `opbench sweep` was asked for, every default filled in but the operators' own settings.
+
+    Attributes:
+        shapes: shape lists, by name or path.
+        ops: operators by name.
+        providers: (operator, provider) pairs; "all" as a provider takes every one. Operators that are not named
+            use their first provider that works for the case.
+        dtypes, levels, directions: in the order in which they run.
+        device: torch device, "cpu" or "cuda:N".
+        timer, cache: resolved names.
+        settings: (operator, setting, text) triples.
+        time_budget_s: sampling time per cell, seconds.
+        memory_limit_gib: per-process limit, GiB (2**30 bytes); None for none.
+        seed: of inputs and parameters.
+    """
+
+    shapes: tuple[str, ...]
+    ops: tuple[str, ...]
+    dtypes: tuple[Dtype, ...]
+    levels: tuple[Level, ...]
+    directions: tuple[Direction, ...]
+    device: str
+    timer: str
+    cache: str
+    providers: tuple[tuple[str, str], ...] = ()
+    settings: tuple[tuple[str, str, str], ...] = ()
+    time_budget_s: float = 1.0
+    memory_limit_gib: float | None = None
+    seed: int = 0
+
+    @property
+    def device_type(self) -> str:
+        """ "cpu" or "cuda"."""
+        return self.device.partition(":")[0]
+
+    def to_json(self) -> dict[str, Any]:
+        """The request as run.json keeps it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """An operator with its settings and the providers that were named for it."""
+
+    operator: Operator
+    settings: tuple[tuple[str, int | float | str], ...]
+    providers: tuple[Provider, ...] = field(default=())
+
+
+def applicability(
+    operator: Operator, provider: Provider, case: Case, device_type: str
+) -> tuple[Status, str] | None:
+    """Why a provider does not run a case on a kind of device: not_applicable or unavailable, with the reason."""
+    if reason := operator.not_applicable(case):
+        return Status.NOT_APPLICABLE, reason
+    if case.dtype is Dtype.TF32 and device_type != "cuda":
+        return Status.NOT_APPLICABLE, f"tf32 is a mode of CUDA devices, this is {device_type}"
+    if reason := provider.unavailable(device_type):
+        return Status.UNAVAILABLE, reason
+    if reason := provider.not_applicable(case, device_type):
+        return Status.NOT_APPLICABLE, reason
+    return None
+
+
+def plan_cells(
+    request: SweepRequest, shape_lists: Sequence[ShapeList], operators: Mapping[str, Operator]
+) -> list[Cell]:
+    """Every cell of a sweep, operators outermost.
+
+    Raises:
+        UnknownNameError: an operator, provider or setting that does not exist.
+        UsageError: a setting or provider for an operator that is not swept, or a value that is not allowed.
+    """
+    cells = []
+    for choice in _choices(request, operators):
+        for level in request.levels:
+            for direction in request.directions:
+                for shape_list in shape_lists:
+                    for shape in shape_list.shapes:
+                        for dtype in request.dtypes:
+                            case = Case(
+                                choice.operator.name, level, direction, shape_list.name, shape, dtype, choice.settings
+                            )
+                            cells += [
+                                _cell(choice.operator, provider, case)
+                                for provider in _providers(choice, case, request.device_type)
+                            ]
+    return cells
+
+
+def _choices(request: SweepRequest, operators: Mapping[str, Operator]) -> list[Choice]:
+    chosen = {}
+    for name in request.ops:
+        if name not in operators:
+            raise UnknownNameError("operator", name, operators)
+        chosen[name] = operators[name]
+    for option, names in (
+        ("--set", [operator for operator, _, _ in request.settings]),
+        ("--providers", [operator for operator, _ in request.providers]),
+    ):
+        for name in names:
+            if name not in operators:
+                raise UnknownNameError(f"operator in {option}", name, operators)
+            if name not in chosen:
+                raise UsageError(f"{option} names {name}, which is not swept: add it to --ops")
+    choices = []
+    for name, operator in chosen.items():
+        given = {setting: text for owner, setting, text in request.settings if owner == name}
+        named: list[Provider] = []
+        for owner, provider in request.providers:
+            if owner == name:
+                named += operator.providers if provider == "all" else [operator.provider(provider)]
+        unique = tuple(dict.fromkeys(named))
+        choices.append(Choice(operator, operator.resolve_settings(given), unique))
+    return choices
+
+
+def _providers(choice: Choice, case: Case, device_type: str) -> Sequence[Provider]:
+    """Those that were named; else the first that runs the case, or failing that the one that says most of why not."""
+    if choice.providers:
+        return choice.providers
+    refusals = {}
+    for provider in choice.operator.providers:
+        refusal = applicability(choice.operator, provider, case, device_type)
+        if refusal is None:
+            return [provider]
+        refusals[provider.name] = refusal[0]
+    for provider in choice.operator.providers:
+        if refusals[provider.name] is Status.NOT_APPLICABLE:
+            return [provider]
+    return choice.operator.providers[:1]
+
+
+def _cell(operator: Operator, provider: Provider, case: Case) -> Cell:
+    forward = operator.memory_bytes(case)
+    return Cell(
+        case=case,
+        provider=provider.name,
+        flop_count=operator.flop_count(case),
+        bytes_moved=operator.bytes_moved(case),
+        # Autograd keeps the forward's activations while the backward makes gradients of about the same size.
+        memory_bytes=forward if case.direction is Direction.FWD else 2 * forward,
+    )

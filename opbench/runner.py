@@ -1,0 +1,237 @@
+"""Runs one cell in this process: build, check, time. Whatever goes wrong becomes a row with a reason."""
+
+import gc
+import hashlib
+import importlib.util
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Self
+
+import torch
+
+from opbench.case import Case, Cell, Direction
+from opbench.check import check, make_tensors, output_gradient
+from opbench.environment import gpu_conditions
+from opbench.measurement import Measurement, Status
+from opbench.operator import Operator, Provider, Tensors
+from opbench.plan import applicability
+from opbench.precision import torch_precision
+from opbench.registry import operator_module
+from opbench.timing import Launch, StoppingRule, Timer, collect_samples, make_timer
+
+__all__ = ["CellRunner", "RunOptions", "memory_limit", "source_hash"]
+
+WARM_UP_FRACTION = 0.2
+"""Warm-up time, as a fraction of the time budget."""
+
+OnStage = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How every cell of a run is measured; as SweepRequest's attributes of the same names."""
+
+    device: str
+    timer: str
+    cache: str
+    time_budget_s: float
+    memory_limit_gib: float | None
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that the constructor takes back."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, command: dict[str, Any]) -> Self:
+        """The options in a run's command."""
+        return cls(**{name: command[name] for name in cls.__slots__})
+
+
+class CellRunner:
+    """Runs cells one after another.
+
+    Args:
+        options: how to measure.
+        find_operator: the operator of a name.
+        timer: replaces the one that the options name; for tests.
+    """
+
+    def __init__(
+        self, options: RunOptions, find_operator: Callable[[str], Operator], timer: Timer | None = None
+    ) -> None:
+        self.options = options
+        self.device_broken = False
+        """The device no longer answers (an illegal access poisons its context): only a new process helps."""
+        self._find_operator = find_operator
+        self._timer = timer
+        self._device_type = options.device.partition(":")[0]
+
+    def run(self, cell: Cell, on_stage: OnStage = lambda stage: None) -> Measurement:
+        """Measure one cell. Never raises but for KeyboardInterrupt and SystemExit."""
+        started = time.perf_counter()
+        stage = "set-up"
+
+        def enter(name: str) -> None:
+            nonlocal stage
+            stage = name
+            on_stage(name)
+
+        try:
+            measurement = self._run(cell, enter)
+        except Exception as error:
+            # The traceback's frames hold the cell's tensors, so only the text of the error is kept.
+            status, reason = _failure(error, stage)
+            measurement = Measurement(cell, status, reason)
+        self._clean_up()
+        return replace(measurement, seconds=time.perf_counter() - started)
+
+    def _run(self, cell: Cell, enter: OnStage) -> Measurement:
+        enter("set-up")
+        operator = self._find_operator(cell.case.operator)
+        provider = operator.provider(cell.provider)
+        refusal = applicability(operator, provider, cell.case, self._device_type)
+        if refusal:
+            return Measurement(cell, *refusal, kernel_source_hash=source_hash(operator, provider))
+        timer = self._timer or make_timer(self.options.timer, self.options.cache, self.options.device)
+        with torch_precision(cell.case.dtype):
+            return self._check_and_time(cell, operator, provider, timer, enter)
+
+    def _check_and_time(
+        self, cell: Cell, operator: Operator, provider: Provider, timer: Timer, enter: OnStage
+    ) -> Measurement:
+        case, device = cell.case, self.options.device
+        # One seed per case, whatever the order of the cells or where a run resumed.
+        seed = self.options.seed + zlib.crc32(case.key.encode())
+        enter("check")
+        result = check(operator, provider, case, device, seed)
+        common = Measurement(
+            cell,
+            Status.WRONG,
+            result.reason or "not timed",
+            timer=timer.name,
+            cache=timer.cache,
+            max_rel_error=result.max_rel_error,
+            tolerance=result.tolerance,
+            checked_shape=result.checked_shape,
+            kernel_source_hash=source_hash(operator, provider),
+        )
+        if result.reason:
+            return common
+        enter("build")
+        tensors = make_tensors(operator, case, device, seed)
+        with torch.set_grad_enabled(case.direction is not Direction.FWD):
+            launch, outcome = _launch(case, provider, tensors)
+            if result.checked_shape != str(case.shape) and not all(bool(t.isfinite().all()) for t in outcome()):
+                return replace(common, reason=f"values are not finite at {case.shape} (right at {result.checked_shape})")
+            peak = self._peak_memory_bytes(launch)
+            enter("time")
+            rule = StoppingRule(self.options.time_budget_s)
+            timer.prepare(launch, WARM_UP_FRACTION * rule.time_budget_s)
+            before = gpu_conditions(device)
+            samples = collect_samples(timer, launch, rule)
+            after = gpu_conditions(device)
+        cropped = f"checked at {result.checked_shape}: the fp64 reference of the full shape is too large"
+        return replace(
+            common,
+            status=Status.OK,
+            reason="" if result.checked_shape == str(case.shape) else cropped,
+            latencies_ms=samples.latencies_ms,
+            launches_per_sample=timer.launches_per_sample,
+            stop_reason=samples.stop_reason,
+            peak_memory_bytes=peak,
+            conditions={"before": before, "after": after} if before or after else {},
+        )
+
+    def _peak_memory_bytes(self, launch: Launch) -> int | None:
+        """Most memory allocated during one launch, inputs included; None where the device does not tell."""
+        if self._device_type != "cuda":
+            return None
+        torch.cuda.reset_peak_memory_stats(self.options.device)
+        launch()
+        torch.cuda.synchronize(self.options.device)
+        return torch.cuda.max_memory_allocated(self.options.device)
+
+    def _clean_up(self) -> None:
+        gc.collect()
+        if self._device_type == "cuda":
+            try:
+                torch.cuda.synchronize(self.options.device)
+                torch.cuda.empty_cache()
+            except RuntimeError:
+                self.device_broken = True
+
+
+def _launch(
+    case: Case, provider: Provider, tensors: Tensors
+) -> tuple[Launch, Callable[[], tuple[torch.Tensor, ...]]]:
+    """The closure to time, and one that gives what it computes."""
+    if case.direction is Direction.FWD:
+        forward = provider.build(case, tensors)
+        return forward, lambda: (forward(),)
+    leaves = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
+    forward = provider.build(case, leaves)
+    inputs = list(leaves.values())
+    out = forward()
+    gradient = output_gradient(out)
+    if case.direction is Direction.BWD:
+
+        def backward() -> tuple[torch.Tensor, ...]:
+            return torch.autograd.grad(out, inputs, gradient, retain_graph=True)
+
+        return backward, backward
+    del out
+
+    def forward_and_backward() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(forward(), inputs, gradient)
+
+    return forward_and_backward, forward_and_backward
+
+
+def _failure(error: Exception, stage: str) -> tuple[Status, str]:
+    """Status and reason of a cell that raised."""
+    text = " ".join(str(error).split())[:300] or "no message"
+    no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    status = Status.OUT_OF_MEMORY if no_memory else Status.ERROR
+    return status, f"{type(error).__name__} in {stage}: {text}"
+
+
+def source_hash(operator: Operator, provider: Provider) -> str:
+    """16 hexadecimal digits of a SHA-256 over the operator's file and the provider's sources."""
+    digest = hashlib.sha256()
+    for module in dict.fromkeys((operator_module(operator), provider.build_module, *provider.sources)):
+        spec = importlib.util.find_spec(module) if module != "__main__" else None
+        if spec and spec.origin:
+            with open(spec.origin, "rb") as file:
+                digest.update(file.read())
+    return digest.hexdigest()[:16]
+
+
+@contextmanager
+def memory_limit(gib: float | None, device: str) -> Iterator[None]:
+    """Hold this process to a limit: the CUDA allocator's share of the device, or on the CPU the growth of its data."""
+    if gib is None:
+        yield
+        return
+    limit_bytes = int(gib * 2**30)
+    if device != "cpu":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), device)
+        try:
+            yield
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0, device)
+        return
+    import resource
+
+    import psutil
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (psutil.Process().memory_info().data + limit_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, before)

@@ -1,0 +1,38 @@
+"""A timer with a clock that moves only when told: drives the runner and the stopping rule without a device."""
+
+from collections.abc import Iterable, Iterator
+from itertools import cycle
+
+from opbench.timing.timer import Launch
+
+__all__ = ["FakeTimer"]
+
+
+class FakeTimer:
+    """Gives scripted latencies, round and round, and advances its clock by them.
+
+    Args:
+        latencies_ms: what the launches take, in turn.
+    """
+
+    name = "fake"
+    cache = "warm"
+    launches_per_sample = 1
+
+    def __init__(self, latencies_ms: Iterable[float]) -> None:
+        self._latencies: Iterator[float] = cycle(latencies_ms)
+        self._seconds = 0.0
+
+    def now(self) -> float:
+        """Seconds that the scripted launches have taken."""
+        return self._seconds
+
+    def prepare(self, launch: Launch, seconds: float) -> None:
+        """Launch once; the clock does not move."""
+        launch()
+
+    def sample(self, launch: Launch, count: int) -> list[float]:
+        """The next `count` scripted latencies; nothing is launched."""
+        taken = [next(self._latencies) for _ in range(count)]
+        self._seconds += sum(taken) / 1e3
+        return taken

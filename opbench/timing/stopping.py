@@ -1,0 +1,48 @@
+"""When to stop sampling: enough samples, then a narrow interval or a spent budget."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from opbench.measurement import StopReason
+from opbench.stats import relative_half_width
+from opbench.timing.timer import Timer
+
+__all__ = ["Samples", "StoppingRule", "collect_samples"]
+
+
+@dataclass(frozen=True, slots=True)
+class StoppingRule:
+    """At least min_samples; then until the median's 95 % interval is narrow or the budget is spent.
+
+    Attributes:
+        time_budget_s: seconds of sampling, warm-up not included.
+        min_samples: taken even where the budget is spent before.
+        relative_half_width: of the 95 % interval, as a fraction of the median.
+    """
+
+    time_budget_s: float
+    min_samples: int = 30
+    relative_half_width: float = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Latencies in milliseconds per launch, in order, and why there are no more."""
+
+    latencies_ms: tuple[float, ...]
+    stop_reason: StopReason
+
+
+def collect_samples(timer: Timer, launch: Callable[[], object], rule: StoppingRule) -> Samples:
+    """Sample a prepared timer until the rule says stop. No sample is removed."""
+    started = timer.now()
+    latencies = timer.sample(launch, rule.min_samples)
+    while True:
+        if relative_half_width(latencies) <= rule.relative_half_width:
+            return Samples(tuple(latencies), StopReason.CONVERGED)
+        spent = timer.now() - started
+        if spent >= rule.time_budget_s:
+            return Samples(tuple(latencies), StopReason.TIME_BUDGET)
+        # A quarter more at a time: few enough looks at the interval, and no overshoot of the budget.
+        affordable = int((rule.time_budget_s - spent) / spent * len(latencies)) if spent > 0 else len(latencies)
+        latencies += timer.sample(launch, max(1, min(len(latencies) // 4, affordable)))

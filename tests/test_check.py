@@ -1,0 +1,109 @@
+"""The comparison with the fp64 reference: it passes what is right and catches each kind of wrong."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from builders import doubling, make_case
+from opbench import check as check_module
+from opbench.case import Direction, Dtype
+from opbench.check import check, crop_to_fit, make_tensors, poisoned_allocations, relative_error
+from opbench.operator import Provider
+
+
+def run_check(provider, **case_changes):
+    operator = doubling()
+    return check(operator, operator.provider(provider), make_case(**case_changes), "cpu", seed=1)
+
+
+@pytest.mark.parametrize("dtype", [Dtype.FP32, Dtype.FP16, Dtype.BF16])
+@pytest.mark.parametrize("direction", list(Direction))
+def test_what_is_right_passes(dtype, direction):
+    result = run_check("right", dtype=dtype, direction=direction)
+    assert result.reason == ""
+    assert result.max_rel_error == 0  # doubling is exact
+    assert result.checked_shape == "1x4x4x8"
+
+
+def test_a_wrong_value_is_off_by_what_it_is_off():
+    result = run_check("wrong")
+    assert "output is off by" in result.reason
+    x = make_tensors(doubling(), make_case(), "cpu", 1)["x"].double()
+    largest = 2 * x.abs().max()
+    assert result.max_rel_error == pytest.approx(0.005 * largest / (largest + 2 * x.square().mean().sqrt()), rel=1e-4)
+
+
+def test_half_a_percent_is_wrong_in_fp16_but_within_the_rounding_of_bf16():
+    assert run_check("wrong", dtype=Dtype.FP16).reason
+    assert not run_check("wrong", dtype=Dtype.BF16).reason
+
+
+def test_a_wrong_gradient_is_caught_where_the_output_is_right():
+    def build(case, tensors):
+        x = tensors["x"]
+        return lambda: 2 * x.detach() + 0 * x
+
+    provider = Provider("no_gradient", build, "")
+    result = check(doubling(), provider, make_case(direction=Direction.BWD), "cpu", seed=1)
+    assert "gradient of x is off" in result.reason
+
+
+def test_an_unwritten_row_is_caught():
+    result = run_check("unwritten")
+    assert result.max_rel_error == math.inf
+    assert "32 of 128 values of the output are not finite" in result.reason
+
+
+def test_a_wrong_shape_is_named():
+    provider = Provider("flat", lambda case, tensors: lambda: tensors["x"].flatten() * 2, "")
+    assert "output has shape (128,), expected (1, 4, 4, 8)" in check(doubling(), provider, make_case(), "cpu", 1).reason
+
+
+def test_poison_covers_every_python_allocation_and_goes_away():
+    like = torch.ones(3)
+    with poisoned_allocations():
+        for tensor in (torch.empty(3), torch.empty_like(like), torch.empty_strided((3,), (1,)), like.new_empty(3)):
+            assert tensor.isnan().all()
+        assert torch.empty(3, dtype=torch.int32).dtype == torch.int32
+    assert torch.empty is not None
+    assert torch.empty.__name__ == "empty"
+    assert torch.Tensor.new_empty.__name__ == "new_empty"
+
+
+def test_relative_error_is_measured_against_the_typical_size():
+    expected = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)
+    rms = (2 / 3) ** 0.5
+    got = expected + torch.tensor([0.0, 0.0, 0.1], dtype=torch.float64)
+    assert relative_error(got, expected) == pytest.approx(0.1 / rms)
+    assert relative_error(expected.float(), expected) == 0
+    assert relative_error(torch.tensor([1.0, math.nan, 0.0]), expected) == math.inf
+    assert relative_error(torch.zeros(3), torch.zeros(3, dtype=torch.float64)) == 0
+
+
+def test_cropping_takes_the_batch_first_and_keeps_the_channels():
+    operator = doubling()
+    case = make_case(shape=(8, 10, 30, 16))
+    fits = crop_to_fit(operator, case, 8 * 3 * case.shape.elements, math.inf)
+    assert fits == case
+    half = crop_to_fit(operator, case, 8 * 3 * case.shape.elements // 2, math.inf)
+    assert str(half.shape) == "4x10x30x16"
+    tiny = crop_to_fit(operator, case, 8 * 3 * 16 * 40, math.inf)
+    assert tiny.shape.batch == 1
+    assert tiny.shape.channels == 16
+    assert tiny.shape.pixels <= 40
+    assert str(crop_to_fit(operator, case, 10**9, 16 * 300).shape) == "1x10x30x16"
+
+
+def test_a_cropped_check_says_its_shape(monkeypatch):
+    monkeypatch.setattr(check_module, "_bytes_available", lambda device: 2 * 8 * 3 * 4 * 4 * 8)
+    assert run_check("right", shape=(4, 4, 4, 8)).checked_shape == "1x4x4x8"
+
+
+def test_tensors_depend_on_the_seed_alone():
+    operator, case = doubling(), make_case()
+    first, again = (make_tensors(operator, case, "cpu", 3)["x"] for _ in range(2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, make_tensors(operator, case, "cpu", 4)["x"])
+    half = make_tensors(operator, replace(case, dtype=Dtype.FP16), "cpu", 3)["x"]
+    assert torch.equal(half, first.half())

@@ -1,0 +1,189 @@
+"""Every operator agrees with its reference, at each level, direction and dtype, at odd sizes and settings."""
+
+import pytest
+import torch
+from opbench import registry
+from opbench.case import Case, Direction, Dtype, Level, Shape
+from opbench.check import check, make_tensors
+from opbench.errors import RegistryError, UnknownNameError, UsageError
+from opbench.operators import dcnv3, dcnv4
+from opbench.plan import applicability
+
+NAMES = list(registry.registered())
+DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
+
+
+def case_of(name, shape=(2, 9, 13, 96), level=Level.MODULE, direction=Direction.FWD, dtype=Dtype.FP32, **given):
+    operator = registry.find(name)
+    settings = operator.resolve_settings({key: str(value) for key, value in given.items()})
+    return Case(name, level, direction, "test", Shape(*shape), dtype, settings)
+
+
+def providers_here(case):
+    operator = registry.find(case.operator)
+    device_type = DEVICE.partition(":")[0]
+    return [p for p in operator.providers if applicability(operator, p, case, device_type) is None]
+
+
+def assert_agrees(case):
+    operator = registry.find(case.operator)
+    providers = providers_here(case)
+    assert providers
+    for provider in providers:
+        result = check(operator, provider, case, DEVICE, seed=7)
+        assert result.reason == "", f"{provider.name}: {result.reason}"
+        assert result.checked_shape == str(case.shape)
+
+
+def test_the_seven_operators_are_there_in_the_papers_order():
+    assert NAMES == [
+        "conv3x3", "attention", "flash_attention_2", "window_attention", "dcnv3", "dcnv4_lightweight", "dcnv4",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("direction", [Direction.FWD, Direction.BWD])
+@pytest.mark.parametrize("dtype", [Dtype.FP32, Dtype.FP16, Dtype.BF16])
+@pytest.mark.parametrize("name", NAMES)
+def test_agrees_with_its_reference(name, dtype, direction, level):
+    assert_agrees(case_of(name, level=level, direction=direction, dtype=dtype))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 32), (3, 7, 7, 64), (1, 14, 3, 128)])
+@pytest.mark.parametrize("name", NAMES)
+def test_any_shape(name, shape):
+    assert_agrees(case_of(name, shape))
+
+
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("attention", {"head_dim": 48}),
+        ("flash_attention_2", {"head_dim": 16}),
+        ("window_attention", {"window_size": 4, "head_dim": 24}),
+        ("dcnv3", {"group_channels": 12, "kernel_size": 5, "dw_kernel_size": 5}),
+        ("dcnv4", {"group_channels": 16, "offset_std_px": 4, "dw_kernel_size": 3}),
+        ("dcnv4_lightweight", {"group_channels": 96, "kernel_size": 1}),
+    ],
+)
+@pytest.mark.parametrize("level", list(Level))
+def test_settings_keep_agreeing(name, given, level):
+    assert_agrees(case_of(name, level=level, **given))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_costs_grow_with_the_work(name):
+    operator = registry.find(name)
+    for cost in (operator.flop_count, operator.bytes_moved, operator.memory_bytes, operator.reference_elements):
+        one, two = (cost(case_of(name, (batch, 14, 14, 64))) for batch in (1, 2))
+        assert 0 < one < two <= 2 * one
+    core, module = (operator.flop_count(case_of(name, level=level)) for level in (Level.CORE, Level.MODULE))
+    assert core == module if name == "conv3x3" else core < module
+    forward, backward, both = (operator.flop_count(case_of(name, direction=d)) for d in Direction)
+    assert forward < backward
+    assert both == forward + backward
+    assert operator.bytes_moved(case_of(name, dtype=Dtype.FP32)) == 2 * operator.bytes_moved(
+        case_of(name, dtype=Dtype.FP16)
+    )
+
+
+def test_costs_by_hand():
+    shape = (2, 14, 14, 64)
+    pixels, channels = 2 * 14 * 14, 64
+    assert registry.find("conv3x3").flop_count(case_of("conv3x3", shape)) == 18 * pixels * channels**2
+    tokens, heads = 14 * 14, 2
+    core = 4 * 2 * tokens**2 * channels + 5 * 2 * heads * tokens**2
+    for name in ("attention", "flash_attention_2"):
+        assert registry.find(name).flop_count(case_of(name, shape, Level.CORE)) == core
+        assert registry.find(name).flop_count(case_of(name, shape)) == core + 8 * pixels * channels**2
+    groups, taps, packed = 2, 9, 56
+    dcn = 8 * taps * pixels * channels + 30 * taps * pixels * groups
+    assert registry.find("dcnv4").flop_count(case_of("dcnv4", shape, Level.CORE)) == dcn
+    light = dcn + 2 * pixels * channels * packed
+    assert registry.find("dcnv4_lightweight").flop_count(case_of("dcnv4_lightweight", shape)) == light
+    assert registry.find("dcnv4").flop_count(case_of("dcnv4", shape)) == light + 4 * pixels * channels**2
+    core_bytes = 4 * pixels * (2 * channels + packed)
+    assert registry.find("dcnv4").bytes_moved(case_of("dcnv4", shape, Level.CORE)) == core_bytes
+
+
+def test_window_costs_count_the_padding():
+    whole, padded = (
+        registry.find("window_attention").flop_count(case_of("window_attention", (1, side, 14, 32))) for side in (14, 8)
+    )
+    assert whole == padded
+
+
+@pytest.mark.parametrize("module", [dcnv3, dcnv4])
+def test_offsets_have_the_spread_that_was_asked_for(module):
+    case = case_of(module.OPERATOR.name, (1, 40, 40, 64), offset_std_px=2)
+    tensors = make_tensors(module.OPERATOR, case, "cpu", 5)
+    if module is dcnv3:
+        _, offset, mask = dcnv3._module_inputs(case, tensors)
+        assert torch.allclose(mask.unflatten(-1, (2, 9)).sum(-1), torch.ones(()))
+    else:
+        _, packed = dcnv4._module_inputs(tensors)
+        used = packed[..., :54].unflatten(-1, (2, 27))
+        offset = used[..., :18]
+        assert used[..., 18:].mean() == pytest.approx(1 / 9, rel=0.1)
+        assert packed[..., 54:].eq(0).all()
+    assert offset.std() == pytest.approx(2, rel=0.15)
+    fractions = offset - offset.floor()
+    assert 0.4 < fractions.mean() < 0.6
+
+
+def test_smooth_inputs_stay_clear_of_integers():
+    for level in Level:
+        case = case_of("dcnv4", (1, 20, 20, 64), level, Direction.BWD)
+        smooth = dcnv4.smooth_inputs(case, make_tensors(dcnv4.OPERATOR, case, "cpu", 5))
+        packed = smooth["offset_mask"] if level is Level.CORE else dcnv4._module_inputs(smooth)[1]
+        offset = packed[..., :54].unflatten(-1, (2, 27))[..., :18]
+        distance = (offset - offset.round()).abs()
+        assert distance.min() > 0.1
+
+
+def test_channels_that_do_not_divide_are_not_applicable():
+    for name in ("attention", "window_attention", "dcnv3", "dcnv4"):
+        operator, case = registry.find(name), case_of(name, (1, 4, 4, 40))
+        status, reason = applicability(operator, operator.providers[-1], case, "cpu")
+        assert status == "not_applicable"
+        assert "40 channels are not a multiple of" in reason
+        assert f"--set {name}." in reason
+
+
+def test_limits_of_providers():
+    flash = registry.find("flash_attention_2")
+    sdpa = flash.provider("sdpa_flash")
+    assert applicability(flash, sdpa, case_of("flash_attention_2"), "cuda")[0] == "not_applicable"
+    assert applicability(flash, sdpa, case_of("flash_attention_2", dtype=Dtype.FP16), "cuda") is None
+    v4 = registry.find("dcnv4")
+    assert applicability(v4, v4.provider("triton"), case_of("dcnv4"), "cpu")[0] == "unavailable"
+    assert applicability(v4, v4.provider("torch"), case_of("dcnv4", dtype=Dtype.TF32), "cpu")[0] == "not_applicable"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"offset_std_px": "wide"}, "dcnv4.offset_std_px must be a number of at least 0.0, got 'wide'"),
+        ({"offset_std_px": "nan"}, "must be a number"),
+        ({"offset_std_px": "inf"}, "must be a number"),
+        ({"group_channels": "0"}, "dcnv4.group_channels must be an integer of at least 1, got '0'"),
+        ({"group_channels": "1.5"}, "must be an integer"),
+        ({"colour": "red"}, "unknown setting of dcnv4 'colour'; known: group_channels"),
+    ],
+)
+def test_bad_settings_are_named(given, message):
+    with pytest.raises(UsageError, match=message):
+        registry.find("dcnv4").resolve_settings(given)
+
+
+def test_the_registry_lists_what_it_knows():
+    with pytest.raises(UnknownNameError, match="unknown operator 'conv5x5'; known: conv3x3, attention"):
+        registry.find("conv5x5")
+
+
+def test_the_registry_refuses_duplicates_and_strangers():
+    operator = registry.find("dcnv4")
+    with pytest.raises(RegistryError, match="dcnv4 is defined twice: here and there"):
+        registry.collect([("here", operator), ("there", operator)])
+    with pytest.raises(RegistryError, match=r"here must give an opbench\.Operator, got str"):
+        registry.collect([("here", "dcnv4")])

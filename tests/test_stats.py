@@ -1,0 +1,50 @@
+"""Order statistics against numpy, scipy and simulation."""
+
+import numpy as np
+import pytest
+from opbench.stats import median, median_interval, median_interval_ranks, quantile, relative_half_width
+from scipy.stats import binom
+
+
+@pytest.mark.parametrize("count", [1, 2, 5, 30, 101])
+@pytest.mark.parametrize("fraction", [0.0, 0.2, 0.5, 0.8, 1.0])
+def test_quantiles_are_numpys(count, fraction):
+    samples = sorted(np.random.default_rng(count).lognormal(size=count))
+    assert quantile(samples, fraction) == pytest.approx(np.quantile(samples, fraction), rel=1e-14)
+
+
+def test_a_quantile_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="no samples"):
+        quantile([], 0.5)
+
+
+@pytest.mark.parametrize("count", [6, 7, 30, 31, 100, 999, 1000, 1001, 5000, 30_000])
+def test_the_interval_covers_95_percent_and_not_much_more(count):
+    low, high = median_interval_ranks(count)
+    assert low + high == count - 1
+    # The interval misses if at most `low` samples, or as many, lie on one side of the median.
+    coverage = 1 - 2 * binom.cdf(low, count, 0.5)
+    assert coverage >= 0.95
+    narrower = 1 - 2 * binom.cdf(low + (3 if count > 1000 else 1), count, 0.5)
+    assert narrower < 0.95
+
+
+def test_too_few_samples_give_the_whole_range():
+    assert median_interval([3.0, 1.0, 2.0]) == (1.0, 3.0)
+
+
+def test_the_interval_covers_the_median_of_skewed_samples():
+    generator = np.random.default_rng(0)
+    hits = 0
+    for _ in range(2000):
+        low, high = median_interval(generator.lognormal(sigma=1.0, size=40).tolist())
+        hits += low <= 1.0 <= high
+    assert hits / 2000 > 0.94
+
+
+def test_half_width_is_the_longer_arm():
+    samples = [1.0] * 10 + [2.0] * 10 + [4.0] * 10
+    low, high = median_interval(samples)
+    assert (low, median(samples), high) == (1.0, 2.0, 4.0)
+    assert relative_half_width(samples) == pytest.approx(1.0)
+    assert relative_half_width([0.0] * 30) == float("inf")

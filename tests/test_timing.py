@@ -1,0 +1,152 @@
+"""Timers and the stopping rule on clocks that move only when told."""
+
+import pytest
+from opbench.errors import UsageError
+from opbench.measurement import StopReason
+from opbench.timing import StoppingRule, WallClockTimer, collect_samples, make_timer, resolve_timer
+from opbench.timing.fake import FakeTimer
+
+
+class FakeClock:
+    """Moves by `tick` at every reading, and by what a launch tells it."""
+
+    def __init__(self, tick=0.0):
+        self.seconds = 0.0
+        self.tick = tick
+
+    def __call__(self):
+        self.seconds += self.tick
+        return self.seconds
+
+
+def noop():
+    pass
+
+
+def test_steady_samples_stop_at_the_minimum():
+    samples = collect_samples(FakeTimer([2.0]), noop, StoppingRule(time_budget_s=10))
+    assert samples.latencies_ms == (2.0,) * 30
+    assert samples.stop_reason is StopReason.CONVERGED
+
+
+def test_noisy_samples_go_on_until_the_interval_is_narrow():
+    # The three middle values lie within 1 %, so enough of them narrow the interval.
+    samples = collect_samples(FakeTimer([1.0, 1.9, 1.99, 2.0, 2.01, 2.1, 3.0]), noop, StoppingRule(time_budget_s=10))
+    assert samples.stop_reason is StopReason.CONVERGED
+    assert len(samples.latencies_ms) > 30
+    assert max(samples.latencies_ms) == 3.0  # none removed
+
+
+def test_a_budget_ends_samples_that_never_settle():
+    timer = FakeTimer([1.0, 3.0])
+    samples = collect_samples(timer, noop, StoppingRule(time_budget_s=1.0))
+    assert samples.stop_reason is StopReason.TIME_BUDGET
+    assert timer.now() == pytest.approx(1.0, abs=0.01)
+    assert sum(samples.latencies_ms) == pytest.approx(1e3 * timer.now())
+
+
+def test_slow_launches_still_give_the_minimum():
+    samples = collect_samples(FakeTimer([400.0, 600.0]), noop, StoppingRule(time_budget_s=0.1))
+    assert len(samples.latencies_ms) == 30
+    assert samples.stop_reason is StopReason.TIME_BUDGET
+
+
+def test_wall_clock_measures_what_a_launch_takes():
+    clock = FakeClock()
+
+    def launch():
+        clock.seconds += 0.003
+
+    timer = WallClockTimer(clock)
+    timer.prepare(launch, 0.01)
+    assert timer.launches_per_sample == 1
+    assert timer.sample(launch, 5) == pytest.approx([3.0] * 5)
+
+
+@pytest.mark.parametrize("tick", [1e-9, 1e-7, 1e-5])
+def test_wall_clock_makes_samples_far_longer_than_a_step_of_the_clock(tick):
+    clock = FakeClock(tick)
+
+    def launch():
+        clock.seconds += 2e-6
+
+    timer = WallClockTimer(clock)
+    timer.prepare(launch, 0.001)
+    assert timer.launches_per_sample * 2e-6 >= max(100e-6, 999 * tick)
+    assert timer.launches_per_sample * 2e-6 < 20 * max(100e-6, 1000 * tick)
+    assert timer.sample(launch, 3) == pytest.approx([2e-3] * 3, rel=0.002)
+
+
+def test_wall_clock_warms_up_by_time_and_at_least_once():
+    clock, launches = FakeClock(), []
+
+    def launch():
+        launches.append(clock.seconds)
+        clock.seconds += 0.01
+
+    WallClockTimer(clock).prepare(launch, 0.1)
+    assert 10 <= len(launches) <= 13
+    launches.clear()
+    WallClockTimer(clock).prepare(launch, 0.0)
+    assert launches
+
+
+def test_wall_clock_waits_for_the_device_inside_the_timing():
+    clock, pending = FakeClock(), []
+
+    def launch():
+        pending.append(0.005)
+
+    def synchronize():
+        clock.seconds += sum(pending)
+        pending.clear()
+
+    timer = WallClockTimer(clock, synchronize)
+    timer.prepare(launch, 0.01)
+    assert timer.sample(launch, 2) == pytest.approx([5.0, 5.0])
+
+
+@pytest.mark.parametrize(
+    ("timer", "cache", "device_type", "expected"),
+    [
+        ("auto", None, "cpu", ("wall-clock", "warm")),
+        ("auto", None, "cuda", ("cuda-event", "cold")),
+        ("auto", "warm", "cuda", ("cuda-event", "warm")),
+        ("cuda-graph", None, "cuda", ("cuda-graph", "cold")),
+        ("wall-clock", None, "cuda", ("wall-clock", "warm")),
+    ],
+)
+def test_names_are_resolved(timer, cache, device_type, expected):
+    assert resolve_timer(timer, cache, device_type) == expected
+
+
+@pytest.mark.parametrize(
+    ("timer", "cache", "device_type", "message"),
+    [
+        ("sundial", None, "cpu", "--timer must be one of auto, cuda-event"),
+        ("auto", "tepid", "cpu", "--cache must be one of cold, warm"),
+        ("cuda-event", None, "cpu", "needs a CUDA device"),
+        ("auto", "cold", "cpu", "--cache cold needs a CUDA timer"),
+    ],
+)
+def test_what_cannot_be_is_refused(timer, cache, device_type, message):
+    with pytest.raises(UsageError, match=message):
+        resolve_timer(timer, cache, device_type)
+
+
+def test_the_cpu_gets_the_wall_clock():
+    assert isinstance(make_timer("wall-clock", "warm", "cpu"), WallClockTimer)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["cuda-event", "cuda-graph", "wall-clock"])
+def test_a_product_takes_as_long_by_every_timer(name):
+    import torch
+
+    matrix = torch.randn(4096, 4096, device="cuda")
+    timer = make_timer(name, "warm", "cuda:0")
+    timer.prepare(lambda: matrix @ matrix, 0.2)
+    reference = make_timer("cuda-event", "warm", "cuda:0")
+    reference.prepare(lambda: matrix @ matrix, 0.2)
+    ratio = min(timer.sample(lambda: matrix @ matrix, 30)) / min(reference.sample(lambda: matrix @ matrix, 30))
+    assert 0.9 < ratio < 1.15
