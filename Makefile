@@ -18,7 +18,7 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest tests/benchmarks --benchmark-enable --benchmark-only -s
+	$(BIN)/python -m pytest tests/benchmarks/bench_*.py --benchmark-enable --benchmark-only
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

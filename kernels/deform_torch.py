@@ -6,7 +6,6 @@ The four corners of all points of one (pixel, group) are a weighted sum of rows 
 
 import torch
 import torch.nn.functional as F
-
 from opbench_kernels.geometry import Geometry
 
 __all__ = ["deformable_sample"]

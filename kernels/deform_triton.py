@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-
 from opbench_kernels.geometry import Geometry
 
 __all__ = ["deformable_sample"]
@@ -18,14 +17,14 @@ __all__ = ["deformable_sample"]
 @triton.jit
 def _sampling_point(
     offset_ptr, mask_ptr, offset_rows, mask_rows, start_y, start_x, valid, height, width, offset_scale,
-    POINT: tl.constexpr, J: tl.constexpr, I: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    POINT: tl.constexpr, ROW: tl.constexpr, COLUMN: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
 ):  # fmt: skip
     """Top-left corner, fractions, mask and whether the point counts; each (BLOCK_ROWS,)."""
     dx = tl.load(offset_ptr + offset_rows + 2 * POINT, mask=valid, other=0.0).to(tl.float32)
     dy = tl.load(offset_ptr + offset_rows + 2 * POINT + 1, mask=valid, other=0.0).to(tl.float32)
     strength = tl.load(mask_ptr + mask_rows + POINT, mask=valid, other=0.0).to(tl.float32)
-    x = start_x + (I * DILATION_W + dx) * offset_scale
-    y = start_y + (J * DILATION_H + dy) * offset_scale
+    x = start_x + (COLUMN * DILATION_W + dx) * offset_scale
+    y = start_y + (ROW * DILATION_H + dy) * offset_scale
     inside = valid & (x > -1) & (x < width) & (y > -1) & (y < height)
     # A point outside moves to the origin, so that NaN and inf never reach an address.
     x = tl.where(inside, x, 0.0)
@@ -72,7 +71,7 @@ def _deform_fwd_kernel(
         if tap != CENTER:
             top, left, down, right, strength, inside = _sampling_point(
                 offset_ptr, mask_ptr, offset_rows, mask_rows, start_y, start_x, valid, height, width, offset_scale,
-                tap - (1 if 0 <= CENTER and CENTER < tap else 0), tap % KH, tap // KH, DILATION_H, DILATION_W,
+                tap - (1 if CENTER >= 0 and tap > CENTER else 0), tap % KH, tap // KH, DILATION_H, DILATION_W,
             )  # fmt: skip
             for corner in tl.static_range(4):
                 weight_y = down if corner // 2 == 1 else 1.0 - down
@@ -111,13 +110,13 @@ def _deform_bwd_kernel(
     start_x = (ox * STRIDE_W).to(tl.float32) + base_x
     offset_rows = pixel * stride_op + group * stride_og
     mask_rows = pixel * stride_mp + group * stride_mg
-    grad = tl.load(
-        grad_ptr + row[:, None] * DG + channel[None, :], mask=valid[:, None] & in_group, other=0.0
-    ).to(tl.float32)
+    grad = tl.load(grad_ptr + row[:, None] * DG + channel[None, :], mask=valid[:, None] & in_group, other=0.0).to(
+        tl.float32
+    )
 
     for tap in tl.static_range(KH * KW):
         if tap != CENTER:
-            point: tl.constexpr = tap - (1 if 0 <= CENTER and CENTER < tap else 0)
+            point: tl.constexpr = tap - (1 if CENTER >= 0 and tap > CENTER else 0)
             top, left, down, right, strength, inside = _sampling_point(
                 offset_ptr, mask_ptr, offset_rows, mask_rows, start_y, start_x, valid, height, width, offset_scale,
                 point, tap % KH, tap // KH, DILATION_H, DILATION_W,
@@ -149,9 +148,7 @@ def _deform_bwd_kernel(
             element = grad_offset_ptr.dtype.element_ty
             tl.store(grad_offset_ptr + offset_rows + 2 * point, (grad_x * scale).to(element), mask=valid)
             tl.store(grad_offset_ptr + offset_rows + 2 * point + 1, (grad_y * scale).to(element), mask=valid)
-            tl.store(
-                grad_mask_ptr + mask_rows + point, tl.where(inside, grad_mask, zero).to(element), mask=valid
-            )
+            tl.store(grad_mask_ptr + mask_rows + point, tl.where(inside, grad_mask, zero).to(element), mask=valid)
 
 
 def _launch_arguments(
@@ -202,9 +199,7 @@ class _DeformableSample(torch.autograd.Function):
     def forward(ctx, value, offset, mask, geometry: Geometry) -> torch.Tensor:
         value = value.contiguous()
         offset, mask = _pixel_major(offset, (2, 1)), _pixel_major(mask, (1,))
-        out = torch.empty(
-            (*offset.shape[:4], value.shape[-1]), device=value.device, dtype=value.dtype
-        )
+        out = torch.empty((*offset.shape[:4], value.shape[-1]), device=value.device, dtype=value.dtype)
         scalars, constants, grid = _launch_arguments(value, offset, mask, geometry)
         if out.numel():
             with torch.cuda.device_of(value):
@@ -215,7 +210,7 @@ class _DeformableSample(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_out):
+    def backward(ctx, grad_out) -> tuple[torch.Tensor | None, ...]:
         value, offset, mask = ctx.saved_tensors
         offset, mask = offset.contiguous(), mask.contiguous()
         # Many points add to one pixel, so the sum is kept in float32 whatever the storage.

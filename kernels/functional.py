@@ -5,7 +5,6 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-
 from opbench_kernels import deform_torch
 from opbench_kernels.geometry import Geometry, padded_offset_mask_channels, pair
 
@@ -52,9 +51,7 @@ def dcnv4(
     split = _split_channels(value, groups)
     n, out_height, out_width = _expected_pixels(value, geometry)
     points = geometry.points
-    _check_shape(
-        "offset_mask", offset_mask, (n, out_height, out_width, padded_offset_mask_channels(groups, points))
-    )
+    _check_shape("offset_mask", offset_mask, (n, out_height, out_width, padded_offset_mask_channels(groups, points)))
     used = offset_mask[..., : 3 * points * groups].unflatten(-1, (groups, 3 * points))
     offset = used[..., : 2 * points].unflatten(-1, (points, 2))
     sample = _implementation(implementation, value)

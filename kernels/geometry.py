@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Geometry", "pair", "padded_offset_mask_channels"]
+__all__ = ["Geometry", "padded_offset_mask_channels", "pair"]
 
 
 def pair(value: int | tuple[int, int], name: str, minimum: int) -> tuple[int, int]:

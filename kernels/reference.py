@@ -5,7 +5,6 @@ bilinear sample of every pixel and group at a time.
 """
 
 import torch
-
 from opbench_kernels.geometry import Geometry
 
 __all__ = ["deformable_sample"]

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from opbench.operator import Operator, Provider, Setting, by_direction
     from opbench.results import load_results
     from opbench.run import sweep
+    from opbench.tolerance import rounding_budget
 
     __version__: str
 
@@ -24,6 +25,7 @@ _PLACES = {
     "Shape": "opbench.case",
     "by_direction": "opbench.operator",
     "load_results": "opbench.results",
+    "rounding_budget": "opbench.tolerance",
     "sweep": "opbench.run",
 }
 
@@ -37,6 +39,7 @@ __all__ = [
     "Shape",
     "by_direction",
     "load_results",
+    "rounding_budget",
     "sweep",
 ]
 

@@ -91,9 +91,9 @@ class Case:
     @property
     def key(self) -> str:
         """A stable text that names this case and no other."""
-        return "/".join(
-            (self.operator, self.level, self.direction, self.shape_list, str(self.shape), self.dtype)
-        ) + (f"/{self.settings_text}" if self.settings else "")
+        return "/".join((self.operator, self.level, self.direction, self.shape_list, str(self.shape), self.dtype)) + (
+            f"/{self.settings_text}" if self.settings else ""
+        )
 
     @property
     def settings_text(self) -> str:

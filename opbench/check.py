@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -65,7 +64,10 @@ def crop_to_fit(operator: Operator, case: Case, bytes_available: int, max_flops:
         8 * operator.reference_elements(case) > bytes_available or operator.flop_count(case) > max_flops
     ) and case.shape.pixels > 1:
         shape = case.shape
-        side = max(("batch", "height", "width"), key=lambda name: (name == "batch" and shape.batch > 1, getattr(shape, name)))
+        side = max(
+            ("batch", "height", "width"),
+            key=lambda name: (name == "batch" and shape.batch > 1, getattr(shape, name)),
+        )
         case = replace(case, shape=replace(shape, **{side: (getattr(shape, side) + 1) // 2}))
     return case
 
@@ -74,9 +76,12 @@ def crop_to_fit(operator: Operator, case: Case, bytes_available: int, max_flops:
 def poisoned_allocations() -> Iterator[None]:
     """Fill what `torch.empty` and its relatives give with NaN, so that an output left unwritten cannot look right."""
 
-    def poisoned(allocate: Callable[..., torch.Tensor], *args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
-        tensor = allocate(*args, **kwargs)
-        return tensor.fill_(math.nan) if tensor.is_floating_point() else tensor
+    def poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def allocate_poisoned(*args: Any, **kwargs: Any) -> torch.Tensor:  # noqa: ANN401
+            tensor = allocate(*args, **kwargs)
+            return tensor.fill_(math.nan) if tensor.is_floating_point() else tensor
+
+        return allocate_poisoned
 
     with ExitStack() as stack:
         for place, name in (
@@ -85,15 +90,8 @@ def poisoned_allocations() -> Iterator[None]:
             (torch, "empty_strided"),
             (torch.Tensor, "new_empty"),
         ):
-            original = getattr(place, name)
-            # A plain function, not a partial object: Tensor.new_empty has to bind its tensor.
-            replacement = partial(poisoned, original)
-            stack.enter_context(patch.object(place, name, _as_function(replacement)))
+            stack.enter_context(patch.object(place, name, poisoned(getattr(place, name))))
         yield
-
-
-def _as_function(call: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    return lambda *args, **kwargs: call(*args, **kwargs)
 
 
 def check(operator: Operator, provider: Provider, case: Case, device: str, seed: int) -> CheckResult:
@@ -125,9 +123,7 @@ def _values(case: Case, compute: Callable[[Tensors], torch.Tensor], tensors: Ten
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
     out = compute(leaves)
     grads = torch.autograd.grad(out, list(leaves.values()), output_gradient(out))
-    return {"output": out.detach()} | {
-        f"gradient of {name}": grad for name, grad in zip(leaves, grads, strict=True)
-    }
+    return {"output": out.detach()} | {f"gradient of {name}": grad for name, grad in zip(leaves, grads, strict=True)}
 
 
 def output_gradient(out: torch.Tensor) -> torch.Tensor:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from opbench.case import Cell
-    from opbench.report import Table
     from opbench.results import RunFolder
 
 __all__ = ["app", "main"]
@@ -112,7 +111,8 @@ def sweep(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of inputs and parameters. [default: 0]")] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Results folder. [default: results/<date>-<device>-<n>]")
+        Path | None,
+        typer.Option(metavar="DIR", help="Results folder. [default: results/<date>-<device>-<n>]"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and run nothing.")] = False,
@@ -170,15 +170,17 @@ def report(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
     format_: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.TERMINAL,
     paper: Annotated[bool, typer.Option("--paper", help="Beside the figures published with DCNv4.")] = False,
-    write: Annotated[bool, typer.Option("--write", help="Also make measurements.csv, tables/ and plots/ again.")] = False,
+    write: Annotated[
+        bool, typer.Option("--write", help="Also make measurements.csv, tables/ and plots/ again.")
+    ] = False,
 ) -> None:
     """Print the tables of a run. Needs neither torch nor a GPU."""
-    from opbench.report import paper_tables, run_tables, speedup_tables
+    from opbench.report import paper_tables, print_tables, run_tables, speedup_tables
     from opbench.results import RunFolder
 
     folder = RunFolder.open(run)
     tables = paper_tables(folder) if paper else [*run_tables(folder), *speedup_tables(folder)]
-    _print_tables(tables, format_)
+    print_tables(tables, format_.value, _stdout())
     if write:
         from opbench.report import write_plots, write_tables
 
@@ -238,26 +240,14 @@ def _print_plan(cells: "list[Cell]") -> None:
         print(f"largest estimated memory: {largest.memory_bytes / 2**30:.2f} GiB, {largest.key}")
 
 
-def _print_tables(tables: "list[Table]", format_: Format) -> None:
-    from opbench.report import render
-
-    if format_ is Format.TERMINAL:
-        console = _stdout()
-        for table in tables:
-            console.print(render(table, "terminal"))
-            console.print()
-        return
-    print("\n".join(str(render(table, format_.value)) for table in tables))
-
-
 def _conclude(run: "RunFolder", *, interrupted: bool, quiet: bool) -> NoReturn:
     """Print the tables, what failed and where everything is; exit with the run's code."""
     from opbench.measurement import FAILURES
-    from opbench.report import run_tables, speedup_tables
+    from opbench.report import print_tables, run_tables, speedup_tables
 
     rows = run.rows()
     if not quiet:
-        _print_tables([*run_tables(run), *speedup_tables(run)], Format.TERMINAL)
+        print_tables([*run_tables(run), *speedup_tables(run)], Format.TERMINAL.value, _stdout())
     counts: dict[str, int] = {}
     for row in rows:
         counts[row["status"]] = counts.get(row["status"], 0) + 1

@@ -198,9 +198,7 @@ def environment_lines(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
 def git_revision(file: Path) -> str | None:
     """Commit of the checkout that tracks `file`, with `+dirty` when tracked files differ from it; else None."""
     # In a git hook these would point at another repository.
-    variables = {
-        name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_WORK_TREE")
-    }
+    variables = {name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_WORK_TREE")}
     variables["GIT_OPTIONAL_LOCKS"] = "0"  # status must not write the index of a checkout that is in use
 
     def git(*arguments: str) -> str:
@@ -240,7 +238,7 @@ class _Nvml:
         """Point at torch's GPU, by UUID or PCI address: CUDA_VISIBLE_DEVICES renumbers torch's, not NVML's."""
         import torch
 
-        properties = torch.cuda.get_device_properties(device)
+        properties: Any = torch.cuda.get_device_properties(device)  # its stub lacks the PCI fields
         address = (properties.pci_domain_id, properties.pci_bus_id, properties.pci_device_id)
         for function, name in (
             ("nvmlDeviceGetHandleByUUID", f"GPU-{properties.uuid}"),
@@ -274,8 +272,7 @@ class _Nvml:
             {
                 "pid": pid,
                 # Folders and arguments hold user names.
-                "name": PurePath((self.ask("nvmlSystemGetProcessName", pid) or "").split(" ")[0]).name
-                or None,
+                "name": PurePath((self.ask("nvmlSystemGetProcessName", pid) or "").split(" ")[0]).name or None,
                 "used_memory_bytes": process.usedGpuMemory,
             }
             for pid, process in sorted(by_pid.items())
@@ -397,10 +394,10 @@ def _package_version(name: str) -> str | None:
 def _cudnn_version() -> int | None:
     import torch
 
-    try:
-        return torch.backends.cudnn.version()
-    except RuntimeError:  # the library that loads is not the one that torch was built with
-        return None
+    with suppress(RuntimeError):  # the library that loads is not the one that torch was built with
+        version: int | None = torch.backends.cudnn.version()
+        return version
+    return None
 
 
 def _cuda_problem() -> str:

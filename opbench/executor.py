@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import IO, Any, Protocol
 
 from opbench.case import Cell
@@ -91,12 +92,18 @@ class WorkerExecutor:
             self.close()
             status = Status.OUT_OF_MEMORY if death.killed else Status.ERROR
             return Measurement(
-                cell, status, f"the worker process died in {stage}: {death}", seconds=time.monotonic() - started
+                cell,
+                status,
+                f"the worker process died in {stage}: {death}",
+                seconds=time.monotonic() - started,
             )
         except TimeoutError:
             self.close()
             return Measurement(
-                cell, Status.TIMEOUT, f"no result after {self._limit_s:g} s, in {stage}", seconds=self._limit_s
+                cell,
+                Status.TIMEOUT,
+                f"no result after {self._limit_s:g} s, in {stage}",
+                seconds=self._limit_s,
             )
 
     def close(self) -> None:
@@ -174,10 +181,8 @@ class _Worker:
         self._reader.join()
         for pipe in (self._process.stdin, self._process.stdout, self._stderr):
             if pipe:
-                try:
+                with suppress(BrokenPipeError):  # a dead worker never read what was sent last
                     pipe.close()
-                except BrokenPipeError:  # what was never read by a dead worker
-                    pass
 
     def _read(self, stdout: IO[str]) -> None:
         for line in stdout:

@@ -10,13 +10,13 @@ from opbench.measurement import Status
 from opbench.operator import Operator, Provider
 from opbench.shapes import ShapeList
 
-__all__ = ["DEFAULTS", "SweepRequest", "applicability", "plan_cells"]
+__all__ = ["DEFAULT_DTYPES", "DEFAULT_SHAPES", "SweepRequest", "applicability", "plan_cells"]
 
-DEFAULTS = {
-    "cuda": {"shapes": ("standard", "high_resolution"), "dtypes": (Dtype.FP32, Dtype.FP16)},
-    "cpu": {"shapes": ("smoke",), "dtypes": (Dtype.FP32, Dtype.BF16)},
-}
-"""Shape lists and dtypes where none are named, by device type."""
+DEFAULT_SHAPES = {"cuda": ("standard", "high_resolution"), "cpu": ("smoke",)}
+"""Shape lists where none are named, by device type."""
+
+DEFAULT_DTYPES = {"cuda": (Dtype.FP32, Dtype.FP16), "cpu": (Dtype.FP32, Dtype.BF16)}
+"""Dtypes where none are named, by device type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,9 +70,7 @@ class Choice:
     providers: tuple[Provider, ...] = field(default=())
 
 
-def applicability(
-    operator: Operator, provider: Provider, case: Case, device_type: str
-) -> tuple[Status, str] | None:
+def applicability(operator: Operator, provider: Provider, case: Case, device_type: str) -> tuple[Status, str] | None:
     """Why a provider does not run a case on a kind of device: not_applicable or unavailable, with the reason."""
     if reason := operator.not_applicable(case):
         return Status.NOT_APPLICABLE, reason
@@ -102,7 +100,13 @@ def plan_cells(
                     for shape in shape_list.shapes:
                         for dtype in request.dtypes:
                             case = Case(
-                                choice.operator.name, level, direction, shape_list.name, shape, dtype, choice.settings
+                                choice.operator.name,
+                                level,
+                                direction,
+                                shape_list.name,
+                                shape,
+                                dtype,
+                                choice.settings,
                             )
                             cells += [
                                 _cell(choice.operator, provider, case)

@@ -17,7 +17,7 @@ from opbench.errors import ResultsError, UsageError
 from opbench.executor import Executor, InProcessExecutor, WorkerExecutor, cell_limit_s
 from opbench.measurement import Measurement
 from opbench.operator import Operator
-from opbench.plan import DEFAULTS, SweepRequest, plan_cells
+from opbench.plan import DEFAULT_DTYPES, DEFAULT_SHAPES, SweepRequest, plan_cells
 from opbench.report import write_plots, write_tables
 from opbench.results import RunFolder, free_run_path
 from opbench.shapes import load_shape_lists
@@ -71,11 +71,10 @@ def make_request(options: Options, operators: Mapping[str, Operator]) -> SweepRe
     device = resolve_device(given.get("device", "auto"))
     device_type = device.partition(":")[0]
     timer, cache = resolve_timer(given.get("timer", "auto"), given.get("cache"), device_type)
-    defaults = DEFAULTS[device_type]
     request = SweepRequest(
-        shapes=tuple(given.get("shapes", defaults["shapes"])),
+        shapes=tuple(given.get("shapes", DEFAULT_SHAPES[device_type])),
         ops=tuple(dict.fromkeys(given.get("ops", operators))),
-        dtypes=_choices("--dtypes", Dtype, given.get("dtypes", defaults["dtypes"])),
+        dtypes=_choices("--dtypes", Dtype, given.get("dtypes", DEFAULT_DTYPES[device_type])),
         levels=_choices("--level", Level, given.get("level", (Level.MODULE,))),
         directions=_choices("--direction", Direction, given.get("direction", (Direction.FWD,))),
         device=device,
@@ -87,7 +86,10 @@ def make_request(options: Options, operators: Mapping[str, Operator]) -> SweepRe
         memory_limit_gib=given.get("memory_limit"),
         seed=int(given.get("seed", 0)),
     )
-    for option, value in (("--time-budget", request.time_budget_s), ("--memory-limit", request.memory_limit_gib)):
+    for option, value in (
+        ("--time-budget", request.time_budget_s),
+        ("--memory-limit", request.memory_limit_gib),
+    ):
         if value is not None and not 0 < value < float("inf"):
             raise UsageError(f"{option} must be a positive number, got {value:g}")
     return request
@@ -294,5 +296,7 @@ def _options_of(command: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401
-    """Tuples as lists, as JSON gives them back."""
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+    """Tuples as lists and enumerations as texts, as JSON gives them back."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, StrEnum) else value

@@ -3,11 +3,13 @@
 import gc
 import hashlib
 import importlib.util
+import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -46,7 +48,7 @@ class RunOptions:
         return asdict(self)
 
     @classmethod
-    def of(cls, command: dict[str, Any]) -> Self:
+    def of(cls, command: Mapping[str, Any]) -> Self:
         """The options in a run's command."""
         return cls(**{name: command[name] for name in cls.__slots__})
 
@@ -126,7 +128,9 @@ class CellRunner:
         with torch.set_grad_enabled(case.direction is not Direction.FWD):
             launch, outcome = _launch(case, provider, tensors)
             if result.checked_shape != str(case.shape) and not all(bool(t.isfinite().all()) for t in outcome()):
-                return replace(common, reason=f"values are not finite at {case.shape} (right at {result.checked_shape})")
+                return replace(
+                    common, reason=f"values are not finite at {case.shape} (right at {result.checked_shape})"
+                )
             peak = self._peak_memory_bytes(launch)
             enter("time")
             rule = StoppingRule(self.options.time_budget_s)
@@ -165,9 +169,7 @@ class CellRunner:
                 self.device_broken = True
 
 
-def _launch(
-    case: Case, provider: Provider, tensors: Tensors
-) -> tuple[Launch, Callable[[], tuple[torch.Tensor, ...]]]:
+def _launch(case: Case, provider: Provider, tensors: Tensors) -> tuple[Launch, Callable[[], tuple[torch.Tensor, ...]]]:
     """The closure to time, and one that gives what it computes."""
     if case.direction is Direction.FWD:
         forward = provider.build(case, tensors)
@@ -175,15 +177,16 @@ def _launch(
     leaves = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
     forward = provider.build(case, leaves)
     inputs = list(leaves.values())
-    out = forward()
-    gradient = output_gradient(out)
+    first = forward()
+    gradient = output_gradient(first)
     if case.direction is Direction.BWD:
+        out = first
 
         def backward() -> tuple[torch.Tensor, ...]:
             return torch.autograd.grad(out, inputs, gradient, retain_graph=True)
 
         return backward, backward
-    del out
+    del first
 
     def forward_and_backward() -> tuple[torch.Tensor, ...]:
         return torch.autograd.grad(forward(), inputs, gradient)
@@ -203,11 +206,19 @@ def source_hash(operator: Operator, provider: Provider) -> str:
     """16 hexadecimal digits of a SHA-256 over the operator's file and the provider's sources."""
     digest = hashlib.sha256()
     for module in dict.fromkeys((operator_module(operator), provider.build_module, *provider.sources)):
-        spec = importlib.util.find_spec(module) if module != "__main__" else None
-        if spec and spec.origin:
-            with open(spec.origin, "rb") as file:
-                digest.update(file.read())
+        if path := _source_path(module):
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def _source_path(module: str) -> Path | None:
+    """File of a module, imported or not; None for one that was typed in."""
+    if module in sys.modules:
+        origin = getattr(sys.modules[module], "__file__", None)
+    else:
+        spec = importlib.util.find_spec(module)
+        origin = spec.origin if spec else None
+    return Path(origin) if origin else None
 
 
 @contextmanager

@@ -89,9 +89,7 @@ def load_shape_lists(names: Sequence[str]) -> tuple[ShapeList, ...]:
         shape_list = load_shape_list(name_or_path)
         first = by_name.setdefault(shape_list.name, shape_list)
         if first is not shape_list:
-            raise UsageError(
-                f"shape list {shape_list.name!r} is given twice: {first.source} and {shape_list.source}"
-            )
+            raise UsageError(f"shape list {shape_list.name!r} is given twice: {first.source} and {shape_list.source}")
     return tuple(by_name.values())
 
 
@@ -103,9 +101,7 @@ def _load_builtin(name: str) -> ShapeList:
 def _read_bounded(name_or_path: str, known: Sequence[str]) -> bytes:
     """The bytes of a user's file, refusing what is no regular file before opening it: a FIFO would block."""
     path, shown = Path(name_or_path), _printable(name_or_path)
-    unknown = UnknownNameError(
-        "shape list", shown, [*known, "or the path of a YAML file (there is none of that name)"]
-    )
+    unknown = UnknownNameError("shape list", shown, [*known, "or the path of a YAML file (there is none of that name)"])
     if not name_or_path:
         raise unknown
     try:
@@ -259,18 +255,14 @@ class _FileReader:
         sizes = self._mapping(node, "a shape", SIZE_FIELDS, required=SIZE_FIELDS)
         shape = Shape(**{field: self._size(field, sizes[field]) for field in SIZE_FIELDS})
         if shape.elements > MAX_ELEMENTS:
-            self._fail(
-                node, f"shape {shape} must have at most {MAX_ELEMENTS} (2**36) elements, got {shape.elements}"
-            )
+            self._fail(node, f"shape {shape} must have at most {MAX_ELEMENTS} (2**36) elements, got {shape.elements}")
         return shape
 
     def _size(self, field: str, node: "yaml.Node") -> int:
         import yaml
 
         # YAML 1.1 also reads 0x1F, 017, 1_000 and 1:30 as integers, which nobody means by a size.
-        plain = (
-            isinstance(node, yaml.ScalarNode) and node.style is None and PLAIN_INTEGER.fullmatch(node.value)
-        )
+        plain = isinstance(node, yaml.ScalarNode) and node.style is None and PLAIN_INTEGER.fullmatch(node.value)
         if not plain or node.value == "0":
             self._fail(node, f"{field} must be a positive integer, got {_got(node)}")
         digits: str = node.value

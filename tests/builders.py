@@ -1,6 +1,7 @@
 """Small operators, cases and cells that tests drive the harness with."""
 
 import torch
+
 from opbench.case import Case, Cell, Direction, Dtype, Level, Shape
 from opbench.operator import Operator, Provider, Setting, by_direction
 from opbench.tolerance import rounding_budget
@@ -73,7 +74,11 @@ def doubling(**changes):
         "timed": "the product",
         "make_inputs": lambda case, generator: {
             "x": torch.randn(
-                case.shape.batch, case.shape.height, case.shape.width, case.shape.channels, generator=generator
+                case.shape.batch,
+                case.shape.height,
+                case.shape.width,
+                case.shape.channels,
+                generator=generator,
             )
         },
         "reference": lambda case, tensors: tensors["x"] + tensors["x"],

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from builders import doubling, make_case
+
 from opbench import check as check_module
 from opbench.case import Direction, Dtype
 from opbench.check import check, crop_to_fit, make_tensors, poisoned_allocations, relative_error
@@ -30,8 +31,9 @@ def test_a_wrong_value_is_off_by_what_it_is_off():
     result = run_check("wrong")
     assert "output is off by" in result.reason
     x = make_tensors(doubling(), make_case(), "cpu", 1)["x"].double()
-    largest = 2 * x.abs().max()
-    assert result.max_rel_error == pytest.approx(0.005 * largest / (largest + 2 * x.square().mean().sqrt()), rel=1e-4)
+    largest = 2 * x.abs().max().item()
+    expected = 0.005 * largest / (largest + 2 * x.square().mean().sqrt().item())
+    assert result.max_rel_error == pytest.approx(expected, rel=1e-4)
 
 
 def test_half_a_percent_is_wrong_in_fp16_but_within_the_rounding_of_bf16():
@@ -63,7 +65,12 @@ def test_a_wrong_shape_is_named():
 def test_poison_covers_every_python_allocation_and_goes_away():
     like = torch.ones(3)
     with poisoned_allocations():
-        for tensor in (torch.empty(3), torch.empty_like(like), torch.empty_strided((3,), (1,)), like.new_empty(3)):
+        for tensor in (
+            torch.empty(3),
+            torch.empty_like(like),
+            torch.empty_strided((3,), (1,)),
+            like.new_empty(3),
+        ):
             assert tensor.isnan().all()
         assert torch.empty(3, dtype=torch.int32).dtype == torch.int32
     assert torch.empty is not None

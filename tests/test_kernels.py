@@ -189,7 +189,12 @@ def test_the_border_is_strict(implementation):
         packed = torch.zeros(1, 1, 1, 8)
         packed[..., 0], packed[..., 2] = offset, 1.0
         got = dcnv4(
-            value.to(DEVICE), packed.to(DEVICE), groups=1, kernel_size=1, padding=0, implementation=implementation
+            value.to(DEVICE),
+            packed.to(DEVICE),
+            groups=1,
+            kernel_size=1,
+            padding=0,
+            implementation=implementation,
         )
         assert got.item() == expected
 

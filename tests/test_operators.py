@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from opbench import registry
 from opbench.case import Case, Direction, Dtype, Level, Shape
 from opbench.check import check, make_tensors
@@ -74,7 +75,12 @@ def test_settings_keep_agreeing(name, given, level):
 @pytest.mark.parametrize("name", NAMES)
 def test_costs_grow_with_the_work(name):
     operator = registry.find(name)
-    for cost in (operator.flop_count, operator.bytes_moved, operator.memory_bytes, operator.reference_elements):
+    for cost in (
+        operator.flop_count,
+        operator.bytes_moved,
+        operator.memory_bytes,
+        operator.reference_elements,
+    ):
         one, two = (cost(case_of(name, (batch, 14, 14, 64))) for batch in (1, 2))
         assert 0 < one < two <= 2 * one
     core, module = (operator.flop_count(case_of(name, level=level)) for level in (Level.CORE, Level.MODULE))

@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from opbench.stats import median, median_interval, median_interval_ranks, quantile, relative_half_width
 from scipy.stats import binom
+
+from opbench.stats import median, median_interval, median_interval_ranks, quantile, relative_half_width
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 30, 101])

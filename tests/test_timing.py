@@ -1,6 +1,7 @@
 """Timers and the stopping rule on clocks that move only when told."""
 
 import pytest
+
 from opbench.errors import UsageError
 from opbench.measurement import StopReason
 from opbench.timing import StoppingRule, WallClockTimer, collect_samples, make_timer, resolve_timer

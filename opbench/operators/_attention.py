@@ -4,6 +4,7 @@ import torch
 
 from opbench.case import Case, Level
 from opbench.operator import Setting, Tensors, by_direction
+from opbench.operators._random import normal
 from opbench.tolerance import rounding_budget
 
 HEAD_DIM = Setting(32, 1, "channels per attention head")
@@ -24,21 +25,18 @@ def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
     """Module: x (B, H, W, C) and the two projections; core: q, k and v, each (B, H, W, C)."""
     shape = (case.shape.batch, case.shape.height, case.shape.width, case.shape.channels)
     channels = case.shape.channels
-    options = {"generator": generator, "device": generator.device}
     if case.level is Level.CORE:
-        return {name: torch.randn(shape, **options) for name in ("q", "k", "v")}
+        return {name: normal(generator, *shape) for name in ("q", "k", "v")}
     return {
-        "x": torch.randn(shape, **options),
-        "qkv_weight": torch.randn(3 * channels, channels, **options) / channels**0.5,
-        "qkv_bias": 0.1 * torch.randn(3 * channels, **options),
-        "proj_weight": torch.randn(channels, channels, **options) / channels**0.5,
-        "proj_bias": 0.1 * torch.randn(channels, **options),
+        "x": normal(generator, *shape),
+        "qkv_weight": normal(generator, 3 * channels, channels) / channels**0.5,
+        "qkv_bias": 0.1 * normal(generator, 3 * channels),
+        "proj_weight": normal(generator, channels, channels) / channels**0.5,
+        "proj_bias": 0.1 * normal(generator, channels),
     }
 
 
-def attend_exactly(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None
-) -> torch.Tensor:
+def attend_exactly(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """softmax(q k^T / sqrt(head_dim) + bias) v for (..., heads, tokens, head_dim), a block of queries at a time."""
     tokens = q.shape[-2]
     blocks = []
@@ -58,7 +56,8 @@ REFERENCE_QUERIES = 256
 
 def split_heads(tensor: torch.Tensor, head_dim: int) -> torch.Tensor:
     """(B, ..., C) to (B, heads, tokens, head_dim), as a view."""
-    return tensor.flatten(1, -2).unflatten(-1, (-1, head_dim)).transpose(1, 2)
+    heads: torch.Tensor = tensor.flatten(1, -2).unflatten(-1, (-1, head_dim))
+    return heads.transpose(1, 2)
 
 
 def merge_heads(tensor: torch.Tensor, like: torch.Size) -> torch.Tensor:

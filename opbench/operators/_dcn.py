@@ -1,5 +1,7 @@
 """What the deformable operators share: settings, seeded offsets and masks, the sampling reference, and costs."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from opbench_kernels.geometry import Geometry
@@ -7,6 +9,7 @@ from opbench_kernels.reference import deformable_sample
 
 from opbench.case import Case, Level
 from opbench.operator import Setting, by_direction
+from opbench.operators._random import normal
 from opbench.tolerance import rounding_budget
 
 GROUP_CHANNELS = Setting(32, 1, "channels per group; each group has offsets and masks of its own")
@@ -57,7 +60,7 @@ def triton_unavailable(device_type: str) -> str | None:
 
 def linear_weight(out: int, channels: int, std: float, generator: torch.Generator) -> torch.Tensor:
     """(out, channels), so that inputs of unit variance give outputs of standard deviation `std`."""
-    return torch.randn(out, channels, generator=generator, device=generator.device) * (std / channels**0.5)
+    return normal(generator, out, channels) * (std / math.sqrt(channels))
 
 
 def depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
@@ -67,12 +70,11 @@ def depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torc
     return F.conv2d(image, weight, bias, padding=size // 2, groups=channels).permute(0, 2, 3, 1)
 
 
-def sample_reference(
-    case: Case, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
-) -> torch.Tensor:
+def sample_reference(case: Case, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Reference sampling of NHWC `value` with offset (B, H, W, G, K, 2) and mask (B, H, W, G, K)."""
     split = value.unflatten(-1, (groups(case), -1))
-    return deformable_sample(split, offset, mask, geometry(case)).flatten(-2)
+    out: torch.Tensor = deformable_sample(split, offset, mask, geometry(case))
+    return out.flatten(-2)
 
 
 SMOOTH_WEIGHT_STD = 0.05
@@ -96,9 +98,7 @@ def tolerance(case: Case) -> float:
     """
     side = max(case.shape.height, case.shape.width) * max(1.0, case.float_setting("offset_std_px"))
     roundings = 1 if case.level is Level.CORE else 6
-    return rounding_budget(
-        case, storage_roundings=roundings, float32_growth=2 * side + case.shape.channels**0.5
-    )
+    return rounding_budget(case, storage_roundings=roundings, float32_growth=2 * side + case.shape.channels**0.5)
 
 
 def core_flops(case: Case) -> int:

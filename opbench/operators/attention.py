@@ -83,9 +83,7 @@ OPERATOR = Operator(
     memory_bytes=lambda case: case.dtype.element_bytes * (8 * case.shape.elements + 2 * score_elements(case)),
     reference_elements=reference_elements,
     tolerance=lambda case: attention_tolerance(case, materialised=3),
-    providers=(
-        Provider("torch", _build, "matrix product, softmax, matrix product", sources=(_attention.__name__,)),
-    ),
+    providers=(Provider("torch", _build, "matrix product, softmax, matrix product", sources=(_attention.__name__,)),),
     settings={"head_dim": HEAD_DIM},
     not_applicable=heads_not_applicable,
 )

@@ -5,19 +5,19 @@ import torch.nn.functional as F
 
 from opbench.case import Case, Level
 from opbench.operator import Forward, Operator, Provider, Tensors, by_direction
+from opbench.operators._random import normal
 from opbench.tolerance import rounding_budget
 
 
 def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
     """x (B, H, W, C) and weight (C, 3, 3, C): output channel, row, column, input channel; bias (C,) at module level."""
     channels = case.shape.channels
-    options = {"generator": generator, "device": generator.device}
     tensors = {
-        "x": torch.randn(case.shape.batch, case.shape.height, case.shape.width, channels, **options),
-        "weight": torch.randn(channels, 3, 3, channels, **options) / (9 * channels) ** 0.5,
+        "x": normal(generator, case.shape.batch, case.shape.height, case.shape.width, channels),
+        "weight": normal(generator, channels, 3, 3, channels) / (9 * channels) ** 0.5,
     }
     if case.level is Level.MODULE:
-        tensors["bias"] = torch.randn(channels, **options)
+        tensors["bias"] = normal(generator, channels)
     return tensors
 
 

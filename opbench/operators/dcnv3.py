@@ -9,6 +9,7 @@ from opbench_kernels import dcnv3
 from opbench.case import Case, Level
 from opbench.operator import Forward, Operator, Provider, Setting, Tensors, by_direction
 from opbench.operators import _dcn
+from opbench.operators._random import normal
 
 GELU_SECOND_MOMENT = 0.4252
 """E[GELU(z)^2] for standard normal z, so that the offset Linear can be scaled to give offset_std_px."""
@@ -21,21 +22,20 @@ def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
     """
     shape = (case.shape.batch, case.shape.height, case.shape.width, case.shape.channels)
     channels, taps = case.shape.channels, _dcn.groups(case) * _dcn.points(case)
-    options = {"generator": generator, "device": generator.device}
     offset_std = case.float_setting("offset_std_px")
     if case.level is Level.CORE:
-        logits = torch.randn(*shape[:3], _dcn.groups(case), _dcn.points(case), **options)
+        logits = normal(generator, *shape[:3], _dcn.groups(case), _dcn.points(case))
         return {
-            "value": torch.randn(shape, **options),
-            "offset": torch.randn(*shape[:3], 2 * taps, **options) * offset_std,
+            "value": normal(generator, *shape),
+            "offset": normal(generator, *shape[:3], 2 * taps) * offset_std,
             "mask": logits.softmax(-1).flatten(-2),
         }
     size = case.int_setting("dw_kernel_size")
     spread = GELU_SECOND_MOMENT**-0.5
     tensors = {
-        "x": torch.randn(shape, **options),
-        "dw_conv_weight": torch.randn(channels, 1, size, size, **options) / size,
-        "dw_conv_bias": 0.1 * torch.randn(channels, **options),
+        "x": normal(generator, *shape),
+        "dw_conv_weight": normal(generator, channels, 1, size, size) / size,
+        "dw_conv_bias": 0.1 * normal(generator, channels),
         "norm_weight": torch.ones(channels, device=generator.device),
         "norm_bias": torch.zeros(channels, device=generator.device),
         "offset_weight": _dcn.linear_weight(2 * taps, channels, offset_std * spread, generator),
@@ -45,7 +45,7 @@ def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
     }
     for layer in ("input_proj", "output_proj"):
         tensors[f"{layer}_weight"] = _dcn.linear_weight(channels, channels, 1.0, generator)
-        tensors[f"{layer}_bias"] = 0.1 * torch.randn(channels, **options)
+        tensors[f"{layer}_bias"] = 0.1 * normal(generator, channels)
     return tensors
 
 

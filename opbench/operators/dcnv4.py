@@ -10,6 +10,7 @@ from opbench_kernels.geometry import padded_offset_mask_channels
 from opbench.case import Case, Level
 from opbench.operator import Forward, Operator, Provider, Setting, Tensors, by_direction
 from opbench.operators import _dcn
+from opbench.operators._random import normal
 
 SETTINGS = {
     "group_channels": _dcn.GROUP_CHANNELS,
@@ -21,7 +22,8 @@ SETTINGS = {
 
 def packed_channels(case: Case) -> int:
     """M, channels of the packed offset_mask tensor."""
-    return padded_offset_mask_channels(_dcn.groups(case), _dcn.points(case))
+    channels: int = padded_offset_mask_channels(_dcn.groups(case), _dcn.points(case))
+    return channels
 
 
 def _packed_scales(case: Case, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
@@ -43,25 +45,24 @@ def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
     normal around 1 / K. The official initialisation, all zero, would make every point a plain pixel.
     """
     shape = (case.shape.batch, case.shape.height, case.shape.width, case.shape.channels)
-    options = {"generator": generator, "device": generator.device}
     std, mean = _packed_scales(case, generator)
     channels, packed = case.shape.channels, packed_channels(case)
     if case.level is Level.CORE:
-        noise = torch.randn(*shape[:3], packed, **options)
-        return {"value": torch.randn(shape, **options), "offset_mask": noise * std + mean}
+        noise = normal(generator, *shape[:3], packed)
+        return {"value": normal(generator, *shape), "offset_mask": noise * std + mean}
     tensors = {
-        "x": torch.randn(shape, **options),
+        "x": normal(generator, *shape),
         "offset_mask_weight": _dcn.linear_weight(packed, channels, 1.0, generator) * std.view(-1, 1),
         "offset_mask_bias": mean,
     }
     size = case.int_setting("dw_kernel_size")
     if size:
-        tensors["offset_mask_dw_weight"] = torch.randn(channels, 1, size, size, **options) / size
+        tensors["offset_mask_dw_weight"] = normal(generator, channels, 1, size, size) / size
         tensors["offset_mask_dw_bias"] = torch.zeros(channels, device=generator.device)
     if case.operator == OPERATOR.name:
         for layer in ("value_proj", "output_proj"):
             tensors[f"{layer}_weight"] = _dcn.linear_weight(channels, channels, 1.0, generator)
-            tensors[f"{layer}_bias"] = 0.1 * torch.randn(channels, **options)
+            tensors[f"{layer}_bias"] = 0.1 * normal(generator, channels)
     return tensors
 
 

@@ -52,7 +52,9 @@ def _build_sdpa(case: Case, tensors: Tensors) -> Forward:
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            out = F.scaled_dot_product_attention(*(split_heads(t, head_dim) for t in (q, k, v)))
+            out = F.scaled_dot_product_attention(
+                split_heads(q, head_dim), split_heads(k, head_dim), split_heads(v, head_dim)
+            )
         return out.transpose(1, 2).reshape(q.shape)
 
     return _around(attend, case, tensors)

@@ -15,6 +15,7 @@ from opbench.operators._attention import (
     attention_flops,
     attention_tolerance,
 )
+from opbench.operators._random import normal
 
 
 def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
@@ -22,7 +23,7 @@ def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
     tensors = _attention.make_inputs(case, generator)
     heads = case.shape.channels // case.int_setting("head_dim")
     distances = (2 * case.int_setting("window_size") - 1) ** 2
-    tensors["bias_table"] = 0.5 * torch.randn(distances, heads, generator=generator, device=generator.device)
+    tensors["bias_table"] = 0.5 * normal(generator, distances, heads)
     return tensors
 
 
@@ -51,7 +52,7 @@ def _pad(x: torch.Tensor, case: Case) -> torch.Tensor:
 
 def _to_windows(x: torch.Tensor, window: int) -> torch.Tensor:
     """(B, H, W, C) to (windows, window * window, C)."""
-    grid = x.unflatten(2, (-1, window)).unflatten(1, (-1, window))
+    grid: torch.Tensor = x.unflatten(2, (-1, window)).unflatten(1, (-1, window))
     return grid.transpose(2, 3).reshape(-1, window * window, x.shape[-1])
 
 
@@ -95,7 +96,11 @@ def _build_timm(case: Case, tensors: Tensors) -> Forward:
     window, channels = case.int_setting("window_size"), case.shape.channels
     some = next(iter(tensors.values()))
     attention = WindowAttention(
-        channels, channels // case.int_setting("head_dim"), window_size=window, device=some.device, dtype=some.dtype
+        channels,
+        channels // case.int_setting("head_dim"),
+        window_size=window,
+        device=some.device,
+        dtype=some.dtype,
     ).eval()
     attention.fused_attn = False  # timm's default; the environment must not change what is measured
     _share(attention, "relative_position_bias_table", tensors["bias_table"])
@@ -109,8 +114,8 @@ def _build_timm(case: Case, tensors: Tensors) -> Forward:
 
         return module
 
-    attention.qkv = torch.nn.Identity()  # it then takes q, k and v side by side and returns the heads merged
-    attention.proj = torch.nn.Identity()
+    for layer in ("qkv", "proj"):  # it then takes q, k and v side by side and returns the heads merged
+        setattr(attention, layer, torch.nn.Identity())
 
     def core() -> torch.Tensor:
         qkv = torch.cat([tensors["q"], tensors["k"], tensors["v"]], dim=-1)

@@ -97,7 +97,7 @@ class CudaGraphTimer:
         self._graph.replay()
         torch.cuda.synchronize(self._device)
 
-    def sample(self, _: Launch, count: int) -> list[float]:
+    def sample(self, launch: Launch, count: int) -> list[float]:
         """`count` latencies in milliseconds per launch, from replays of the captured graph."""
         events = []
         for _ in range(count):

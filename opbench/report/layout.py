@@ -1,0 +1,219 @@
+"""How a run's rows become lines and columns: labels, order, grouping and the text of one value."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from functools import cached_property
+from typing import Any
+
+from opbench.case import Dtype, Shape
+from opbench.measurement import Status
+from opbench.results import RunFolder
+
+__all__ = [
+    "ABSENT",
+    "OPERATOR_LABELS",
+    "STATUS_TEXT",
+    "Group",
+    "Row",
+    "Series",
+    "cell_text",
+    "count_cells",
+    "group_rows",
+    "provenance",
+    "reason_notes",
+    "row_shape",
+    "shape_text",
+    "three_digits",
+]
+
+Row = dict[str, Any]
+"""One row of measurements.csv, as RunFolder.rows() gives it."""
+
+ABSENT = "—"
+
+OPERATOR_LABELS = {
+    "conv3x3": "Conv (3×3)",
+    "attention": "Attention (torch)",
+    "flash_attention_2": "FlashAttention-2",
+    "window_attention": "Window Attn (7×7)",
+    "dcnv3": "DCNv3",
+    "dcnv4_lightweight": "DCNv4 (lightweight)",
+    "dcnv4": "DCNv4",
+}
+"""Row labels of the published tables, in their order."""
+
+STATUS_TEXT = {Status.NOT_APPLICABLE: "N/A", Status.OUT_OF_MEMORY: "OOM", Status.NOT_RUN: ABSENT}
+DTYPE_ORDER = tuple(str(dtype) for dtype in Dtype)
+REASON_LENGTH = 160
+REASON_COUNT = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """One line of a table or plot: an operator under one provider."""
+
+    operator: str
+    provider: str
+    settings: str = ""
+    """Empty unless the run holds the same case under several settings."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """The rows of one shape list at one level and direction: one table, or one page of plots."""
+
+    shape_list: str
+    level: str
+    direction: str
+    stem: str
+    """Start of a file name; no other group of the run has it."""
+    rows: tuple[Row, ...]
+
+    @cached_property
+    def shapes(self) -> tuple[Shape, ...]:
+        """Every shape, in the order of the plan."""
+        return tuple(dict.fromkeys(row_shape(row) for row in self.rows))
+
+    @cached_property
+    def dtypes(self) -> tuple[str, ...]:
+        """Every dtype, in the order fp32, tf32, fp16, bf16."""
+        return tuple(sorted({row["dtype"] for row in self.rows}, key=DTYPE_ORDER.index))
+
+    @cached_property
+    def series(self) -> tuple[Series, ...]:
+        """The paper's operators in its order, then the others in the order of the plan."""
+        known = list(OPERATOR_LABELS)
+        found = dict.fromkeys(self._series_of(row) for row in self.rows)
+        return tuple(sorted(found, key=lambda s: known.index(s.operator) if s.operator in known else len(known)))
+
+    @property
+    def common_batch(self) -> int | None:
+        """The batch of every shape, None if they differ."""
+        batches = {shape.batch for shape in self.shapes}
+        return batches.pop() if len(batches) == 1 else None
+
+    @property
+    def description(self) -> str:
+        """Shape list, batch, level and direction in words."""
+        batch = "" if self.common_batch is None else f"batch {self.common_batch}, "
+        return f"{self.shape_list}, {batch}{self.level}, {self.direction}"
+
+    def label(self, series: Series) -> str:
+        """The operator's label; with the provider in brackets where it has several."""
+        same = [other for other in self.series if other.operator == series.operator]
+        extras = []
+        if len({other.provider for other in same}) > 1:
+            extras.append(series.provider)
+        if len({other.settings for other in same}) > 1:
+            extras.append(series.settings or "no settings")
+        label = OPERATOR_LABELS.get(series.operator, series.operator)
+        return f"{label} [{', '.join(extras)}]" if extras else label
+
+    def cell(self, series: Series, shape: Shape, dtype: str) -> Row | None:
+        """The row of one series, shape and dtype; None if the run never planned it."""
+        return self._index.get((series, shape, dtype))
+
+    @cached_property
+    def _index(self) -> dict[tuple[Series, Shape, str], Row]:
+        return {(self._series_of(row), row_shape(row), row["dtype"]): row for row in self.rows}
+
+    @cached_property
+    def _ambiguous_operators(self) -> frozenset[str]:
+        """Operators with a case that occurs under more than one choice of settings."""
+        settings = defaultdict(set)
+        for row in self.rows:
+            settings[row["operator"], row["provider"], row_shape(row), row["dtype"]].add(row["settings"])
+        return frozenset(operator for (operator, *_), texts in settings.items() if len(texts) > 1)
+
+    def _series_of(self, row: Row) -> Series:
+        operator = row["operator"]
+        return Series(operator, row["provider"], row["settings"] if operator in self._ambiguous_operators else "")
+
+
+def group_rows(rows: Iterable[Row]) -> list[Group]:
+    """Split rows by shape list, level and direction, in the order of the plan."""
+    split: dict[tuple[str, str, str], list[Row]] = {}
+    for row in rows:
+        split.setdefault((row["shape_list"], row["level"], row["direction"]), []).append(row)
+    groups: list[Group] = []
+    stems: set[str] = set()
+    for key, members in split.items():
+        # A shape list's name comes from its file, which may be called anything.
+        plain = re.sub(r"[^\w.]+", "-", "-".join(key)).strip("-.")
+        stem, number = plain, 2
+        while stem in stems:
+            stem, number = f"{plain}-{number}", number + 1
+        stems.add(stem)
+        groups.append(Group(*key, stem, tuple(members)))
+    return groups
+
+
+def row_shape(row: Row) -> Shape:
+    """The shape of one row."""
+    return Shape(row["batch"], row["height"], row["width"], row["channels"])
+
+
+def shape_text(shape: Shape, *, batch: bool = False) -> str:
+    """`56×56×128`, or `64×56×56×128` with the batch."""
+    sizes = (shape.height, shape.width, shape.channels)
+    return "×".join(str(size) for size in ((shape.batch, *sizes) if batch else sizes))
+
+
+def three_digits(value: float) -> str:
+    """A positive number to three significant digits, never in scientific notation: 0.833, 32.0, 0.0912."""
+    return format(Decimal(f"{value:.2e}"), "f")
+
+
+def cell_text(row: Row | None) -> str:
+    """The median latency in ms to three digits, or what stands in its place."""
+    if row is None:
+        return ABSENT
+    if row["status"] != Status.OK:
+        return STATUS_TEXT.get(row["status"], str(row["status"]))
+    return three_digits(row["latency_ms"])
+
+
+def provenance(run: RunFolder, rows: Sequence[Row]) -> str:
+    """One line: device, timer, cache and date of the run."""
+    timed = [row for row in rows if row["status"] == Status.OK] or rows
+    timers = ", ".join(sorted({row["timer"] for row in timed}))
+    caches = ", ".join(sorted({row["cache"] for row in timed}))
+    date = str(run.run.get("started_at", ""))[:10] or "date unknown"
+    return f"Device: {run.device_name}; timer: {timers}; cache: {caches}; {date}."
+
+
+def reason_notes(group: Group) -> list[str]:
+    """Why cells have no value: one line per distinct status and reason."""
+    found: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    for row in group.rows:
+        if row["status"] not in (Status.OK, Status.NOT_RUN):
+            label = OPERATOR_LABELS.get(row["operator"], str(row["operator"]))
+            found[cell_text(row), shorten(row["reason"])].append(label)
+    notes = [
+        f"{status}: {reason} ({', '.join(dict.fromkeys(labels))}; {count_cells(len(labels))})."
+        for (status, reason), labels in found.items()
+    ]
+    if len(notes) > REASON_COUNT:
+        hidden = len(notes) - REASON_COUNT
+        notes = [
+            *notes[:REASON_COUNT],
+            f"{hidden} more reasons: see the column `reason` of measurements.csv.",
+        ]
+    not_run = sum(row["status"] == Status.NOT_RUN for row in group.rows)
+    if not_run:
+        notes.append(f"{count_cells(not_run)} planned but not run: the run ended before.")
+    return notes
+
+
+def shorten(text: str) -> str:
+    """Text on one line, cut to REASON_LENGTH characters, without a full stop at its end."""
+    line = " ".join(text.split())
+    return line.rstrip(".") if len(line) <= REASON_LENGTH else line[: REASON_LENGTH - 1].rstrip() + "…"
+
+
+def count_cells(count: int) -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{count} cell{'' if count == 1 else 's'}"

@@ -1,0 +1,242 @@
+"""A run beside the published figures: latencies, ratios to DCNv3, and whether the operators' order agrees."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+from opbench.case import Direction, Level, Shape
+from opbench.measurement import Status
+from opbench.report.layout import (
+    ABSENT,
+    OPERATOR_LABELS,
+    STATUS_TEXT,
+    Group,
+    Row,
+    Series,
+    cell_text,
+    group_rows,
+    provenance,
+    row_shape,
+    shape_text,
+    three_digits,
+)
+from opbench.report.published import PUBLISHED_LABEL, PUBLISHED_SETUP, PublishedCell, published_cells
+from opbench.report.render import Table
+from opbench.results import RunFolder
+
+__all__ = ["kendall_tau", "matched_tables", "paper_tables"]
+
+PUBLISHED_DTYPE = {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16"}
+"""Which published column a run's dtype stands beside; TF32 was most likely on in the published fp32 one."""
+
+REFERENCE = "dcnv3"
+
+
+def paper_tables(run: RunFolder) -> list[Table]:
+    """One table per published shape that the run has, or a single table that lists the published shapes.
+
+    Only module-level forward rows in fp32, tf32 or fp16 have a published counterpart. Latencies in ms; a
+    ratio is the latency divided by that of the DCNv3 row of the same column.
+    """
+    return matched_tables(run) or [_nothing_matches()]
+
+
+def matched_tables(run: RunFolder) -> list[Table]:
+    """The comparisons alone: empty if the run has no published shape."""
+    return [
+        _shape_table(run, Comparison(group, shape))
+        for group in group_rows(row for row in run.rows() if _has_counterpart(row))
+        for shape in group.shapes
+    ]
+
+
+def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Kendall's tau-b of two rankings of the same things; None below two things, or if one ranks all alike.
+
+    scipy's kendalltau gives the same value, after two seconds of importing scipy.stats.
+
+    Source: Kendall, The treatment of ties in ranking problems, Biometrika 33 (1945).
+    """
+    score = first_pairs = second_pairs = 0
+    for (a, b), (c, d) in combinations(zip(first, second, strict=True), 2):
+        sign_first, sign_second = (a > c) - (a < c), (b > d) - (b < d)
+        score += sign_first * sign_second
+        first_pairs += sign_first != 0
+        second_pairs += sign_second != 0
+    if not first_pairs or not second_pairs:
+        return None
+    return score / math.sqrt(first_pairs * second_pairs)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The measured and the published figures of one shape."""
+
+    group: Group
+    """Only rows with a published counterpart."""
+    shape: Shape
+
+    @property
+    def series(self) -> list[Series]:
+        """The lines of the table: every operator and provider that the run planned at this shape."""
+        return [
+            series
+            for series in self.group.series
+            if any(self.group.cell(series, self.shape, dtype) for dtype in self.group.dtypes)
+        ]
+
+    @property
+    def dtypes(self) -> list[str]:
+        """The run's dtypes at this shape that have a published column."""
+        return [
+            dtype
+            for dtype in self.group.dtypes
+            if any(self.group.cell(series, self.shape, dtype) for series in self.group.series)
+        ]
+
+    @property
+    def chosen(self) -> dict[str, Series]:
+        """Per operator the first provider with a value: it alone enters the ratios' base and the order."""
+        chosen: dict[str, Series] = {}
+        for series in self.series:
+            if any(self.measured_ms(series, dtype) is not None for dtype in self.dtypes):
+                chosen.setdefault(series.operator, series)
+        return chosen
+
+    def measured_ms(self, series: Series, dtype: str) -> float | None:
+        """Median latency in ms; None unless the cell is ok."""
+        row = self.group.cell(series, self.shape, dtype)
+        return float(row["latency_ms"]) if row is not None and row["status"] == Status.OK else None
+
+    def measured_base_ms(self, dtype: str) -> float | None:
+        """Median latency of DCNv3 in ms, if it has one."""
+        reference = self.chosen.get(REFERENCE)
+        return None if reference is None else self.measured_ms(reference, dtype)
+
+    def published(self, operator: str, dtype: str) -> PublishedCell | None:
+        """The published figure that stands beside a run's dtype."""
+        return published_cells().get((operator, self.shape, PUBLISHED_DTYPE[dtype]))
+
+    def published_ms(self, operator: str, dtype: str) -> float | None:
+        """The published latency in ms, if the paper prints one."""
+        cell = self.published(operator, dtype)
+        return None if cell is None else cell.latency_ms
+
+    def order(self, dtype: str) -> tuple[float | None, int]:
+        """Kendall's tau between measured and published latencies, and how many operators have both."""
+        pairs = [
+            (measured, published)
+            for operator, series in self.chosen.items()
+            if (measured := self.measured_ms(series, dtype)) is not None
+            and (published := self.published_ms(operator, dtype)) is not None
+        ]
+        return kendall_tau([pair[0] for pair in pairs], [pair[1] for pair in pairs]), len(pairs)
+
+
+def _has_counterpart(row: Row) -> bool:
+    if row["level"] != Level.MODULE or row["direction"] != Direction.FWD:
+        return False
+    dtype = PUBLISHED_DTYPE.get(row["dtype"])
+    return dtype is not None and (row["operator"], row_shape(row), dtype) in published_cells()
+
+
+def _shape_table(run: RunFolder, comparison: Comparison) -> Table:
+    columns = ["Operator", "Provider"]
+    for dtype in comparison.dtypes:
+        beside = PUBLISHED_DTYPE[dtype]
+        columns += [
+            f"measured\n{dtype} (ms)",
+            f"{PUBLISHED_LABEL}\n{beside} (ms)",
+            f"measured\n{dtype} / DCNv3",
+            f"{PUBLISHED_LABEL}\n{beside} / DCNv3",
+        ]
+    rows = []
+    for series in comparison.series:
+        cells = [comparison.group.label(series), series.provider]
+        for dtype in comparison.dtypes:
+            cells += _cells(comparison, series, dtype)
+        rows.append(tuple(cells))
+    group, shape = comparison.group, comparison.shape
+    names = f"{shape_text(shape, batch=True)} ({group.shape_list}, {group.level}, {group.direction})"
+    shape_rows = [row for row in group.rows if row_shape(row) == shape]
+    return Table(
+        name=f"paper-{group.stem}-{shape}",
+        title=f"Measured beside {PUBLISHED_LABEL}: {names}",
+        columns=tuple(columns),
+        rows=tuple(rows),
+        notes=(*_order_notes(comparison), provenance(run, shape_rows), *_source_notes(comparison)),
+    )
+
+
+def _cells(comparison: Comparison, series: Series, dtype: str) -> list[str]:
+    """Measured ms, published ms, and the two ratios to DCNv3."""
+    published = comparison.published(series.operator, dtype)
+    return [
+        cell_text(comparison.group.cell(series, comparison.shape, dtype)),
+        _published_text(published),
+        _ratio(comparison.measured_ms(series, dtype), comparison.measured_base_ms(dtype)),
+        _ratio(comparison.published_ms(series.operator, dtype), comparison.published_ms(REFERENCE, dtype)),
+    ]
+
+
+def _published_text(cell: PublishedCell | None) -> str:
+    if cell is None:
+        return ABSENT
+    return STATUS_TEXT[cell.status] if cell.latency_ms is None else three_digits(cell.latency_ms)
+
+
+def _ratio(latency_ms: float | None, base_ms: float | None) -> str:
+    return ABSENT if latency_ms is None or base_ms is None else three_digits(latency_ms / base_ms)
+
+
+def _order_notes(comparison: Comparison) -> list[str]:
+    notes = []
+    for dtype in comparison.dtypes:
+        tau, count = comparison.order(dtype)
+        text = ABSENT if tau is None else f"{tau:.2f}"
+        notes.append(
+            f"Kendall's tau of the operators' order, {dtype} measured against {PUBLISHED_DTYPE[dtype]} "
+            f"{PUBLISHED_LABEL}: {text} (n = {count})."
+        )
+    if len(comparison.series) > len({series.operator for series in comparison.series}):
+        used = ", ".join(
+            f"{OPERATOR_LABELS.get(series.operator, series.operator)} [{series.provider}]"
+            for series in comparison.chosen.values()
+        )
+        notes.append(f"Ratios to DCNv3 and tau take one provider per operator: {used}.")
+    return notes
+
+
+def _source_notes(comparison: Comparison) -> list[str]:
+    tables = {
+        cell.table
+        for series in comparison.series
+        for dtype in comparison.dtypes
+        if (cell := comparison.published(series.operator, dtype))
+    }
+    source = " and ".join(f"Table {table}" for table in sorted(tables))
+    notes = [
+        f"{PUBLISHED_LABEL}: DCNv4 paper, supplement, {source}; {PUBLISHED_SETUP}. Its batch of "
+        f"{comparison.shape.batch} is inferred."
+    ]
+    if {"fp32", "tf32"} & set(comparison.dtypes):
+        notes.append(
+            f"{PUBLISHED_LABEL} fp32 most likely had TF32 on (inferred): tf32 here is the nearer match, "
+            "fp32 here is strict."
+        )
+    return notes
+
+
+def _nothing_matches() -> Table:
+    shapes = dict.fromkeys((cell.table, cell.shape_list, cell.shape) for cell in published_cells().values())
+    return Table(
+        name="paper",
+        title=f"No row of this run has a published counterpart ({PUBLISHED_LABEL})",
+        columns=("Published in", "Shape list", "Shape (batch inferred)"),
+        rows=tuple((f"Table {table}", name, shape_text(shape, batch=True)) for table, name, shape in shapes),
+        notes=(
+            "A counterpart needs level module, direction fwd, dtype fp32, tf32 or fp16, one of the operators "
+            f"{', '.join(OPERATOR_LABELS)}, and one of the shapes above.",
+        ),
+    )

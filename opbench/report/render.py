@@ -1,0 +1,176 @@
+"""A table of text and its four forms: terminal, Markdown, CSV, LaTeX."""
+
+import csv
+import io
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from opbench.errors import UnknownNameError
+
+if TYPE_CHECKING:
+    from rich.console import Console, Group
+
+__all__ = ["FORMATS", "SUFFIXES", "Table", "print_tables", "render", "terminal"]
+
+SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
+"""File suffix of each format that is written to files."""
+
+FORMATS = ("terminal", *SUFFIXES)
+TERMINAL_WIDTH = 160
+
+_LATEX_ESCAPES = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "&": r"\&",
+        "%": r"\%",
+        "$": r"\$",
+        "#": r"\#",
+        "_": r"\_",
+        "{": r"\{",
+        "}": r"\}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "×": r"$\times$",
+        "·": r"$\cdot$",
+        "τ": r"$\tau$",
+        "≤": r"$\le$",
+        "≥": r"$\ge$",
+        "→": r"$\to$",
+        "—": "---",
+        "…": r"\ldots{}",
+    }
+)
+# An underscore inside a word is no emphasis in Markdown, and flash_attention_2 stays readable.
+_MARKDOWN_SPECIAL = re.compile(r"([\\`*|<\[\]])|(?<!\w)(_)|(_)(?!\w)")
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Text in rows and columns; a line break in a column's heading is kept where the form allows it."""
+
+    name: str
+    """Stem of its files."""
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    text_columns: int = 2
+    """How many columns, from the left, are words; the rest are figures and stand right-aligned."""
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(f"{self.name}: a row of {len(row)} values under {len(self.columns)} columns")
+
+
+def render(table: Table, format: str) -> str:  # noqa: A002 - the word of the command line
+    """A table as text ending in one line break.
+
+    Args:
+        table: what to show.
+        format: one of FORMATS. `csv` has no title and no notes; its first column is the table's name, so that
+            several tables in one stream can be told apart.
+
+    Raises:
+        UnknownNameError: a format that is not known.
+    """
+    forms: dict[str, Callable[[Table], str]] = {
+        "terminal": _terminal_text,
+        "markdown": _markdown,
+        "csv": _csv,
+        "latex": _latex,
+    }
+    if format not in forms:
+        raise UnknownNameError("format", format, FORMATS)
+    return forms[format](table)
+
+
+def print_tables(tables: Iterable[Table], format: str, console: "Console") -> None:  # noqa: A002
+    """Print tables to a rich console, a blank line between them; only `terminal` is coloured or wrapped."""
+    from rich.text import Text
+
+    for number, table in enumerate(tables):
+        if number:
+            console.print()
+        if format == "terminal" and console.is_terminal:
+            console.print(terminal(table))
+        else:
+            console.print(Text(render(table, format)), soft_wrap=True, end="")
+
+
+def terminal(table: Table) -> "Group":
+    """A table as a rich renderable; no text in it is taken for rich markup."""
+    from rich import box
+    from rich.console import Group
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    grid = RichTable(title=Text(table.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
+    for index, column in enumerate(table.columns):
+        if index < table.text_columns:
+            grid.add_column(Text(column), no_wrap=index == 0, vertical="middle")
+        else:
+            grid.add_column(Text(column), justify="right")
+    for row in table.rows:
+        grid.add_row(*(Text(value) for value in row))
+    return Group(grid, *(Text(note, style="dim") for note in table.notes))
+
+
+def _terminal_text(table: Table) -> str:
+    from rich.console import Console
+
+    stream = io.StringIO()
+    Console(file=stream, width=TERMINAL_WIDTH, no_color=True, force_terminal=False).print(terminal(table))
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def _markdown(table: Table) -> str:
+    def line(values: Iterable[str]) -> str:
+        return "| " + " | ".join(_markdown_escape(value).replace("\n", "<br>") for value in values) + " |"
+
+    rules = ("---" if index < table.text_columns else "---:" for index in range(len(table.columns)))
+    lines = [f"**{_markdown_escape(table.title)}**", "", line(table.columns), f"| {' | '.join(rules)} |"]
+    lines += [line(row) for row in table.rows]
+    if table.notes:
+        lines += ["", *(f"- {_markdown_escape(note)}" for note in table.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _markdown_escape(text: str) -> str:
+    return _MARKDOWN_SPECIAL.sub(r"\\\g<0>", text)
+
+
+def _csv(table: Table) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["Table", *(column.replace("\n", " ") for column in table.columns)])
+    writer.writerows([table.name, *row] for row in table.rows)
+    return stream.getvalue()
+
+
+def _latex(table: Table) -> str:
+    def heading(text: str) -> str:
+        parts = [part.translate(_LATEX_ESCAPES) for part in text.split("\n")]
+        return parts[0] if len(parts) == 1 else r"\shortstack{" + r"\\".join(parts) + "}"
+
+    alignment = "l" * table.text_columns + "r" * (len(table.columns) - table.text_columns)
+    lines = [
+        r"% needs \usepackage{booktabs}",
+        r"\begin{table}",
+        r"  \centering",
+        rf"  \caption{{{table.title.translate(_LATEX_ESCAPES)}}}",
+        rf"  \begin{{tabular}}{{{alignment}}}",
+        r"    \toprule",
+        f"    {' & '.join(heading(column) for column in table.columns)} \\\\",
+        r"    \midrule",
+        *(f"    {' & '.join(value.translate(_LATEX_ESCAPES) for value in row)} \\\\" for row in table.rows),
+        r"    \bottomrule",
+        r"  \end{tabular}",
+        *(rf"  \par\footnotesize {note.translate(_LATEX_ESCAPES)}" for note in table.notes),
+        r"\end{table}",
+    ]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,132 @@
+"""Tables of one run: latencies in the paper's layout, and fp32 against half precision."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from opbench.case import Shape
+from opbench.measurement import Status
+from opbench.report.layout import (
+    ABSENT,
+    Group,
+    Row,
+    Series,
+    cell_text,
+    group_rows,
+    provenance,
+    reason_notes,
+    shape_text,
+    three_digits,
+)
+from opbench.report.paper import matched_tables
+from opbench.report.render import SUFFIXES, Table, render
+from opbench.results import RunFolder
+
+__all__ = ["half_precision", "run_tables", "speedup", "speedup_tables", "write_tables"]
+
+
+def run_tables(run: RunFolder) -> list[Table]:
+    """One table per shape list, level and direction: operators down, shapes across, median latencies in ms.
+
+    Every dtype of the run stands in each cell, in the order fp32, tf32, fp16, bf16; a cell without a value
+    says why: N/A, OOM, its status, or a dash where nothing was run.
+    """
+    return [_latency_table(run, group) for group in group_rows(run.rows())]
+
+
+def speedup_tables(run: RunFolder) -> list[Table]:
+    """One table per shape list, level and direction: fp32 latency divided by fp16 latency.
+
+    Where the run has no fp16, bf16 stands in its place and the table says so; groups that lack fp32 or
+    both are left out.
+    """
+    return [_speedup_table(run, group, half) for group in group_rows(run.rows()) if (half := half_precision(group))]
+
+
+def write_tables(run: RunFolder) -> list[Path]:
+    """Write every table of a run into its folder `tables`, each as .md, .csv and .tex; returns the files."""
+    folder = run.path / "tables"
+    folder.mkdir(exist_ok=True)
+    written = []
+    for table in (*run_tables(run), *speedup_tables(run), *matched_tables(run)):
+        for form, suffix in SUFFIXES.items():
+            path = folder / f"{table.name}{suffix}"
+            path.write_text(render(table, form), encoding="utf-8")
+            written.append(path)
+    return written
+
+
+def half_precision(group: Group) -> str | None:
+    """The dtype that fp32 is compared with: fp16, else bf16; None if the group lacks fp32 or both."""
+    if "fp32" not in group.dtypes:
+        return None
+    return next((dtype for dtype in ("fp16", "bf16") if dtype in group.dtypes), None)
+
+
+def speedup(full: Row | None, half: Row | None) -> float | None:
+    """Latency in fp32 divided by latency in half precision; None unless both cells are ok."""
+    if full is None or half is None or not full["status"] == half["status"] == Status.OK:
+        return None
+    return float(full["latency_ms"] / half["latency_ms"])
+
+
+def _latency_table(run: RunFolder, group: Group) -> Table:
+    dtypes = " / ".join(group.dtypes)
+    rows = tuple(
+        (
+            group.label(series),
+            series.provider,
+            *(
+                " / ".join(cell_text(group.cell(series, shape, dtype)) for dtype in group.dtypes)
+                for shape in group.shapes
+            ),
+        )
+        for series in group.series
+    )
+    return Table(
+        name=group.stem,
+        title=f"Latency in ms, {dtypes}: {group.description}",
+        columns=(
+            "Operator",
+            "Provider",
+            *(f"{_heading(group, shape)}\n{dtypes} (ms)" for shape in group.shapes),
+        ),
+        rows=rows,
+        notes=(provenance(run, group.rows), *reason_notes(group)),
+    )
+
+
+def _speedup_table(run: RunFolder, group: Group, half: str) -> Table:
+    def values(series: Series) -> Iterator[str]:
+        for shape in group.shapes:
+            yield _speedup_text(group.cell(series, shape, "fp32"), group.cell(series, shape, half))
+
+    return Table(
+        name=f"speedup-{group.stem}-fp32-{half}",
+        title=f"Speed-up of {half} over fp32 (fp32 latency / {half} latency): {group.description}",
+        columns=(
+            "Operator",
+            "Provider",
+            *(f"{_heading(group, shape)}\nfp32 / {half} (×)" for shape in group.shapes),
+        ),
+        rows=tuple((group.label(series), series.provider, *values(series)) for series in group.series),
+        notes=(
+            provenance(run, [row for row in group.rows if row["dtype"] in ("fp32", half)]),
+            f"Above 1: {half} is faster. Where a cell has no value, the dtype without one says why.",
+        ),
+    )
+
+
+def _speedup_text(full: Row | None, half: Row | None) -> str:
+    """The speed-up to three digits, or why there is none."""
+    ratio = speedup(full, half)
+    if ratio is not None:
+        return three_digits(ratio)
+    if full is None or half is None:
+        return ABSENT
+    without = {dtype: row for dtype, row in (("fp32", full), (half["dtype"], half)) if row["status"] != Status.OK}
+    texts = [f"{dtype} {text}" for dtype, row in without.items() if (text := cell_text(row)) != ABSENT]
+    return ", ".join(texts) or ABSENT
+
+
+def _heading(group: Group, shape: Shape) -> str:
+    return shape_text(shape, batch=group.common_batch is None)

@@ -1,0 +1,50 @@
+"""Run folders made by hand for the report's tests."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from opbench.case import Case, Cell, Direction, Dtype, Level, Shape
+from opbench.measurement import Measurement, Status
+from opbench.results import RunFolder
+
+DEVICE = "Example GPU 40GB"
+
+
+def measurement(
+    operator: str,
+    shape: Shape,
+    dtype: str,
+    value: float | Status,
+    *,
+    provider: str = "torch",
+    reason: str = "",
+    shape_list: str = "standard",
+    level: str = "module",
+    direction: str = "fwd",
+    flop_count: int = 4_000_000_000,
+    settings: tuple[tuple[str, Any], ...] = (),
+) -> Measurement:
+    """A cell whose median is `value` ms, or one with a status and no samples."""
+    case = Case(operator, Level(level), Direction(direction), shape_list, shape, Dtype(dtype), settings)
+    cell = Cell(case, provider, flop_count, 1_000_000, 1_000_000)
+    if isinstance(value, Status):
+        return Measurement(cell, value, reason=reason or f"made to be {value}")
+    samples = (value * 1.5, value, value * 0.9)
+    return Measurement(cell, Status.OK, latencies_ms=samples, timer="cuda-event", cache="cold", reason=reason)
+
+
+def make_run(path: Path, measurements: Iterable[Measurement]) -> RunFolder:
+    """A run folder with these cells planned; those that are not_run have no line in the journal."""
+    cells = list(measurements)
+    run = RunFolder.create(
+        path,
+        command={"timer": "auto", "cache": "cold"},
+        environment={"device_name": DEVICE},
+        plan=[entry.cell for entry in cells],
+    )
+    with run.append() as journal:
+        for entry in cells:
+            if entry.status is not Status.NOT_RUN:
+                journal.write(entry)
+    return run

@@ -1,0 +1,99 @@
+"""The direction of the arrows, held: what may import what, and what stays free of torch."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import opbench
+
+ROOT = Path(__file__).parents[1]
+HEAVY = {"torch", "triton", "pandas", "numpy", "matplotlib", "scipy", "timm", "yaml"}
+PURE = ("shapes", "case", "measurement", "stats", "metrics", "results", "errors", "operator", "plan", "tolerance")
+
+
+def imported_by(statement, *, without=()):
+    """Top-level modules loaded by a statement in a fresh Python where the modules of `without` cannot be imported."""
+    code = (
+        "import json, sys\n"
+        f"sys.modules.update(dict.fromkeys({list(without)!r}))\n"
+        f"{statement}\n"
+        "print(json.dumps(sorted({name.partition('.')[0] for name, module in sys.modules.items() if module})))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def absolute_imports(path):
+    """Names imported anywhere in a file."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("module", ["cli", "report", *PURE])
+def test_stays_free_of_heavy_imports(module):
+    assert not imported_by(f"import opbench.{module}") & HEAVY
+
+
+def test_help_imports_nothing_heavy():
+    statement = (
+        "import sys; sys.argv = ['opbench', '--help']\n"
+        "try:\n    from opbench.cli import main; main()\nexcept SystemExit: pass"
+    )
+    assert not imported_by(statement) & HEAVY
+
+
+def test_reading_results_works_without_torch(tmp_path):
+    command = [sys.executable, "-m", "opbench", "sweep", "--shapes", "smoke", "--ops", "conv3x3", "--device", "cpu",
+               "--time-budget", "0.02", "--out", str(tmp_path / "run"), "--quiet"]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    code = f"import opbench; frame = opbench.load_results({str(tmp_path / 'run')!r}); assert len(frame) == 6"
+    assert "torch" not in imported_by(code, without=("torch", "triton", "timm"))
+    report = (
+        f"import sys; sys.argv = ['opbench', 'report', {str(tmp_path / 'run')!r}]\n"
+        "try:\n    from opbench.cli import main; main()\nexcept SystemExit as end: assert end.code in (None, 0)"
+    )
+    loaded = imported_by(report, without=("torch", "triton", "timm", "pandas", "numpy", "matplotlib", "scipy"))
+    assert not loaded & HEAVY
+
+
+def test_kernels_stand_without_the_harness():
+    for path in (ROOT / "kernels").glob("*.py"):
+        assert not {name for name in absolute_imports(path) if name.partition(".")[0] == "opbench"}, path
+    allowed = {"torch", "triton", "opbench_kernels", *sys.stdlib_module_names}
+    for path in (ROOT / "kernels").glob("*.py"):
+        assert {name.partition(".")[0] for name in absolute_imports(path)} <= allowed, path
+
+
+def test_triton_is_imported_only_for_triton():
+    assert "triton" not in imported_by("from opbench_kernels import dcnv4", without=("triton",))
+
+
+def test_operators_do_not_know_the_harness():
+    allowed = {"opbench.case", "opbench.operator", "opbench.tolerance", "opbench.operators"}
+    for path in (ROOT / "opbench" / "operators").glob("*.py"):
+        own = {name for name in absolute_imports(path) if name.startswith("opbench.")}
+        assert {".".join(name.split(".")[:2]) for name in own} <= allowed, path
+
+
+def test_reports_read_results_and_measure_nothing():
+    forbidden = {"torch", "triton", "opbench.runner", "opbench.run", "opbench.check", "opbench.executor"}
+    for path in (ROOT / "opbench" / "report").glob("*.py"):
+        assert not absolute_imports(path) & forbidden, path
+
+
+def test_the_public_names_are_there_and_no_others():
+    for name in opbench.__all__:
+        assert getattr(opbench, name) is not None
+    assert opbench.__version__ == "0.1.0"
+    with pytest.raises(AttributeError, match="no attribute 'benchmark'"):
+        _ = opbench.benchmark

@@ -1,0 +1,196 @@
+"""The command line as a stranger uses it: exit codes, folders, messages."""
+
+import csv
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+TINY = "shapes:\n  - {batch: 1, height: 4, width: 4, channels: 32}\n"
+
+
+def opbench(*arguments, cwd, **options):
+    return subprocess.run(
+        [sys.executable, "-m", "opbench", *map(str, arguments)],
+        capture_output=True, text=True, cwd=cwd, timeout=240, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    return tmp_path
+
+
+FAST = ("--shapes", "tiny.yaml", "--device", "cpu", "--time-budget", "0.02")
+
+
+def test_a_sweep_from_start_to_report(folder):
+    done = opbench(
+        "sweep", *FAST, "--ops", "conv3x3,dcnv4", "--dtypes", "fp32,bf16", "--level", "module,core", cwd=folder
+    )
+    assert done.returncode == 0, done.stderr
+    assert "[1/8] conv3x3 (torch) module fwd 1x4x4x32 fp32: " in done.stderr
+    assert "8 cells: 8 ok" in done.stdout
+    [run] = (folder / "results").iterdir()
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d-cpu-1", run.name)
+    assert f"results: results/{run.name}" in done.stdout
+    with (run / "measurements.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["status"] for row in rows} == {"ok"}
+    assert all(float(row["latency_ms"]) > 0 and int(row["samples"]) >= 30 for row in rows)
+    assert json.loads((run / "run.json").read_text())["schema_version"] == 1
+
+    for format_, mark in (
+        ("terminal", "Conv (3×3)"),
+        ("markdown", "| Conv (3×3)"),
+        ("csv", "Conv (3×3),"),
+        ("latex", r"\begin{tabular}"),
+    ):
+        report = opbench("report", run, "--format", format_, cwd=folder)
+        assert report.returncode == 0, report.stderr
+        assert mark in report.stdout
+    paper = opbench("report", run, "--paper", cwd=folder)
+    assert paper.returncode == 0
+    assert "56×56×128" in paper.stdout  # which shapes are published, since none of these is
+    assert "A100 2023" in paper.stdout
+
+    (run / "measurements.csv").unlink()
+    assert opbench("report", run, "--write", cwd=folder).returncode == 0
+    assert (run / "measurements.csv").exists()
+
+
+def test_out_is_refused_twice_and_resume_finds_nothing_left(folder):
+    first = opbench("sweep", *FAST, "--ops", "conv3x3", "--out", "run", "--quiet", cwd=folder)
+    assert first.returncode == 0, first.stderr
+    assert first.stderr == ""
+    assert first.stdout == "2 cells: 2 ok\nresults: run\n"
+    journal = (folder / "run" / "journal.jsonl").read_bytes()
+    again = opbench("sweep", *FAST, "--ops", "conv3x3", "--out", "run", cwd=folder)
+    assert again.returncode == 2
+    assert "run already holds a run; choose another --out, or continue it with --resume" in again.stderr
+    resumed = opbench("sweep", "--resume", "--out", "run", "--quiet", cwd=folder)
+    assert resumed.returncode == 0, resumed.stderr
+    assert (folder / "run" / "journal.jsonl").read_bytes() == journal
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_sweep_that_is_stopped_keeps_its_cells_and_resumes(folder, how):
+    command = [sys.executable, "-m", "opbench", "sweep", *FAST, "--ops", "conv3x3,attention,dcnv4", "--out", "run"]
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    journal = folder / "run" / "journal.jsonl"
+    deadline = time.monotonic() + 120
+    while not (journal.exists() and journal.read_bytes().count(b"\n") >= 1):
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(how)
+    out, err = process.communicate(timeout=120)
+    if how is not signal.SIGKILL:
+        assert process.returncode == 130, err
+        assert "continue with: opbench sweep --resume --out run" in err
+        assert "not_run" in out
+        assert (folder / "run" / "measurements.csv").exists()
+    kept = journal.read_bytes()
+    assert 1 <= kept.count(b"\n") < 6
+    resumed = opbench("sweep", "--resume", "--out", "run", "--quiet", cwd=folder)
+    assert resumed.returncode == 0, resumed.stderr
+    assert resumed.stdout.startswith("6 cells: 6 ok")
+    assert journal.read_bytes().startswith(kept[: kept.rindex(b"\n") + 1])
+
+
+def test_a_dry_run_prints_the_plan_and_runs_nothing(folder):
+    done = opbench("sweep", "--shapes", "standard", "--ops", "attention", "--dtypes", "fp16", "--dry-run", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert "5 cells, none run" in done.stdout
+    assert "attention/module/fwd/standard/64x56x56x128/fp16" in done.stdout
+    assert re.search(
+        r"largest estimated memory: \d+\.\d\d GiB, attention/module/fwd/standard/64x56x56x128", done.stdout
+    )
+    assert not (folder / "results").exists()
+
+
+def test_a_memory_limit_gives_a_row_and_the_next_cell_runs(folder):
+    (folder / "two.yaml").write_text(
+        "shapes:\n  - {batch: 4, height: 64, width: 64, channels: 32}\n  - {batch: 1, height: 4, width: 4, channels: 32}\n"
+    )
+    # Scores of the first shape: 4 * 4096^2 floats, 256 MiB, twice.
+    done = opbench(
+        "sweep", "--shapes", "two.yaml", "--ops", "attention", "--level", "core", "--dtypes", "fp32", "--device", "cpu",
+        "--time-budget", "0.02", "--memory-limit", "0.3", "--out", "run", cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "1 out_of_memory" in done.stdout
+    assert "1 ok" in done.stdout
+    assert "OOM" in done.stdout
+
+
+def test_a_provider_that_is_not_here_is_a_row_and_exit_code_1(folder):
+    done = opbench("sweep", *FAST, "--ops", "dcnv4", "--providers", "dcnv4=triton", "--out", "run", cwd=folder)
+    assert done.returncode == 1
+    assert "unavailable: dcnv4 module fwd 1x4x4x32 fp32 (triton): the Triton kernels need a CUDA device" in done.stderr
+
+
+def test_tf32_on_a_cpu_is_not_applicable_and_exit_code_0(folder):
+    done = opbench("sweep", *FAST, "--ops", "conv3x3", "--dtypes", "tf32", "--out", "run", cwd=folder)
+    assert done.returncode == 0
+    assert "2 cells" not in done.stdout
+    assert "1 cells: 1 not_applicable" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--ops", "conv9x9"), "opbench: unknown operator 'conv9x9'; known: conv3x3, attention"),
+        (("--ops", "conv3x3,,"), "--ops must be names separated by commas"),
+        (("--shapes", "missing.yaml"), "missing.yaml"),
+        (("--shapes", "bad.yaml"), "opbench: bad.yaml:2: height must be a positive integer, got 'x'"),
+        (("--device", "cuda:77"), "opbench: device cuda:77"),
+        (("--dtypes", "fp8"), "opbench: --dtypes must be of fp32"),
+        (("--time-budget", "0"), "opbench: --time-budget must be a positive number, got 0"),
+        (("--resume",), "--resume needs --out"),
+        (("--resume", "--out", "nothing"), "opbench: nothing: no run there"),
+        (("--frobnicate",), "No such option"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(folder, arguments, message):
+    (folder / "bad.yaml").write_text("shapes:\n  - {batch: 1, height: x, width: 4, channels: 8}\n")
+    done = opbench("sweep", *arguments, cwd=folder)
+    assert done.returncode == 2
+    assert message in re.sub(r"[│\n ]+", " ", done.stderr)
+    assert "Traceback" not in done.stderr
+    if message.startswith("opbench:"):
+        assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("what", ["operators", "providers", "shapes", "devices"])
+def test_lists(folder, what):
+    done = opbench("list", what, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    expected = {
+        "operators": ["dcnv4_lightweight", "offset_std_px=1.0", "inside the timing"],
+        "providers": ["sdpa_flash", "timm", "triton"],
+        "shapes": ["64x56x56x128", "1x200x320x128", "smoke"],
+        "devices": ["cpu", "yes"],
+    }
+    for text in expected[what]:
+        assert text in done.stdout
+
+
+def test_env_tells_what_a_bug_report_needs(folder):
+    done = opbench("env", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    for text in ("torch", "triton", "driver", "Python", "git"):
+        assert text.lower() in done.stdout.lower()
+    assert os.path.expanduser("~") not in done.stdout
+
+
+def test_report_says_what_is_wrong_with_a_run(folder):
+    done = opbench("report", "nowhere", cwd=folder)
+    assert done.returncode == 2
+    assert done.stderr == "opbench: nowhere: no run there (run.json is missing)\n"
