@@ -4,15 +4,15 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from importlib import metadata
-from operator import attrgetter
-from pathlib import Path, PurePath
-from types import ModuleType
+from pathlib import Path
 from typing import Any
 
 from opbench.errors import UsageError
+from opbench.nvml import Nvml, nvml_of, watts
+from opbench.precision import float32_precision
 
 __all__ = [
     "collect_environment",
@@ -33,18 +33,6 @@ VARIABLES = re.compile(
     r"|NVIDIA_TF32_OVERRIDE|ATEN_CPU_CAPABILITY|(OMP|MKL|KMP|ONEDNN|DNNL|OPENBLAS)_.*"
     r"|(TRITON|TORCH|TORCHINDUCTOR|PYTORCH|CUBLAS|CUBLASLT|CUDNN)_.*"
 )
-CLOCK_EVENT_REASONS = {
-    0x1: "gpu_idle",
-    0x2: "applications_clocks_setting",
-    0x4: "sw_power_cap",
-    0x8: "hw_slowdown",
-    0x10: "sync_boost",
-    0x20: "sw_thermal_slowdown",
-    0x40: "hw_thermal_slowdown",
-    0x80: "hw_power_brake_slowdown",
-    0x100: "display_clock_setting",
-}
-"""Bits of nvmlClocksEventReason*, in NVML's own words."""
 
 
 def collect_environment(device: str | None = None) -> dict[str, Any]:
@@ -65,7 +53,7 @@ def collect_environment(device: str | None = None) -> dict[str, Any]:
     device = resolve_device(device or "auto")
     cpu = _cpu()
     properties = torch.cuda.get_device_properties(device) if device != "cpu" else None
-    with _nvml(device) as nvml:
+    with nvml_of(device) as nvml:
         return {
             "opbench_version": _package_version("opbench"),
             "git_revision": git_revision(Path(__file__)),
@@ -81,7 +69,7 @@ def collect_environment(device: str | None = None) -> dict[str, Any]:
             "other_gpu_processes": nvml.other_processes(),
             "cpu": cpu,
             "memory_bytes": psutil.virtual_memory().total,
-            "fp32_precision": _fp32_precision(),
+            "fp32_precision": float32_precision(),
             "variables": _variables(),
         }
 
@@ -132,7 +120,7 @@ def gpu_conditions(device: str) -> dict[str, Any]:
         sm_clock_mhz, memory_clock_mhz, power_w, temperature_c, clock_event_reasons; None for each that the GPU does
         not report; {} on the CPU and where NVML does not answer.
     """
-    with _nvml(device) as nvml:
+    with nvml_of(device) as nvml:
         conditions = nvml.conditions()
     return {} if all(value is None for value in conditions.values()) else conditions
 
@@ -216,104 +204,7 @@ def git_revision(file: Path) -> str | None:
     return f"{revision}+dirty" if dirty else revision
 
 
-class _Nvml:
-    """Asks NVML about one GPU; answers None where the library, the GPU or the question is unknown."""
-
-    def __init__(self, module: ModuleType | None, handle: Any = None) -> None:  # noqa: ANN401
-        self.module = module
-        self.handle = handle
-
-    def ask(self, function: str, *arguments: object) -> Any:  # noqa: ANN401 - as NVML
-        if self.module is None:
-            return None
-        try:
-            return getattr(self.module, function)(*arguments)
-        except (self.module.NVMLError, AttributeError):  # AttributeError: an older nvidia-ml-py
-            return None
-
-    def about_gpu(self, function: str, *arguments: object) -> Any:  # noqa: ANN401 - as NVML
-        return None if self.handle is None else self.ask(function, self.handle, *arguments)
-
-    def find(self, device: str) -> None:
-        """Point at torch's GPU, by UUID or PCI address: CUDA_VISIBLE_DEVICES renumbers torch's, not NVML's."""
-        import torch
-
-        properties: Any = torch.cuda.get_device_properties(device)  # its stub lacks the PCI fields
-        address = (properties.pci_domain_id, properties.pci_bus_id, properties.pci_device_id)
-        for function, name in (
-            ("nvmlDeviceGetHandleByUUID", f"GPU-{properties.uuid}"),
-            ("nvmlDeviceGetHandleByUUID", f"MIG-{properties.uuid}"),
-            ("nvmlDeviceGetHandleByPciBusId", "{:08x}:{:02x}:{:02x}.0".format(*address)),
-        ):
-            self.handle = self.ask(function, name)
-            if self.handle is not None:
-                return
-
-    def conditions(self) -> dict[str, Any]:
-        reasons = self.about_gpu("nvmlDeviceGetCurrentClocksEventReasons")
-        if reasons is None:  # drivers before 535 know them as throttle reasons
-            reasons = self.about_gpu("nvmlDeviceGetCurrentClocksThrottleReasons")
-        return {
-            "sm_clock_mhz": self.about_gpu("nvmlDeviceGetClockInfo", 1),  # NVML_CLOCK_SM
-            "memory_clock_mhz": self.about_gpu("nvmlDeviceGetClockInfo", 2),  # NVML_CLOCK_MEM
-            "power_w": _watts(self.about_gpu("nvmlDeviceGetPowerUsage")),
-            "temperature_c": self.about_gpu("nvmlDeviceGetTemperature", 0),  # NVML_TEMPERATURE_GPU
-            "clock_event_reasons": None if reasons is None else _reason_names(reasons),
-        }
-
-    def other_processes(self) -> list[dict[str, Any]]:
-        """Everyone else on the GPU: pid, program name without its folder, memory in bytes where known."""
-        by_pid = {
-            process.pid: process
-            for kind in ("Graphics", "Compute")
-            for process in self.about_gpu(f"nvmlDeviceGet{kind}RunningProcesses") or ()
-        }
-        return [
-            {
-                "pid": pid,
-                # Folders and arguments hold user names.
-                "name": PurePath((self.ask("nvmlSystemGetProcessName", pid) or "").split(" ")[0]).name or None,
-                "used_memory_bytes": process.usedGpuMemory,
-            }
-            for pid, process in sorted(by_pid.items())
-            if pid != os.getpid()
-        ]
-
-
-@contextmanager
-def _nvml(device: str) -> Iterator[_Nvml]:
-    """NVML, pointed at the GPU if the device is one."""
-    try:
-        import pynvml
-    except ImportError:
-        yield _Nvml(None)
-        return
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        yield _Nvml(None)
-        return
-    nvml = _Nvml(pynvml)
-    try:
-        if device.startswith("cuda"):
-            nvml.find(device)
-        yield nvml
-    finally:
-        with suppress(pynvml.NVMLError):
-            pynvml.nvmlShutdown()
-
-
-def _reason_names(bits: int) -> list[str]:
-    """Names of the bits that are set, lowest first."""
-    set_bits = [1 << position for position in range(bits.bit_length()) if bits >> position & 1]
-    return [CLOCK_EVENT_REASONS.get(bit, f"unknown_{bit:#x}") for bit in set_bits]
-
-
-def _watts(milliwatts: int | None) -> float | None:
-    return None if milliwatts is None else milliwatts / 1000
-
-
-def _gpu(properties: Any, nvml: _Nvml) -> dict[str, Any]:  # noqa: ANN401 - torch's class is private
+def _gpu(properties: Any, nvml: Nvml) -> dict[str, Any]:  # noqa: ANN401 - torch's class is private
     persistence = nvml.about_gpu("nvmlDeviceGetPersistenceMode")
     mig = nvml.about_gpu("nvmlDeviceGetMigMode")
     return {
@@ -324,7 +215,7 @@ def _gpu(properties: Any, nvml: _Nvml) -> dict[str, Any]:  # noqa: ANN401 - torc
         **nvml.conditions(),
         "max_sm_clock_mhz": nvml.about_gpu("nvmlDeviceGetMaxClockInfo", 1),
         "max_memory_clock_mhz": nvml.about_gpu("nvmlDeviceGetMaxClockInfo", 2),
-        "power_limit_w": _watts(nvml.about_gpu("nvmlDeviceGetEnforcedPowerLimit")),
+        "power_limit_w": watts(nvml.about_gpu("nvmlDeviceGetEnforcedPowerLimit")),
         "persistence_mode": None if persistence is None else bool(persistence),
         "mig_mode": None if mig is None else bool(mig[0]),
     }
@@ -413,18 +304,6 @@ def _cuda_problem() -> str:
     except (RuntimeError, AssertionError) as error:
         return re.split(r"\.\s|\n", str(error))[0]
     return "PyTorch finds no CUDA device"
-
-
-def _fp32_precision() -> dict[str, str]:
-    """How fp32 products are computed (ieee, tf32, bf16, none), for each backend that this torch can tell."""
-    import torch
-
-    found = {}
-    # Only the new names: reading allow_tf32 as well makes torch refuse the mix.
-    for name in ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn"):
-        with suppress(AttributeError):
-            found[name] = str(attrgetter(f"{name}.fp32_precision")(torch.backends))
-    return found
 
 
 def _variables() -> dict[str, str]:

@@ -4,6 +4,7 @@ from rich.table import Table
 
 from opbench import registry
 from opbench.environment import resolve_device
+from opbench.errors import UsageError
 from opbench.shapes import builtin_shape_lists, load_shape_list
 
 __all__ = ["devices", "operators", "providers", "shapes"]
@@ -48,8 +49,9 @@ def devices() -> Table:
     table.add_row("cpu", collect_environment("cpu")["device_name"], "yes")
     for index in range(torch.cuda.device_count()):
         table.add_row(f"cuda:{index}", torch.cuda.get_device_name(index), "yes")
-    if not torch.cuda.is_available():
-        built = torch.version.cuda
-        reason = "no CUDA device or driver answers" if built else "this torch is built without CUDA"
-        table.add_row("cuda", "", f"no: {reason}")
+    if not torch.cuda.device_count():
+        try:
+            resolve_device("cuda")
+        except UsageError as error:
+            table.add_row("cuda", "", f"no: {error}")
     return table

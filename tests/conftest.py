@@ -13,5 +13,5 @@ if not HAS_CUDA:
 def pytest_collection_modifyitems(items):
     if not HAS_CUDA:
         for item in items:
-            if "gpu" in item.keywords:
+            if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device, none here"))

@@ -11,8 +11,10 @@ import pytest
 import opbench
 
 ROOT = Path(__file__).parents[1]
-HEAVY = {"torch", "triton", "pandas", "numpy", "matplotlib", "scipy", "timm", "yaml"}
-PURE = ("shapes", "case", "measurement", "stats", "metrics", "results", "errors", "operator", "plan", "tolerance")
+HEAVY = {"pynvml", "psutil", "torch", "triton", "pandas", "numpy", "matplotlib", "scipy", "timm", "yaml"}
+PURE = (
+    "shapes", "case", "measurement", "stats", "metrics", "results", "errors", "operator", "plan", "tolerance", "environment",
+)  # fmt: skip
 
 
 def imported_by(statement, *, without=()):

@@ -1,6 +1,5 @@
 """The environment record: complete without a GPU, right with a (fake) one, and free of names and paths."""
 
-import builtins
 import json
 import os
 import re
@@ -15,7 +14,6 @@ import torch
 
 from opbench import environment
 from opbench.environment import (
-    CLOCK_EVENT_REASONS,
     collect_environment,
     comparison_identity,
     device_slug,
@@ -26,6 +24,7 @@ from opbench.environment import (
     resolve_device,
 )
 from opbench.errors import UsageError
+from opbench.nvml import CLOCK_EVENT_REASONS
 
 UUID = "5c1f8b1e-0000-1111-2222-333344445555"
 GPU = SimpleNamespace(
@@ -495,16 +494,3 @@ def test_lines_on_a_bare_machine(bare):
     assert lines["other GPU processes"] == "none"
     assert "SM clock" not in lines
     assert all(isinstance(value, str) and value for value in lines.values())
-
-
-def test_import_needs_no_torch(monkeypatch):
-    real_import = builtins.__import__
-
-    def refuse(name, *arguments, **keywords):
-        assert name.split(".")[0] not in ("torch", "pynvml", "psutil"), f"{name} imported at import time"
-        return real_import(name, *arguments, **keywords)
-
-    source = Path(environment.__file__).read_text()
-    with monkeypatch.context() as patch:
-        patch.setattr(builtins, "__import__", refuse)
-        exec(compile(source, environment.__file__, "exec"), {"__name__": "fresh"})  # noqa: S102
