@@ -93,8 +93,7 @@ class Operator:
     """A vision operator on NHWC input, with a reference, costs and providers.
 
     Attributes:
-        name: as in `--ops`.
-        label: row label in tables.
+        name: as in `--ops`, and in tables.
         summary: one line for `opbench list operators`.
         timed: which conversions and stages lie inside the timing.
         make_inputs: (case, generator) -> inputs and parameters as float32 tensors on the generator's device. The
@@ -115,7 +114,6 @@ class Operator:
     """
 
     name: str
-    label: str
     summary: str
     timed: str
     make_inputs: "Callable[[Case, torch.Generator], Tensors]"

@@ -3,6 +3,7 @@
 import gc
 import hashlib
 import importlib.util
+import os
 import sys
 import time
 import zlib
@@ -135,9 +136,9 @@ class CellRunner:
             enter("time")
             rule = StoppingRule(self.options.time_budget_s)
             timer.prepare(launch, WARM_UP_FRACTION * rule.time_budget_s)
-            before = gpu_conditions(device)
+            before = _conditions(device)
             samples = collect_samples(timer, launch, rule)
-            after = gpu_conditions(device)
+            after = _conditions(device)
         cropped = f"checked at {result.checked_shape}: the fp64 reference of the full shape is too large"
         return replace(
             common,
@@ -147,7 +148,7 @@ class CellRunner:
             launches_per_sample=timer.launches_per_sample,
             stop_reason=samples.stop_reason,
             peak_memory_bytes=peak,
-            conditions={"before": before, "after": after} if before or after else {},
+            conditions={"before": before, "after": after},
         )
 
     def _peak_memory_bytes(self, launch: Launch) -> int | None:
@@ -194,6 +195,11 @@ def _launch(case: Case, provider: Provider, tensors: Tensors) -> tuple[Launch, C
     return forward_and_backward, forward_and_backward
 
 
+def _conditions(device: str) -> dict[str, Any]:
+    """What moves the device's speed: a GPU's clocks, power and throttling; on the CPU how many others run."""
+    return gpu_conditions(device) if device != "cpu" else {"load_average_1min": os.getloadavg()[0]}
+
+
 def _failure(error: Exception, stage: str) -> tuple[Status, str]:
     """Status and reason of a cell that raised."""
     text = " ".join(str(error).split())[:300] or "no message"
@@ -223,7 +229,12 @@ def _source_path(module: str) -> Path | None:
 
 @contextmanager
 def memory_limit(gib: float | None, device: str) -> Iterator[None]:
-    """Hold this process to a limit: the CUDA allocator's share of the device, or on the CPU the growth of its data."""
+    """Hold this process to a limit: the CUDA allocator's share of the device, or on the CPU the growth of its data.
+
+    Args:
+        gib: GiB; None for none.
+        device: as RunOptions.
+    """
     if gib is None:
         yield
         return

@@ -21,13 +21,19 @@ def main() -> None:
         answers.write(json.dumps(message) + "\n")
         answers.flush()
 
+    import psutil
+
     from opbench import registry
     from opbench.case import Cell
     from opbench.runner import CellRunner, RunOptions, memory_limit
 
     options = RunOptions(**json.loads(sys.stdin.readline()))
     runner = CellRunner(options, registry.find)
-    with memory_limit(options.memory_limit_gib, options.device):
+    limit_gib = options.memory_limit_gib
+    if limit_gib is None and options.device == "cpu":
+        # A cell that needs more than there is must fail on its own, not push the machine into swap.
+        limit_gib = psutil.virtual_memory().available / 2**30
+    with memory_limit(limit_gib, options.device):
         answer(ready=True)
         for line in sys.stdin:
             measurement = runner.run(Cell.from_json(json.loads(line)), on_stage=lambda stage: answer(stage=stage))

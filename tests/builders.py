@@ -69,7 +69,6 @@ def doubling(**changes):
     """An operator that doubles its input, with providers that go wrong in every way."""
     values = {
         "name": "double",
-        "label": "Double",
         "summary": "twice its input",
         "timed": "the product",
         "make_inputs": lambda case, generator: {

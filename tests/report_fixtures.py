@@ -24,13 +24,16 @@ def measurement(
     direction: str = "fwd",
     flop_count: int = 4_000_000_000,
     settings: tuple[tuple[str, Any], ...] = (),
+    wide: bool = False,
 ) -> Measurement:
     """A cell whose median is `value` ms, or one with a status and no samples."""
     case = Case(operator, Level(level), Direction(direction), shape_list, shape, Dtype(dtype), settings)
     cell = Cell(case, provider, flop_count, 1_000_000, 1_000_000)
     if isinstance(value, Status):
         return Measurement(cell, value, reason=reason or f"made to be {value}")
-    samples = (value * 1.5, value, value * 0.9)
+    # Thirty samples put the median's interval at the 10th and 21st: the outliers leave it narrow, unless `wide`.
+    arms = 10 if wide else 5
+    samples = (value * 1.5,) * arms + (value,) * (30 - 2 * arms) + (value * 0.9,) * arms
     return Measurement(cell, Status.OK, latencies_ms=samples, timer="cuda-event", cache="cold", reason=reason)
 
 

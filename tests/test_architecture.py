@@ -13,8 +13,18 @@ import opbench
 ROOT = Path(__file__).parents[1]
 HEAVY = {"pynvml", "psutil", "torch", "triton", "pandas", "numpy", "matplotlib", "scipy", "timm", "yaml"}
 PURE = (
-    "shapes", "case", "measurement", "stats", "metrics", "results", "errors", "operator", "plan", "tolerance", "environment",
-)  # fmt: skip
+    "case",
+    "environment",
+    "errors",
+    "measurement",
+    "metrics",
+    "operator",
+    "plan",
+    "results",
+    "shapes",
+    "stats",
+    "tolerance",
+)
 
 
 def imported_by(statement, *, without=()):

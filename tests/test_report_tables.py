@@ -311,3 +311,14 @@ print(sorted({"torch", "numpy", "pandas", "scipy", "matplotlib"} & set(sys.modul
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+def test_an_uncertain_median_is_marked_and_explained(tmp_path):
+    shape = Shape(64, 56, 56, 128)
+    run = make_run(
+        tmp_path / "run",
+        [measurement("conv3x3", shape, "fp32", 2.0, wide=True), measurement("conv3x3", shape, "fp16", 1.0)],
+    )
+    [table] = run_tables(run)
+    assert table.rows[0][-1] == "~2.00 / 1.00"
+    assert any(note.startswith("~: the median's 95 % interval is wider than ±5 % (1 cell)") for note in table.notes)

@@ -73,7 +73,6 @@ def _build(case: Case, tensors: Tensors) -> Forward:
 
 OPERATOR = Operator(
     name="attention",
-    label="Attention (torch)",
     summary="global self-attention, scores materialised; module adds the qkv and output Linears",
     timed="whatever copies torch makes to form the heads from NHWC; module: both projections",
     make_inputs=make_inputs,

@@ -60,7 +60,6 @@ def _build(case: Case, tensors: Tensors) -> Forward:
 
 OPERATOR = Operator(
     name="conv3x3",
-    label="Conv (3×3)",
     summary="3x3 convolution, C to C channels, padding 1; module adds the bias",
     timed="the convolution on channels_last views; no layout conversion",
     make_inputs=make_inputs,

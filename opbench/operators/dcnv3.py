@@ -141,7 +141,6 @@ def _build(implementation: str, case: Case, tensors: Tensors) -> Forward:
 
 OPERATOR = Operator(
     name="dcnv3",
-    label="DCNv3",
     summary="deformable convolution v3; module adds the projections, the depthwise branch and the softmax",
     timed="no layout conversion; module: input_proj, depthwise, LayerNorm, GELU, offset, mask, softmax, output_proj",
     make_inputs=make_inputs,

@@ -180,7 +180,6 @@ PROVIDERS = (
 
 OPERATOR = Operator(
     name="dcnv4",
-    label="DCNv4",
     summary="deformable convolution v4; module adds value_proj, offset_mask and output_proj",
     timed="no layout conversion; module: the three Linears (and the depthwise convolution, if any)",
     make_inputs=make_inputs,

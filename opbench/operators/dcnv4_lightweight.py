@@ -7,7 +7,6 @@ from opbench.operators import dcnv4
 OPERATOR = replace(
     dcnv4.OPERATOR,
     name="dcnv4_lightweight",
-    label="DCNv4 (lightweight)",
     summary="deformable convolution v4 without the pointwise projections; module adds offset_mask only",
     timed="no layout conversion; module: the offset_mask Linear (and the depthwise convolution, if any)",
 )

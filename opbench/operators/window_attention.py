@@ -136,7 +136,6 @@ def _timm_unavailable(_: str) -> str | None:
 
 OPERATOR = Operator(
     name="window_attention",
-    label="Window Attn (7×7)",
     summary="self-attention inside 7x7 windows with a relative position bias; module adds both Linears",
     timed="padding to whole windows, partition and reverse; core: q, k and v joined first; module: both projections",
     make_inputs=make_inputs,

@@ -47,6 +47,9 @@ OPERATOR_LABELS = {
 
 STATUS_TEXT = {Status.NOT_APPLICABLE: "N/A", Status.OUT_OF_MEMORY: "OOM", Status.NOT_RUN: ABSENT}
 DTYPE_ORDER = tuple(str(dtype) for dtype in Dtype)
+WIDE_INTERVAL = 0.05
+"""Half width of the median's 95 % interval, as a fraction of the median, beyond which a figure is marked."""
+WIDE_MARK = "~"
 REASON_LENGTH = 160
 REASON_COUNT = 12
 
@@ -168,12 +171,18 @@ def three_digits(value: float) -> str:
 
 
 def cell_text(row: Row | None) -> str:
-    """The median latency in ms to three digits, or what stands in its place."""
+    """The median latency in ms to three digits, marked where it is uncertain, or what stands in its place."""
     if row is None:
         return ABSENT
     if row["status"] != Status.OK:
         return STATUS_TEXT.get(row["status"], str(row["status"]))
-    return three_digits(row["latency_ms"])
+    return (WIDE_MARK if is_wide(row) else "") + three_digits(row["latency_ms"])
+
+
+def is_wide(row: Row) -> bool:
+    """The median of an ok cell is uncertain by more than WIDE_INTERVAL."""
+    middle = row["latency_ms"]
+    return bool(max(row["ci_high_ms"] - middle, middle - row["ci_low_ms"]) > WIDE_INTERVAL * middle)
 
 
 def provenance(run: RunFolder, rows: Sequence[Row]) -> str:
@@ -186,7 +195,7 @@ def provenance(run: RunFolder, rows: Sequence[Row]) -> str:
 
 
 def reason_notes(group: Group) -> list[str]:
-    """Why cells have no value: one line per distinct status and reason."""
+    """Why cells have no value, one line per distinct status and reason; and which values are uncertain."""
     found: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for row in group.rows:
         if row["status"] not in (Status.OK, Status.NOT_RUN):
@@ -202,6 +211,12 @@ def reason_notes(group: Group) -> list[str]:
             *notes[:REASON_COUNT],
             f"{hidden} more reasons: see the column `reason` of measurements.csv.",
         ]
+    wide = sum(row["status"] == Status.OK and is_wide(row) for row in group.rows)
+    if wide:
+        notes.append(
+            f"{WIDE_MARK}: the median's 95 % interval is wider than ±{100 * WIDE_INTERVAL:g} % ({count_cells(wide)}): "
+            "a busy machine, or too small a time budget."
+        )
     not_run = sum(row["status"] == Status.NOT_RUN for row in group.rows)
     if not_run:
         notes.append(f"{count_cells(not_run)} planned but not run: the run ended before.")
