@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: sweep test lint bench clean
+.PHONY: sweep test lint bench gpu clean
 
 sweep: $(VENV)/.installed
 	$(BIN)/opbench sweep
@@ -35,3 +35,8 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
+
+# Everything that needs a GPU, written under OUT; uses PYTHON as it is, with opbench installed in it or this folder's .venv.
+gpu:
+	@test -n "$(OUT)" || { echo "make gpu needs OUT=folder"; exit 2; }
+	PYTHON=$(if $(wildcard $(BIN)/opbench),$(abspath $(BIN))/python,$(PYTHON)) bash tests/gpu_session.sh "$(OUT)"
