@@ -149,7 +149,9 @@ def _bytes_available(device: str) -> int:
         import psutil
 
         return int(psutil.virtual_memory().available)
-    free, total = torch.cuda.mem_get_info(device)
-    allowed = int(total * torch.cuda.get_per_process_memory_fraction(device))
-    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return min(free + cached, allowed - torch.cuda.memory_allocated(device))
+    gpu = torch.device(device)
+    free, total = torch.cuda.mem_get_info(gpu)
+    allowed = int(total * torch.cuda.get_per_process_memory_fraction(gpu))
+    used = torch.cuda.memory_allocated(gpu)
+    cached = torch.cuda.memory_reserved(gpu) - used
+    return min(free + cached, allowed - used)

@@ -11,11 +11,15 @@ __all__ = ["devices", "operators", "providers", "shapes"]
 
 
 def operators() -> Table:
-    """Operators with their settings and what lies inside the timing."""
-    table = Table("operator", "what", "inside the timing", "settings (default)")
+    """Operators with their settings, what lies inside the timing, and the provider that a sweep would take here."""
+    device_type = resolve_device("auto").partition(":")[0]
+    table = Table("operator", "what", "inside the timing", "settings (default)", f"here ({device_type})")
     for operator in registry.registered().values():
         settings = ", ".join(f"{name}={setting.default}" for name, setting in operator.settings.items())
-        table.add_row(operator.name, operator.summary, operator.timed, settings or "none")
+        reasons = {provider.name: provider.unavailable(device_type) for provider in operator.providers}
+        usable = [name for name, reason in reasons.items() if reason is None]
+        here = f"by {usable[0]}" if usable else "no: " + "; ".join(filter(None, reasons.values()))
+        table.add_row(operator.name, operator.summary, operator.timed, settings or "none", here)
     return table
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -29,6 +29,9 @@ __all__ = ["CellRunner", "RunOptions", "memory_limit", "source_hash"]
 
 WARM_UP_FRACTION = 0.2
 """Warm-up time, as a fraction of the time budget."""
+
+OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "alloc_failed")
+"""What Triton, PyTorch's CPU allocator and cuBLAS say in errors that have no class of their own."""
 
 OnStage = Callable[[str], None]
 
@@ -99,9 +102,13 @@ class CellRunner:
         refusal = applicability(operator, provider, cell.case, self._device_type)
         if refusal:
             return Measurement(cell, *refusal, kernel_source_hash=source_hash(operator, provider))
-        timer = self._timer or make_timer(self.options.timer, self.options.cache, self.options.device)
-        with torch_precision(cell.case.dtype):
+        with self._current_device(), torch_precision(cell.case.dtype):
+            timer = self._timer or make_timer(self.options.timer, self.options.cache, self.options.device)
             return self._check_and_time(cell, operator, provider, timer, enter)
+
+    def _current_device(self) -> AbstractContextManager[object]:
+        """Makes the device the current one: events are recorded, and kernels of others launched, on that."""
+        return torch.cuda.device(self.options.device) if self._device_type == "cuda" else nullcontext()
 
     def _check_and_time(
         self, cell: Cell, operator: Operator, provider: Provider, timer: Timer, enter: OnStage
@@ -203,7 +210,9 @@ def _conditions(device: str) -> dict[str, Any]:
 def _failure(error: Exception, stage: str) -> tuple[Status, str]:
     """Status and reason of a cell that raised."""
     text = " ".join(str(error).split())[:300] or "no message"
-    no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+    no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
+        words in str(error).lower() for words in OUT_OF_MEMORY_WORDS
+    )
     status = Status.OUT_OF_MEMORY if no_memory else Status.ERROR
     return status, f"{type(error).__name__} in {stage}: {text}"
 

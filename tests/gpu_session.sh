@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
 # What a GPU is needed for, in order: values, then the paper's sweep, then cores with both timers and both directions.
-# usage: PYTHON=python3 tests/gpu_session.sh OUT [extra options for every sweep]
+# usage: PYTHON=python3 STEPS="env gpu-tests" tests/gpu_session.sh OUT [extra options for every sweep]; all steps by default.
+# Without a network: pip install --no-deps --no-build-isolation -e . first.
 # A step that fails is reported and the next one runs; the exit code says whether any did.
 set -uo pipefail
 out=$1
 shift
 python=${PYTHON:-python3}
+steps=${STEPS:-env gpu-tests operators paper paper-report graph core}
+export OPBENCH_REQUIRE_GPU=1
 mkdir -p "$out"
 failed=0
 
 step() {
     local name=$1
     shift
+    case " $steps " in *" $name "*) ;; *) return ;; esac
     echo "== $name: $*"
     if "$@" >"$out/$name.log" 2>&1; then echo "   ok"; else echo "   exit $?; see $name.log"; failed=1; fi
 }

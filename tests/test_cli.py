@@ -171,7 +171,7 @@ def test_lists(folder, what):
     done = opbench("list", what, cwd=folder)
     assert done.returncode == 0, done.stderr
     expected = {
-        "operators": ["dcnv4_lightweight", "offset_std_px=1.0", "inside the timing"],
+        "operators": ["dcnv4_lightweight", "offset_std_px=1.0", "inside the timing", "by "],
         "providers": ["sdpa_flash", "timm", "triton"],
         "shapes": ["64x56x56x128", "1x200x320x128", "smoke"],
         "devices": ["cpu", "yes"],
