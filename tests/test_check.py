@@ -114,3 +114,14 @@ def test_tensors_depend_on_the_seed_alone():
     assert not torch.equal(first, make_tensors(operator, case, "cpu", 4)["x"])
     half = make_tensors(operator, replace(case, dtype=Dtype.FP16), "cpu", 3)["x"]
     assert torch.equal(half, first.half())
+
+
+def test_the_output_gradient_is_exact_in_half_precision_and_does_not_cancel():
+    out = torch.empty(2, 40, 40, 64)
+    gradient = check_module.output_gradient(out)
+    for dtype in (torch.float16, torch.bfloat16):
+        assert torch.equal(gradient.to(dtype).float(), gradient)
+        assert torch.equal(check_module.output_gradient(out.to(dtype)).float(), gradient)
+    # Sums over pixels are as large as those of independent numbers; of a regular pattern they are near zero.
+    sums = gradient.sum(dim=(0, 1, 2))
+    assert 0.7 < sums.square().mean().sqrt() / (2 * 40 * 40 / 3) ** 0.5 < 1.3
