@@ -4,6 +4,7 @@ A program takes BLOCK_ROWS (pixel, group) rows and all channels of the group. of
 strides, so the packed tensor of DCNv4 and the two tensors of DCNv3 go through the same code.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -197,37 +198,93 @@ def _pixel_major(tensor: torch.Tensor, inner: tuple[int, ...]) -> torch.Tensor:
     return tensor if regular and tensor.stride()[4:] == inner else tensor.contiguous()
 
 
-class _DeformableSample(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, value, offset, mask, geometry: Geometry) -> torch.Tensor:
-        value = value.contiguous()
-        offset, mask = _pixel_major(offset, (2, 1)), _pixel_major(mask, (1,))
-        out = torch.empty((*offset.shape[:4], value.shape[-1]), device=value.device, dtype=value.dtype)
-        scalars, constants, grid = _launch_arguments(value, offset, mask, geometry)
-        if out.numel():
-            with torch.cuda.device_of(value):
-                _deform_fwd_kernel[grid](value, offset, mask, out, *scalars, **constants)
-        ctx.save_for_backward(value, offset, mask)
-        ctx.geometry = geometry
-        return out
+@torch.library.custom_op("opbench_kernels::deformable_sample", mutates_args=())
+def _forward(
+    value: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    offset_scale: float,
+    remove_center: bool,
+) -> torch.Tensor:
+    geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
+    value = value.contiguous()
+    offset, mask = _pixel_major(offset, (2, 1)), _pixel_major(mask, (1,))
+    out = torch.empty((*offset.shape[:4], value.shape[-1]), device=value.device, dtype=value.dtype)
+    scalars, constants, grid = _launch_arguments(value, offset, mask, geometry)
+    if out.numel():
+        with torch.cuda.device_of(value):
+            _deform_fwd_kernel[grid](value, offset, mask, out, *scalars, **constants)
+    return out
 
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad_out) -> tuple[torch.Tensor | None, ...]:
-        value, offset, mask = ctx.saved_tensors
-        offset, mask = offset.contiguous(), mask.contiguous()
-        # Many points add to one pixel, so the sum is kept in float32 whatever the storage.
-        grad_value = torch.zeros_like(value, dtype=torch.float32)
-        grad_offset = torch.empty_like(offset)
-        grad_mask = torch.empty_like(mask)
-        scalars, constants, grid = _launch_arguments(value, offset, mask, ctx.geometry)
-        if grad_out.numel():
-            with torch.cuda.device_of(value):
-                _deform_bwd_kernel[grid](
-                    value, offset, mask, grad_out.contiguous(), grad_value, grad_offset, grad_mask,
-                    *scalars, **constants,
-                )  # fmt: skip
-        return grad_value.to(value.dtype), grad_offset, grad_mask, None
+
+@_forward.register_fake
+def _forward_fake(value, offset, mask, *_geometry: object) -> torch.Tensor:
+    return value.new_empty((*offset.shape[:4], value.shape[-1]))
+
+
+@torch.library.custom_op("opbench_kernels::deformable_sample_backward", mutates_args=())
+def _backward(
+    grad_out: torch.Tensor,
+    value: torch.Tensor,
+    offset: torch.Tensor,
+    mask: torch.Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    offset_scale: float,
+    remove_center: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
+    value, offset, mask = value.contiguous(), offset.contiguous(), mask.contiguous()
+    # Many points add to one pixel, so the sum is kept in float32 whatever the storage.
+    grad_value = torch.zeros_like(value, dtype=torch.float32)
+    grad_offset = torch.empty_like(offset)
+    grad_mask = torch.empty_like(mask)
+    scalars, constants, grid = _launch_arguments(value, offset, mask, geometry)
+    if grad_out.numel():
+        with torch.cuda.device_of(value):
+            _deform_bwd_kernel[grid](
+                value, offset, mask, grad_out.contiguous(), grad_value, grad_offset, grad_mask, *scalars, **constants
+            )
+    return grad_value.to(value.dtype), grad_offset, grad_mask
+
+
+@_backward.register_fake
+def _backward_fake(
+    grad_out, value, offset, mask, *_geometry: object
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return tuple(
+        torch.empty(tensor.shape, device=tensor.device, dtype=tensor.dtype) for tensor in (value, offset, mask)
+    )
+
+
+def _save_for_backward(ctx, inputs, output) -> None:
+    value, offset, mask, *ctx.geometry = inputs
+    ctx.save_for_backward(value, offset, mask)
+
+
+def _differentiate(ctx, grad_out) -> tuple[torch.Tensor | None, ...]:
+    return *_backward(grad_out, *ctx.saved_tensors, *ctx.geometry), None, None, None, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save_for_backward)
+
+
+def _geometry(
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    offset_scale: float,
+    remove_center: bool,
+) -> Geometry:
+    pairs = ((first, second) for first, second in (kernel, stride, padding, dilation))
+    return Geometry(*pairs, offset_scale=offset_scale, remove_center=remove_center)
 
 
 def deformable_sample(
@@ -248,5 +305,15 @@ def deformable_sample(
     Raises:
         ValueError: one image has 2**31 elements or more.
     """
-    result: torch.Tensor = _DeformableSample.apply(value, offset, mask, geometry)
+    result: torch.Tensor = _forward(
+        value,
+        offset,
+        mask,
+        list(geometry.kernel),
+        list(geometry.stride),
+        list(geometry.padding),
+        list(geometry.dilation),
+        geometry.offset_scale,
+        geometry.remove_center,
+    )
     return result

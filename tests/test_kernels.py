@@ -282,3 +282,46 @@ def test_kernels_compile_for_gpus_that_are_not_here():
         assert result["local_accesses"] == 0, result
         # Every corner of every point is one load of 16 bytes a thread.
         assert result["loads_128_bit"] >= 36, result
+
+
+def sample_arguments(requires_grad):
+    generator = torch.Generator().manual_seed(4)
+    value = torch.randn(2, 5, 4, 2, 8, generator=generator).to(DEVICE)
+    packed = torch.randn(2, 5, 4, 2, 27, generator=generator).to(DEVICE)
+    tensors = (value, packed[..., :18].unflatten(-1, (9, 2)), packed[..., 18:])
+    geometry = ([3, 3], [1, 1], [1, 1], [1, 1], 1.0, False)
+    return (*(tensor.detach().requires_grad_(requires_grad) for tensor in tensors), *geometry)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck looks at its copies
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_the_operator_keeps_torchs_contract(requires_grad):
+    from opbench_kernels import deform_triton
+
+    torch.library.opcheck(deform_triton._forward, sample_arguments(requires_grad))
+
+
+def test_a_second_derivative_is_refused():
+    value, offset, mask, *_ = sample_arguments(True)
+    out = dcnv3(value.flatten(-2), offset.flatten(3), mask.flatten(3), groups=2, implementation="triton")
+    [grad] = torch.autograd.grad(out.square().sum(), value, create_graph=True)
+    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_it_compiles_into_one_graph(implementation):
+    value, packed = torch.randn(1, 5, 4, 8, device=DEVICE), torch.randn(1, 5, 4, 32, device=DEVICE)
+
+    def module(value, packed):
+        return dcnv4(value.relu(), packed, groups=1, implementation=implementation).sin()
+
+    # aot_eager traces as every backend does, and generates no code.
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    given_ = [tensor.clone().requires_grad_() for tensor in (value, packed)]
+    expected = [tensor.clone().requires_grad_() for tensor in (value, packed)]
+    torch.testing.assert_close(compiled(*given_), module(*expected))
+    compiled(*given_).sum().backward()
+    module(*expected).sum().backward()
+    for got, wanted in zip(given_, expected, strict=True):
+        torch.testing.assert_close(got.grad, wanted.grad)
