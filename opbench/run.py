@@ -27,6 +27,8 @@ __all__ = ["Progress", "continue_run", "finish", "make_request", "plan", "run_ce
 
 Options = Mapping[str, Any]
 Choice = TypeVar("Choice", bound=StrEnum)
+MAX_SEED = 2**62
+"""Leaves room below what torch takes for what each case adds."""
 RESULTS = Path("results")
 """Where runs without a place of their own go, under the current folder."""
 
@@ -86,6 +88,8 @@ def make_request(options: Options, operators: Mapping[str, Operator]) -> SweepRe
         memory_limit_gib=given.get("memory_limit"),
         seed=int(given.get("seed", 0)),
     )
+    if not 0 <= request.seed <= MAX_SEED:
+        raise UsageError(f"--seed must be an integer from 0 to {MAX_SEED}, got {request.seed}")
     for option, value in (
         ("--time-budget", request.time_budget_s),
         ("--memory-limit", request.memory_limit_gib),

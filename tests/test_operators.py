@@ -1,5 +1,7 @@
 """Every operator agrees with its reference, at each level, direction and dtype, at odd sizes and settings."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -193,3 +195,25 @@ def test_the_registry_refuses_duplicates_and_strangers():
         registry.collect([("here", operator), ("there", operator)])
     with pytest.raises(RegistryError, match=r"here must give an opbench\.Operator, got str"):
         registry.collect([("here", "dcnv4")])
+
+
+def test_an_entry_point_adds_an_operator_and_a_broken_one_is_named(monkeypatch):
+    class EntryPoint:
+        def __init__(self, value, load):
+            self.name, self.value, self.load = "mine", value, load
+
+    dcnv4_too = replace(registry.find("dcnv4"), name="mine")
+
+    def use(*entry_points):
+        monkeypatch.setattr(registry, "entry_points", lambda group: entry_points)
+        registry.registered.cache_clear()
+
+    try:
+        use(EntryPoint("my_package:operator", lambda: dcnv4_too))
+        assert list(registry.registered()) == [*NAMES, "mine"]
+        use(EntryPoint("my_package:operator", lambda: 1 / 0))
+        with pytest.raises(RegistryError, match=r"mine \(my_package:operator\) does not load: ZeroDivisionError"):
+            registry.registered()
+    finally:
+        monkeypatch.undo()
+        registry.registered.cache_clear()

@@ -156,6 +156,8 @@ def test_named_providers_settings_and_lists_multiply():
         ({"time_budget": 0}, UsageError, "--time-budget must be a positive number, got 0"),
         ({"time_budget": float("nan")}, UsageError, "--time-budget must be a positive number"),
         ({"memory_limit": -1.0}, UsageError, "--memory-limit must be a positive number, got -1"),
+        ({"seed": -1}, UsageError, "--seed must be an integer from 0 to 4611686018427387904, got -1"),
+        ({"seed": 10**20}, UsageError, "--seed must be an integer from 0 to"),
         ({"shapes": ["nowhere"]}, OpbenchError, "nowhere"),
     ],
 )
