@@ -39,4 +39,4 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 # Everything that needs a GPU, written under OUT; uses PYTHON as it is, with opbench installed in it or this folder's .venv.
 gpu:
 	@test -n "$(OUT)" || { echo "make gpu needs OUT=folder"; exit 2; }
-	PYTHON=$(if $(wildcard $(BIN)/opbench),$(abspath $(BIN))/python,$(PYTHON)) bash tests/gpu_session.sh "$(OUT)"
+	PYTHON=$(if $(wildcard $(BIN)/opbench),$(abspath $(BIN))/python,$(PYTHON)) bash tests/on_gpu.sh "$(OUT)"

@@ -16,6 +16,23 @@ __all__ = ["deformable_sample"]
 
 
 @triton.jit
+def _rows(
+    height, width, out_height, out_width, base_y, base_x,
+    G: tl.constexpr, DG: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+):  # fmt: skip
+    """The (pixel, group) rows of this program, the start of their image, and their first tap; each (BLOCK_ROWS,)."""
+    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    pixel = row // G
+    ox = pixel % out_width
+    oy = (pixel // out_width) % out_height
+    # int64 from the first factor on; a size of 1 is a constant here, which has no type to convert.
+    image = (pixel // out_width // out_height) * height * width * (G * DG)
+    start_y = (oy * STRIDE_H).to(tl.float32) + base_y
+    start_x = (ox * STRIDE_W).to(tl.float32) + base_x
+    return row, pixel, row % G, image, start_y, start_x
+
+
+@triton.jit
 def _sampling_point(
     offset_ptr, mask_ptr, offset_rows, mask_rows, start_y, start_x, valid, height, width, offset_scale,
     POINT: tl.constexpr, ROW: tl.constexpr, COLUMN: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
@@ -52,18 +69,13 @@ def _deform_fwd_kernel(
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     CENTER: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    row, pixel, group, image, start_y, start_x = _rows(
+        height, width, out_height, out_width, base_y, base_x, G, DG, STRIDE_H, STRIDE_W, BLOCK_ROWS
+    )
     valid = row < rows
-    pixel = row // G
-    group = row % G
-    ox = pixel % out_width
-    oy = (pixel // out_width) % out_height
-    image = (pixel // out_width // out_height) * (height * width).to(tl.int64) * (G * DG)
     channel = tl.arange(0, BLOCK_D)
     in_group = (channel < DG)[None, :]
     columns = group[:, None] * DG + channel[None, :]
-    start_y = (oy * STRIDE_H).to(tl.float32) + base_y
-    start_x = (ox * STRIDE_W).to(tl.float32) + base_x
     offset_rows = pixel * stride_op + group * stride_og
     mask_rows = pixel * stride_mp + group * stride_mg
 
@@ -97,18 +109,13 @@ def _deform_bwd_kernel(
     STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
     CENTER: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    row, pixel, group, image, start_y, start_x = _rows(
+        height, width, out_height, out_width, base_y, base_x, G, DG, STRIDE_H, STRIDE_W, BLOCK_ROWS
+    )
     valid = row < rows
-    pixel = row // G
-    group = row % G
-    ox = pixel % out_width
-    oy = (pixel // out_width) % out_height
-    image = (pixel // out_width // out_height) * (height * width).to(tl.int64) * (G * DG)
     channel = tl.arange(0, BLOCK_D)
     in_group = (channel < DG)[None, :]
     columns = group[:, None] * DG + channel[None, :]
-    start_y = (oy * STRIDE_H).to(tl.float32) + base_y
-    start_x = (ox * STRIDE_W).to(tl.float32) + base_x
     offset_rows = pixel * stride_op + group * stride_og
     mask_rows = pixel * stride_mp + group * stride_mg
     grad = tl.load(grad_ptr + row[:, None] * DG + channel[None, :], mask=valid[:, None] & in_group, other=0.0).to(

@@ -1,7 +1,7 @@
 """Compiles the Triton kernels for GPUs that are not here and prints what the code looks like, as JSON lines.
 
 Run as a program: the interpreter, which the tests run the kernels in, takes the place of the compiler for a whole
-process. Each argument is kernel:dtype:architecture, such as fwd:fp16:90.
+process. Each argument is kernel:dtype:architecture:height x width, such as fwd:fp16:90:8x8.
 """
 
 import json
@@ -22,16 +22,17 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 OPTIONS = ("num_warps", "enable_fp_fusion")
 
 
-def compile_kernel(direction, dtype, architecture):
+def compile_kernel(direction, dtype, architecture, height, width):
     """Compile as the launcher would for 4 groups of 32 channels; returns registers, stack bytes and instructions."""
     kernel = {"fwd": deform_triton._deform_fwd_kernel, "bwd": deform_triton._deform_bwd_kernel}[direction]
-    value = torch.empty(1, 8, 8, 4, 32)
-    packed = torch.empty(1, 8, 8, 4, 27)
+    value = torch.empty(1, height, width, 4, 32)
+    packed = torch.empty(1, height, width, 4, 27)
     offset, mask = packed[..., :18].unflatten(-1, (9, 2)), packed[..., 18:]
-    _, launch, _ = deform_triton._launch_arguments(value, offset, mask, Geometry())
+    scalars, launch, _ = deform_triton._launch_arguments(value, offset, mask, Geometry())
     constants = {name: constant for name, constant in launch.items() if name not in OPTIONS}
 
     signature, attributes = {}, {}
+    values = iter(scalars)
     for position, name in enumerate(kernel.arg_names):
         if name in constants:
             signature[name] = "constexpr"
@@ -39,7 +40,11 @@ def compile_kernel(direction, dtype, architecture):
             signature[name] = "*fp32" if name == "grad_value_ptr" else f"*{dtype}"
             attributes[(position,)] = [["tt.divisibility", 16]]
         else:
-            signature[name] = "fp32" if name in ("offset_scale", "base_y", "base_x") else "i32"
+            scalar = next(values)
+            if scalar == 1 and isinstance(scalar, int):  # the launcher makes such an argument a constant
+                signature[name], constants[name] = "constexpr", 1
+            else:
+                signature[name] = "fp32" if isinstance(scalar, float) else "i32"
     source = ASTSource(
         kernel,
         signature,
@@ -68,5 +73,7 @@ def dump(option, path):
 
 if __name__ == "__main__":
     for argument in sys.argv[1:]:
-        direction, dtype, architecture = argument.split(":")
-        print(json.dumps({"variant": argument, **compile_kernel(direction, dtype, int(architecture))}), flush=True)
+        direction, dtype, architecture, size = argument.split(":")
+        height, width = map(int, size.split("x"))
+        found = compile_kernel(direction, dtype, int(architecture), height, width)
+        print(json.dumps({"variant": argument, **found}), flush=True)

@@ -11,7 +11,7 @@ if not HAS_CUDA:
 
 
 def pytest_collection_modifyitems(items):
-    if not HAS_CUDA and "OPBENCH_REQUIRE_GPU" not in os.environ:  # a GPU session must not pass by skipping
+    if not HAS_CUDA and "OPBENCH_REQUIRE_GPU" not in os.environ:  # a run for a GPU must not pass by skipping
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device, none here"))

@@ -261,13 +261,9 @@ def test_published_shapes_on_a_gpu(shape, dtype):
 def test_kernels_compile_for_gpus_that_are_not_here():
     # The interpreter accepts what the compiler refuses, and says nothing of registers.
     variants = [
-        "fwd:fp16:80",
-        "fwd:fp16:90",
-        "fwd:fp16:100",
-        "fwd:fp32:90",
-        "fwd:bf16:90",
-        "bwd:fp16:90",
-        "bwd:fp32:80",
+        *(f"fwd:fp16:{architecture}:8x8" for architecture in (80, 90, 100)),
+        *(f"{kernel}:8x8" for kernel in ("fwd:fp32:90", "fwd:bf16:90", "bwd:fp16:90", "bwd:fp32:80")),
+        *(f"{direction}:fp16:90:1x1" for direction in ("fwd", "bwd")),
     ]
     environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
     script = Path(__file__).with_name("compile_kernels.py")

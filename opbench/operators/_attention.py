@@ -1,9 +1,12 @@
 """What the operators with attention share: inputs, exact attention row by row, and costs."""
 
+from collections.abc import Callable
+
 import torch
+import torch.nn.functional as F
 
 from opbench.case import Case, Level
-from opbench.operator import Setting, Tensors, by_direction
+from opbench.operator import Forward, Setting, Tensors, by_direction
 from opbench.operators._random import normal
 from opbench.tolerance import rounding_budget
 
@@ -63,6 +66,21 @@ def split_heads(tensor: torch.Tensor, head_dim: int) -> torch.Tensor:
 def merge_heads(tensor: torch.Tensor, like: torch.Size) -> torch.Tensor:
     """(B, heads, tokens, head_dim) to the NHWC size `like`."""
     return tensor.transpose(1, 2).reshape(like)
+
+
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def around(attend: Attend, case: Case, tensors: Tensors) -> Forward:
+    """The closure to time, around an attention on NHWC q, k and v: its projections at module level, nothing at core."""
+    if case.level is Level.CORE:
+        return lambda: attend(tensors["q"], tensors["k"], tensors["v"])
+
+    def module() -> torch.Tensor:
+        qkv = F.linear(tensors["x"], tensors["qkv_weight"], tensors["qkv_bias"])
+        return F.linear(attend(*qkv.chunk(3, dim=-1)), tensors["proj_weight"], tensors["proj_bias"])
+
+    return module
 
 
 def attention_tolerance(case: Case, materialised: int) -> float:

@@ -9,6 +9,7 @@ from opbench.operators import _attention
 from opbench.operators._attention import (
     HEAD_DIM,
     REFERENCE_QUERIES,
+    around,
     attend_exactly,
     attention_bytes,
     attention_flops,
@@ -61,14 +62,7 @@ def _build(case: Case, tensors: Tensors) -> Forward:
         scores = (split_heads(q, head_dim) * scale) @ split_heads(k, head_dim).transpose(-2, -1)
         return merge_heads(scores.softmax(dim=-1) @ split_heads(v, head_dim), q.shape)
 
-    if case.level is Level.CORE:
-        return lambda: attend(tensors["q"], tensors["k"], tensors["v"])
-
-    def module() -> torch.Tensor:
-        qkv = F.linear(tensors["x"], tensors["qkv_weight"], tensors["qkv_bias"])
-        return F.linear(attend(*qkv.chunk(3, dim=-1)), tensors["proj_weight"], tensors["proj_bias"])
-
-    return module
+    return around(attend, case, tensors)
 
 
 OPERATOR = Operator(

@@ -1,17 +1,17 @@
 """The attention module around FlashAttention-2: the flash_attn package, or the same kernels inside PyTorch."""
 
 import importlib.util
-from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from opbench.case import Case, Dtype, Level
+from opbench.case import Case, Dtype
 from opbench.operator import Forward, Operator, Provider, Tensors
 from opbench.operators import _attention
 from opbench.operators._attention import (
     HEAD_DIM,
+    around,
     attention_bytes,
     attention_tolerance,
     heads_not_applicable,
@@ -19,20 +19,6 @@ from opbench.operators._attention import (
     split_heads,
 )
 from opbench.operators.attention import flop_count, reference, reference_elements
-
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def _around(attend: Attend, case: Case, tensors: Tensors) -> Forward:
-    """The closure to time, around an attention on NHWC tensors."""
-    if case.level is Level.CORE:
-        return lambda: attend(tensors["q"], tensors["k"], tensors["v"])
-
-    def module() -> torch.Tensor:
-        qkv = F.linear(tensors["x"], tensors["qkv_weight"], tensors["qkv_bias"])
-        return F.linear(attend(*qkv.chunk(3, dim=-1)), tensors["proj_weight"], tensors["proj_bias"])
-
-    return module
 
 
 def _build_flash_attn(case: Case, tensors: Tensors) -> Forward:
@@ -44,7 +30,7 @@ def _build_flash_attn(case: Case, tensors: Tensors) -> Forward:
         heads = (t.flatten(1, 2).unflatten(-1, (-1, head_dim)) for t in (q, k, v))
         return flash_attn_func(*heads).reshape(q.shape)  # type: ignore[no-any-return]
 
-    return _around(attend, case, tensors)
+    return around(attend, case, tensors)
 
 
 def _build_sdpa(case: Case, tensors: Tensors) -> Forward:
@@ -57,7 +43,7 @@ def _build_sdpa(case: Case, tensors: Tensors) -> Forward:
             )
         return out.transpose(1, 2).reshape(q.shape)
 
-    return _around(attend, case, tensors)
+    return around(attend, case, tensors)
 
 
 def _flash_attn_unavailable(device_type: str) -> str | None:

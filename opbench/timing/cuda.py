@@ -48,17 +48,7 @@ class CudaEventTimer:
 
     def sample(self, launch: Launch, count: int) -> list[float]:
         """`count` latencies in milliseconds; the host waits once, after the last."""
-        events = []
-        for _ in range(count):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            if self._flush:
-                self._flush()
-            start.record()
-            launch()
-            end.record()
-            events.append((start, end))
-        torch.cuda.synchronize(self._device)
-        return [start.elapsed_time(end) for start, end in events]
+        return _event_times_ms(launch, self._flush, count, self._device)
 
 
 class CudaGraphTimer:
@@ -99,17 +89,23 @@ class CudaGraphTimer:
 
     def sample(self, launch: Launch, count: int) -> list[float]:
         """`count` latencies in milliseconds per launch, from replays of the captured graph."""
-        events = []
-        for _ in range(count):
-            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            if self._flush:
-                self._flush()
-            start.record()
-            self._graph.replay()
-            end.record()
-            events.append((start, end))
-        torch.cuda.synchronize(self._device)
-        return [start.elapsed_time(end) / self.launches_per_sample for start, end in events]
+        times_ms = _event_times_ms(self._graph.replay, self._flush, count, self._device)
+        return [milliseconds / self.launches_per_sample for milliseconds in times_ms]
+
+
+def _event_times_ms(work: Launch, flush: Launch | None, count: int, device: torch.device) -> list[float]:
+    """Milliseconds between an event before and one after each of `count` runs of `work`."""
+    events = []
+    for _ in range(count):
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        if flush:
+            flush()
+        start.record()
+        work()
+        end.record()
+        events.append((start, end))
+    torch.cuda.synchronize(device)
+    return [start.elapsed_time(end) for start, end in events]
 
 
 def _warm_up(launch: Launch, seconds: float, device: torch.device) -> float:

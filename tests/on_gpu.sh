@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a GPU is needed for, in order: values, then the paper's sweep, then cores with both timers and both directions.
-# usage: PYTHON=python3 STEPS="env gpu-tests" tests/gpu_session.sh OUT [extra options for every sweep]; all steps by default.
+# usage: PYTHON=python3 STEPS="env gpu-tests" tests/on_gpu.sh OUT [extra options for every sweep]; all steps by default.
 # Without a network: pip install --no-deps --no-build-isolation -e . first.
 # A step that fails is reported and the next one runs; the exit code says whether any did.
 set -uo pipefail
