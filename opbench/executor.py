@@ -29,7 +29,7 @@ class Executor(Protocol):
     """Runs one cell after another."""
 
     def run(self, cell: Cell, on_stage: OnStage) -> Measurement:
-        """Measure one cell; on_stage hears "set-up", "check", "build" and "time"."""
+        """Measure one cell; on_stage hears "set-up", "check", "build" and "timing"."""
         ...
 
     def close(self) -> None:

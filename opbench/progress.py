@@ -9,6 +9,7 @@ from rich.status import Status as Spinner
 
 from opbench.case import Cell
 from opbench.measurement import Measurement, Status
+from opbench.report.layout import three_digits
 from opbench.stats import median, relative_half_width
 
 __all__ = ["ConsoleProgress"]
@@ -59,6 +60,6 @@ def _outcome(measurement: Measurement) -> str:
     samples = measurement.latencies_ms
     note = f"; {measurement.reason}" if measurement.reason else ""
     return (
-        f"{median(samples):#.3g} ms ±{100 * relative_half_width(samples):.1f} % ({len(samples)} samples, "
+        f"{three_digits(median(samples))} ms ±{100 * relative_half_width(samples):.1f} % ({len(samples)} samples, "
         f"{measurement.stop_reason}){note}"
     )

@@ -40,7 +40,7 @@ class Progress(Protocol):
         """A cell begins; `number` counts from 1."""
 
     def stage(self, name: str) -> None:
-        """The cell is at set-up, check, build or time."""
+        """The cell is at set-up, check, build or timing."""
 
     def ended(self, measurement: Measurement) -> None:
         """The cell's line is in the journal."""

@@ -140,7 +140,7 @@ class CellRunner:
                     common, reason=f"values are not finite at {case.shape} (right at {result.checked_shape})"
                 )
             peak = self._peak_memory_bytes(launch)
-            enter("time")
+            enter("timing")
             rule = StoppingRule(self.options.time_budget_s)
             timer.prepare(launch, WARM_UP_FRACTION * rule.time_budget_s)
             before = _conditions(device)

@@ -26,7 +26,7 @@ def run(provider="right", operator=None, timer=None, **case_changes):
 def test_a_right_cell_is_checked_then_timed():
     measurement, stages = run()
     assert measurement.status is Status.OK
-    assert stages == ["set-up", "check", "build", "time"]
+    assert stages == ["set-up", "check", "build", "timing"]
     assert measurement.latencies_ms[:4] == (1.0, 2.0, 3.0, 1.0)
     assert measurement.stop_reason is StopReason.TIME_BUDGET
     assert measurement.max_rel_error == 0
@@ -56,7 +56,7 @@ def test_a_cell_that_fails_is_a_row_and_is_not_timed(provider, status, reason):
     assert reason in measurement.reason
     assert "\n" not in measurement.reason
     assert measurement.latencies_ms == ()
-    assert "time" not in stages
+    assert "timing" not in stages
 
 
 def test_the_timed_shape_must_be_finite_where_a_smaller_one_was_checked(monkeypatch):
