@@ -109,15 +109,20 @@ def terminal(table: Table) -> "Group":
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    grid = RichTable(title=Text(table.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
-    for index, column in enumerate(table.columns):
+    grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    columns = table.columns
+    second_lines = {column.partition("\n")[2] for column in columns[table.text_columns :]}
+    if len(second_lines) == 1:  # the title says it too, and a terminal is narrow
+        columns = tuple(column.partition("\n")[0] for column in columns)
+    for index, column in enumerate(columns):
         if index < table.text_columns:
             grid.add_column(Text(column), no_wrap=index == 0, vertical="middle")
         else:
             grid.add_column(Text(column), justify="right")
     for row in table.rows:
         grid.add_row(*(Text(value) for value in row))
-    return Group(grid, *(Text(note, style="dim") for note in table.notes))
+    # Not the grid's own title, which is wrapped to the grid's width.
+    return Group(Text(table.title, style="bold"), grid, *(Text(note, style="dim") for note in table.notes))
 
 
 def _terminal_text(table: Table) -> str:
