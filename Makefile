@@ -10,7 +10,7 @@ sweep: $(VENV)/.installed
 	$(BIN)/opbench sweep
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

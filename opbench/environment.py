@@ -179,7 +179,7 @@ def environment_lines(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("python", environment["python_version"]),
         *((name, _text(version)) for name, version in environment["packages"].items()),
         *((f"fp32 precision, {name}", value) for name, value in environment["fp32_precision"].items()),
-        *environment["variables"].items(),
+        *((name, value or "(empty)") for name, value in environment["variables"].items()),
     ]
 
 
