@@ -180,7 +180,7 @@ class _DeformableConvolution(nn.Module):
             return features
         length = sizes[1]
         if shape is None:
-            side = math.isqrt(length)
+            side = int(math.sqrt(length))  # torch.compile traces sqrt, not isqrt
             if side * side != length:
                 raise ValueError(f"shape=(H, W) is needed where L is not a square, got input of shape {sizes}")
             shape = (side, side)

@@ -1,4 +1,4 @@
-"""The DCNv3 and DCNv4 modules: values and gradients by formula, official checkpoints, layouts, and torch's machinery."""
+"""The DCNv3 and DCNv4 modules: values and gradients by formula, official checkpoints, layouts, torch's machinery."""
 
 import copy
 import io
@@ -185,7 +185,8 @@ def compare(module, kind, arguments, image, bound):
         ("output", "input", *parameters), (got, *got_gradients), (expected, *expected_gradients), strict=True
     ):
         assert result.shape == wanted.shape, name
-        error = (result.double() - wanted).abs().max() / wanted.square().mean().sqrt().clamp(min=1e-6)
+        # Gradients here are of size one, but for that of a bias before batch norm: zero.
+        error = (result.double() - wanted).abs().max() / wanted.square().mean().sqrt().clamp(min=0.01)
         assert error < bound, (name, error)
         assert name.endswith("bias") or wanted.abs().max() > 1e-4, name  # a comparison of zeros says nothing
 
@@ -482,11 +483,18 @@ def test_compiled_sequences_of_any_length():
 )
 def test_it_exports(kind, arguments, implementation):
     module = make(kind, arguments, dtype=torch.float32, implementation=implementation).eval()
-    image = random(2, 5, 4, 6, dtype=torch.float32)
-    dynamic = {"input": {0: torch.export.Dim("batch")}} if implementation == "torch" else None
-    program = torch.export.export(module, (image,), dynamic_shapes=dynamic)
-    again = random(3 if dynamic else 2, 5, 4, 6, seed=9, dtype=torch.float32)
-    torch.testing.assert_close(program.module()(again), module(again))
+    program = torch.export.export(module, (random(2, 5, 4, 6, dtype=torch.float32),))
+    image = random(2, 5, 4, 6, seed=9, dtype=torch.float32)
+    torch.testing.assert_close(program.module()(image), module(image))
+
+
+@pytest.mark.parametrize(("kind", "arguments"), CONFIGURATIONS)
+def test_it_exports_with_any_batch_and_image_size(kind, arguments):
+    module = make(kind, arguments, dtype=torch.float32, implementation="triton").eval()
+    sizes = dict.fromkeys(range(3), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(module, (random(2, 5, 4, 6, dtype=torch.float32),), dynamic_shapes={"input": sizes})
+    image = random(3, 4, 7, 6, seed=9, dtype=torch.float32)
+    torch.testing.assert_close(program.module()(image), module(image))
 
 
 @pytest.mark.parametrize("kind", MODULES)
@@ -554,7 +562,7 @@ def test_bad_layers():
         DCNv3(act_layer="Tanh")
     with pytest.raises(ValueError, match="norm_layer must be one of LN, BN, got 'GN'"):
         DCNv3(norm_layer="GN")
-    with pytest.raises(ValueError, match="dw_kernel_size must be odd, .* got 2"):
+    with pytest.raises(ValueError, match=r"dw_kernel_size must be odd, .* got 2"):
         DCNv3(kernel_size=2)  # which dw_kernel_size follows
 
 
