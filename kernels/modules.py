@@ -41,8 +41,8 @@ NORMS = ("LN", "BN")
 class DCNv4(DeformableConvolution):
     """Deformable convolution v4 with its projections; arguments, parameters and initial values of the official one.
 
-    Masks start at zero, as in the official one: a new module's output is zero (half its value with
-    center_feature_scale) and so is its input's gradient. It belongs in a residual branch.
+    Masks start at zero, as in the official one, so a new module's output and its input's gradient are zero unless
+    center_feature_scale is set: it belongs in a residual branch.
 
     Args:
         channels: C, of the input and the output.
