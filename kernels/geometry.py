@@ -12,7 +12,7 @@ def pair(value: int | tuple[int, int], name: str, minimum: int) -> tuple[int, in
     Raises:
         ValueError: not one or two integers of at least `minimum`; names the argument.
     """
-    both = (value, value) if isinstance(value, int) else tuple(value)
+    both = tuple(value) if isinstance(value, tuple | list) else (value, value)
     if len(both) != 2 or any(not isinstance(v, int) or isinstance(v, bool) or v < minimum for v in both):
         raise ValueError(f"{name} must be an integer of at least {minimum} or a pair of them, got {value!r}")
     return both[0], both[1]
