@@ -200,6 +200,39 @@ def env(
         print(f"{label}: {value}")
 
 
+@app.command()
+def ceilings(
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Which device.")] = "auto",
+    again: Annotated[bool, typer.Option("--again", help="Measure even if the figures are kept from before.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print what a run keeps in ceilings.json.")] = False,
+) -> None:
+    """Measure this device's own limits: matrix throughput, memory and cache bandwidth, launch overhead.
+
+    Kept per device and versions; sweeps take them along.
+    """
+    import json
+
+    from opbench.ceiling_cache import keep, known_ceilings
+    from opbench.environment import collect_environment, resolve_device
+
+    name = resolve_device(device)
+    environment = collect_environment(name)
+    found = None if again else known_ceilings(environment)
+    if found is None:
+        from opbench.ceiling_probes import measure_ceilings
+        from opbench.progress import probe_progress
+
+        with probe_progress(quiet=json_) as on_probe:
+            found = measure_ceilings(name, on_probe=on_probe)
+        keep(found, environment)
+    if json_:
+        print(json.dumps(found.to_json()))
+    else:
+        from opbench.report import ceiling_table, print_tables
+
+        print_tables([ceiling_table(found)], Format.TERMINAL.value, _stdout())
+
+
 def _split(option: str, text: str | None) -> list[str] | None:
     """The items of a comma-separated option."""
     if text is None:

@@ -1,4 +1,5 @@
-"""A run's folder: run.json (what was asked, where), journal.jsonl (the truth), measurements.csv (derived).
+"""A run's folder: run.json (what was asked, where), ceilings.json (the device's limits), journal.jsonl (the truth),
+measurements.csv (derived).
 
 Reading needs neither torch nor a GPU; only load_results needs pandas.
 """
@@ -10,10 +11,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from opbench.case import Cell
+from opbench.ceilings import Ceilings, limit_columns, read_ceilings
 from opbench.errors import ResultsError
 from opbench.measurement import Measurement, Status
 from opbench.metrics import derived_metrics
@@ -21,7 +24,7 @@ from opbench.metrics import derived_metrics
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["COLUMNS", "SCHEMA_VERSION", "RunFolder", "free_run_path", "load_results"]
+__all__ = ["COLUMNS", "SCHEMA_VERSION", "RunFolder", "free_run_path", "load_results", "write_text"]
 
 SCHEMA_VERSION = 1
 
@@ -30,13 +33,14 @@ COLUMNS = (
     "channels", "dtype", "device", "timer", "cache", "settings", "status", "reason", "latency_ms",
     "latency_ms_p20", "latency_ms_p80", "latency_ms_min", "ci_low_ms", "ci_high_ms", "samples", "stop_reason",
     "flop_count", "bytes_moved", "tflops", "gbps", "peak_memory_bytes", "max_rel_error", "kernel_source_hash",
+    "limit_ms", "limit_fraction", "bound_by", "suspicious",
 )  # fmt: skip
 INTEGER_COLUMNS = (
     "batch", "height", "width", "channels", "samples", "flop_count", "bytes_moved", "peak_memory_bytes",
 )  # fmt: skip
 FLOAT_COLUMNS = (
     "latency_ms", "latency_ms_p20", "latency_ms_p80", "latency_ms_min", "ci_low_ms", "ci_high_ms", "tflops",
-    "gbps", "max_rel_error",
+    "gbps", "max_rel_error", "limit_ms", "limit_fraction",
 )  # fmt: skip
 
 
@@ -69,7 +73,7 @@ class RunFolder:
         }
         try:
             path.mkdir(parents=True, exist_ok=True)
-            _write_text(path / "run.json", json.dumps(run, indent=1, allow_nan=False) + "\n")
+            write_text(path / "run.json", json.dumps(run, indent=1, allow_nan=False) + "\n")
             (path / "journal.jsonl").touch()
         except OSError as error:
             raise ResultsError(f"{path}: cannot write a run there: {error.strerror}") from None
@@ -99,6 +103,21 @@ class RunFolder:
                 "another version of opbench wrote it"
             )
         return cls(path, run)
+
+    @cached_property
+    def ceilings(self) -> Ceilings | None:
+        """The measured limits of the run's device; None where the run has none.
+
+        Raises:
+            ResultsError: ceilings.json is damaged.
+        """
+        return read_ceilings(self.path / "ceilings.json")
+
+    def write_ceilings(self, ceilings: Ceilings | str) -> None:
+        """Write ceilings.json; a text says why there are none."""
+        data = {"reason": ceilings} if isinstance(ceilings, str) else ceilings.to_json()
+        write_text(self.path / "ceilings.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
+        self.__dict__.pop("ceilings", None)
 
     @property
     def device_name(self) -> str:
@@ -176,6 +195,7 @@ class RunFolder:
             "kernel_source_hash": measurement.kernel_source_hash or None,
             **derived_metrics(measurement),
         }
+        values |= limit_columns(self.ceilings, values)
         return {column: values[column] for column in COLUMNS}
 
     def _journal_lines(self) -> list[tuple[dict[str, Any], int]]:
@@ -221,7 +241,7 @@ def load_results(path: str | Path) -> "pandas.DataFrame":
         path: folder of a run, as `opbench sweep` prints it.
 
     Returns:
-        pandas.DataFrame with latencies in milliseconds, tflops in 1e12 FLOP/s, gbps in 1e9 byte/s.
+        pandas.DataFrame with latencies and limit_ms in milliseconds, tflops in 1e12 FLOP/s, gbps in 1e9 byte/s.
 
     Raises:
         ResultsError: there is no run at `path`, or it is damaged.
@@ -241,7 +261,7 @@ def free_run_path(parent: Path, device_slug: str) -> Path:
     return parent / f"{stem}-{number}"
 
 
-def _write_text(path: Path, text: str) -> None:
+def write_text(path: Path, text: str) -> None:
     """Write a file so that a reader sees the old one or the new one, never half."""
     temporary = path.with_name(path.name + ".part")
     temporary.write_text(text, encoding="utf-8")

@@ -7,6 +7,7 @@ from typing import Any, Protocol, TypeVar
 
 from opbench import registry
 from opbench.case import Cell, Direction, Dtype, Level
+from opbench.ceiling_cache import ceilings_for
 from opbench.environment import (
     collect_environment,
     device_slug,
@@ -145,12 +146,17 @@ def continue_run(path: Path, options: Options, operators: Mapping[str, Operator]
 def run_cells(run: RunFolder, operators: Mapping[str, Operator], progress: Progress, *, isolated: bool = True) -> None:
     """Measure the cells that the run's journal lacks; each is in the journal before the next begins.
 
+    The device's ceilings come first: kept ones, or measured now.
+
     Args:
         run: the run.
         operators: by name; used where not isolated.
         progress: hears about every cell.
         isolated: run cells in a worker process, which a crash or a time-out costs one row.
     """
+    if not (run.path / "ceilings.json").exists():
+        progress.stage("measuring this device's ceilings, once")
+        run.write_ceilings(ceilings_for(run.run["environment"]))
     finished = {measurement.cell.key for measurement in run.measurements()}
     cells = run.plan()
     executor = _executor(run.run["command"], operators, isolated)

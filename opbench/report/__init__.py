@@ -5,6 +5,7 @@ Needs neither torch nor a GPU; matplotlib is imported when plots are written, no
 
 from pathlib import Path
 
+from opbench.report.ceiling_table import ceiling_table
 from opbench.report.paper import paper_tables
 from opbench.report.render import FORMATS, Table, print_tables, render
 from opbench.report.tables import run_tables, speedup_tables, write_tables
@@ -13,6 +14,7 @@ from opbench.results import RunFolder
 __all__ = [
     "FORMATS",
     "Table",
+    "ceiling_table",
     "paper_tables",
     "print_tables",
     "render",
