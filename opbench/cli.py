@@ -22,7 +22,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Micro-benchmarks of vision operators: every value checked, every failure a row.",
 )
@@ -30,6 +30,8 @@ app = typer.Typer(
 EXIT_FAILED_CELLS = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+
+NoColor = Annotated[bool, typer.Option("--no-color", help="No colours; the variable NO_COLOR does the same.")]
 
 PIPE_WIDTH = 160
 """Columns of tables that do not go to a terminal: the widest one fits."""
@@ -51,6 +53,7 @@ class Format(StrEnum):
     MARKDOWN = "markdown"
     CSV = "csv"
     LATEX = "latex"
+    HTML = "html"
 
 
 def main() -> None:
@@ -117,6 +120,7 @@ def sweep(
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and run nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only where the results are.")] = False,
+    no_color: NoColor = False,
 ) -> None:
     """Check and time operators; write raw samples, tables and plots.
 
@@ -146,7 +150,7 @@ def sweep(
     else:
         run = api.start_run(api.make_request(options, known), known, out)
     interrupted = False
-    progress = ConsoleProgress(quiet=quiet)
+    progress = ConsoleProgress(quiet=quiet, no_color=no_color)
     try:
         with progress:
             api.run_cells(run, known, progress)
@@ -154,39 +158,53 @@ def sweep(
         interrupted = True
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     api.finish(run)
-    _conclude(run, interrupted=interrupted, quiet=quiet)
+    _conclude(run, interrupted=interrupted, quiet=quiet, no_color=no_color)
 
 
 @app.command("list")
-def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
+def list_(what: Annotated[Listing, typer.Argument(help="What to list.")], no_color: NoColor = False) -> None:
     """List what there is, with its availability here and the reason where not."""
     from opbench import listing
 
-    _stdout().print(getattr(listing, what.value)())
+    _stdout(no_color).print(getattr(listing, what.value)())
 
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    format_: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.TERMINAL,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; `published` for the paper.")],
+    format_: Annotated[Format, typer.Option("--format", help="How to show.")] = Format.TERMINAL,
     paper: Annotated[bool, typer.Option("--paper", help="Beside the figures published with DCNv4.")] = False,
+    samples: Annotated[bool, typer.Option("--samples", help="Every cell with the shape of its samples.")] = False,
     write: Annotated[
         bool, typer.Option("--write", help="Also make measurements.csv, tables/ and plots/ again.")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of --format html. [default: report.html in the first run]")
+    ] = None,
+    no_color: NoColor = False,
 ) -> None:
-    """Print the tables of a run. Needs neither torch nor a GPU."""
-    from opbench.report import paper_tables, print_tables, run_tables, speedup_tables
-    from opbench.results import RunFolder
+    """Print the tables of runs, or make one HTML page of them. Needs neither torch nor a GPU."""
+    from opbench.report import paper_tables, print_tables, run_tables, sample_table, speedup_tables, summary_line
+    from opbench.report.published import open_run
 
-    folder = RunFolder.open(run)
-    tables = paper_tables(folder) if paper else [*run_tables(folder), *speedup_tables(folder)]
-    print_tables(tables, format_.value, _stdout())
+    folders = [open_run(run) for run in runs]
+    if format_ is Format.HTML:
+        _write_page(folders, out)
+    elif out:
+        raise typer.BadParameter("--out is for --format html; redirect the output of the others")
+    else:
+        for folder in folders:
+            tables = paper_tables(folder) if paper else [*run_tables(folder), *speedup_tables(folder)]
+            print_tables([*tables, *([sample_table(folder)] if samples else [])], format_.value, _stdout(no_color))
+            if format_ is Format.TERMINAL:
+                print(f"\n{summary_line(folder)}")
     if write:
         from opbench.report import write_plots, write_tables
 
-        folder.write_measurements_csv()
-        for path in (*write_tables(folder), *write_plots(folder)):
-            print(path, file=sys.stderr)
+        for folder in folders:
+            folder.write_measurements_csv()
+            for path in (*write_tables(folder), *write_plots(folder)):
+                print(path, file=sys.stderr)
 
 
 @app.command()
@@ -205,6 +223,7 @@ def ceilings(
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Which device.")] = "auto",
     again: Annotated[bool, typer.Option("--again", help="Measure even if the figures are kept from before.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print what a run keeps in ceilings.json.")] = False,
+    no_color: NoColor = False,
 ) -> None:
     """Measure this device's own limits: matrix throughput, memory and cache bandwidth, launch overhead.
 
@@ -230,7 +249,7 @@ def ceilings(
     else:
         from opbench.report import ceiling_table, print_tables
 
-        print_tables([ceiling_table(found)], Format.TERMINAL.value, _stdout())
+        print_tables([ceiling_table(found)], Format.TERMINAL.value, _stdout(no_color))
 
 
 def _split(option: str, text: str | None) -> list[str] | None:
@@ -247,10 +266,17 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _stdout() -> "Console":
+def _stdout(no_color: bool = False) -> "Console":
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=False)
+    # None leaves it to NO_COLOR.
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=False, no_color=no_color or None)
+
+
+def _write_page(folders: "list[RunFolder]", out: Path | None) -> None:
+    from opbench.report import write_page
+
+    print(write_page(folders, out))
 
 
 def _print_plan(cells: "list[Cell]") -> None:
@@ -273,14 +299,15 @@ def _print_plan(cells: "list[Cell]") -> None:
         print(f"largest estimated memory: {largest.memory_bytes / 2**30:.2f} GiB, {largest.key}")
 
 
-def _conclude(run: "RunFolder", *, interrupted: bool, quiet: bool) -> NoReturn:
+def _conclude(run: "RunFolder", *, interrupted: bool, quiet: bool, no_color: bool) -> NoReturn:
     """Print the tables, what failed and where everything is; exit with the run's code."""
     from opbench.measurement import FAILURES
-    from opbench.report import print_tables, run_tables, speedup_tables
+    from opbench.report import print_tables, run_tables, speedup_tables, summary_line
 
     rows = run.rows()
     if not quiet:
-        print_tables([*run_tables(run), *speedup_tables(run)], Format.TERMINAL.value, _stdout())
+        print_tables([*run_tables(run), *speedup_tables(run)], Format.TERMINAL.value, _stdout(no_color))
+        print(f"\n{summary_line(run)}")
     counts: dict[str, int] = {}
     for row in rows:
         counts[row["status"]] = counts.get(row["status"], 0) + 1

@@ -238,17 +238,23 @@ def load_results(path: str | Path) -> "pandas.DataFrame":
     the integer columns) and its status and reason say why; it is never 0.
 
     Args:
-        path: folder of a run, as `opbench sweep` prints it.
+        path: folder of a run, as `opbench sweep` prints it; "published" for the paper's figures.
 
     Returns:
-        pandas.DataFrame with latencies and limit_ms in milliseconds, tflops in 1e12 FLOP/s, gbps in 1e9 byte/s.
+        pandas.DataFrame with latencies and limit_ms in milliseconds, tflops in 1e12 FLOP/s, gbps in 1e9 byte/s;
+        attrs["ceilings"] keeps the limits of the device for opbench.plots.
 
     Raises:
         ResultsError: there is no run at `path`, or it is damaged.
     """
     import pandas as pd
 
-    frame = pd.DataFrame(RunFolder.open(Path(path)).rows(), columns=list(COLUMNS))
+    from opbench.report.published import open_run
+
+    run = open_run(Path(path))
+    frame = pd.DataFrame(run.rows(), columns=list(COLUMNS))
+    if run.ceilings:
+        frame.attrs["ceilings"] = {run.run["run_id"]: run.ceilings.to_json()}
     return frame.astype(dict.fromkeys(INTEGER_COLUMNS, "Int64") | dict.fromkeys(FLOAT_COLUMNS, "float64"))
 
 

@@ -3,13 +3,16 @@
 Needs neither torch nor a GPU; matplotlib is imported when plots are written, not before.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from opbench.errors import ResultsError
 from opbench.report.ceiling_table import ceiling_table
 from opbench.report.paper import paper_tables
 from opbench.report.render import FORMATS, Table, print_tables, render
-from opbench.report.tables import run_tables, speedup_tables, write_tables
-from opbench.results import RunFolder
+from opbench.report.summary import summary_line
+from opbench.report.tables import run_tables, sample_table, speedup_tables, write_tables
+from opbench.results import RunFolder, write_text
 
 __all__ = [
     "FORMATS",
@@ -19,7 +22,10 @@ __all__ = [
     "print_tables",
     "render",
     "run_tables",
+    "sample_table",
     "speedup_tables",
+    "summary_line",
+    "write_page",
     "write_plots",
     "write_tables",
 ]
@@ -30,3 +36,24 @@ def write_plots(run: RunFolder) -> list[Path]:
     from opbench.report.plots import write_plots as write  # matplotlib takes about a second to import
 
     return write(run)
+
+
+def write_page(runs: Sequence[RunFolder], out: Path | None = None) -> Path:
+    """Write the HTML page of runs side by side.
+
+    Args:
+        runs: the first is the one that the others are compared with.
+        out: the file; by default report.html in the folder of the first run.
+
+    Raises:
+        ResultsError: the file cannot be written.
+    """
+    from opbench.report.html import page
+
+    path = out or runs[0].path / "report.html"
+    text = page(runs)
+    try:
+        write_text(path, text)
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot write the page there: {error.strerror}") from None
+    return path

@@ -15,13 +15,14 @@ from opbench.report.layout import (
     provenance,
     reason_notes,
     shape_text,
+    sparkline,
     three_digits,
 )
 from opbench.report.paper import matched_tables
 from opbench.report.render import SUFFIXES, Table, render
 from opbench.results import RunFolder
 
-__all__ = ["half_precision", "run_tables", "speedup", "speedup_tables", "write_tables"]
+__all__ = ["half_precision", "run_tables", "sample_table", "speedup", "speedup_tables", "write_tables"]
 
 
 def run_tables(run: RunFolder) -> list[Table]:
@@ -31,6 +32,26 @@ def run_tables(run: RunFolder) -> list[Table]:
     says why: N/A, OOM, its status, or a dash where nothing was run.
     """
     return [_latency_table(run, group) for group in group_rows(run.rows())]
+
+
+def sample_table(run: RunFolder) -> Table:
+    """Every ok cell with the spread of its samples and their histogram, fastest left."""
+    finished = {measurement.cell.key: measurement for measurement in run.measurements()}
+    rows = []
+    for cell, row in zip(run.plan(), run.rows(), strict=False):
+        if row["status"] == Status.OK:
+            samples = finished[cell.key].latencies_ms
+            figures = (row[column] for column in ("latency_ms_min", "latency_ms", "latency_ms_p80"))
+            name = f"{row['operator']} {row['level']} {row['direction']} {row['shape']} {row['dtype']}"
+            rows.append((name, row["provider"], sparkline(samples), *map(three_digits, figures), str(len(samples))))
+    return Table(
+        name="samples",
+        title="Samples per cell",
+        columns=("Cell", "Provider", "Samples, ms", "min", "median", "80 %", "count"),
+        rows=tuple(rows),
+        notes=("Histogram: from the fastest sample, left, to the slowest twentieth, in the last block.",),
+        text_columns=3,
+    )
 
 
 def speedup_tables(run: RunFolder) -> list[Table]:
