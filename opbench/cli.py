@@ -203,7 +203,10 @@ def report(
 
         for folder in folders:
             folder.write_measurements_csv()
-            for path in (*write_tables(folder), *write_plots(folder)):
+            for path in (
+                *write_tables(folder),
+                *write_plots(folder, *(other for other in folders if other is not folder)),
+            ):
                 print(path, file=sys.stderr)
 
 

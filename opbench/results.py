@@ -147,6 +147,12 @@ class RunFolder:
             file.seek(whole)
             yield JournalWriter(file)
 
+    def _repr_html_(self) -> str:
+        """The run's tables and its one-line summary, as a notebook shows it."""
+        from opbench.report.notebook import run_html
+
+        return run_html(self)
+
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary per planned cell with every column; None where there is no value."""
         finished = {measurement.cell.key: measurement for measurement in self.measurements()}
@@ -216,6 +222,10 @@ class RunFolder:
                 raise ResultsError(f"{path}:{number}: damaged line: {error!r}") from None
             parsed.append((data, len(line)))
         return parsed
+
+
+Run = RunFolder
+"""The public name: `opbench.Run.open(path)`, and what `opbench.sweep` returns."""
 
 
 class JournalWriter:

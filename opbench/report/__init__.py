@@ -31,11 +31,14 @@ __all__ = [
 ]
 
 
-def write_plots(run: RunFolder) -> list[Path]:
-    """Draw every plot of a run into its folder `plots`, each as PNG and SVG; returns the files written."""
+def write_plots(run: RunFolder, *others: RunFolder) -> list[Path]:
+    """Draw every plot of a run into its folder `plots`, each as PNG and SVG; returns the files written.
+
+    `others`, of the same device, take part where a plot compares two runs: events and graphs.
+    """
     from opbench.report.plots import write_plots as write  # matplotlib takes about a second to import
 
-    return write(run)
+    return write(run, *others)
 
 
 def write_page(runs: Sequence[RunFolder], out: Path | None = None) -> Path:
