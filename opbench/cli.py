@@ -67,12 +67,20 @@ def main() -> None:
         sys.exit(EXIT_INTERRUPTED)
 
 
+def _shape_lists() -> list[str]:
+    """Names that complete --shapes."""
+    from opbench.shapes import builtin_shape_lists
+
+    return list(builtin_shape_lists())
+
+
 @app.command()
 def sweep(
     shapes: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME|FILE",
+            autocompletion=_shape_lists,
             help="Shape list; repeat for several. [default: standard and high_resolution on CUDA, smoke on the CPU]",
         ),
     ] = None,
@@ -95,6 +103,7 @@ def sweep(
         str | None,
         typer.Option(
             metavar="auto|cuda-event|cuda-graph|wall-clock",
+            autocompletion=lambda: ["auto", "cuda-event", "cuda-graph", "wall-clock"],
             help="[default: auto: cuda-event on CUDA, wall-clock on the CPU]",
         ),
     ] = None,

@@ -19,7 +19,7 @@ from opbench.report.layout import (
     three_digits,
 )
 from opbench.report.paper import matched_tables
-from opbench.report.render import SUFFIXES, Table, render
+from opbench.report.render import SEPARATOR, SUFFIXES, Table, render
 from opbench.results import RunFolder
 
 __all__ = ["half_precision", "run_tables", "sample_table", "speedup", "speedup_tables", "write_tables"]
@@ -91,13 +91,13 @@ def speedup(full: Row | None, half: Row | None) -> float | None:
 
 
 def _latency_table(run: RunFolder, group: Group) -> Table:
-    dtypes = " / ".join(group.dtypes)
+    dtypes = SEPARATOR.join(group.dtypes)
     rows = tuple(
         (
             group.label(series),
             series.provider,
             *(
-                " / ".join(cell_text(group.cell(series, shape, dtype)) for dtype in group.dtypes)
+                SEPARATOR.join(cell_text(group.cell(series, shape, dtype)) for dtype in group.dtypes)
                 for shape in group.shapes
             ),
         )
@@ -113,7 +113,21 @@ def _latency_table(run: RunFolder, group: Group) -> Table:
         ),
         rows=rows,
         notes=(provenance(run, group.rows), *reason_notes(group)),
+        ranks=_ranks(group, first_column=2),
     )
+
+
+def _ranks(group: Group, *, first_column: int) -> dict[tuple[int, int, int], str]:
+    """The fastest and the slowest cell of each shape and dtype that has two different latencies or more."""
+    ranks = {}
+    for column, shape in enumerate(group.shapes, start=first_column):
+        for place, dtype in enumerate(group.dtypes):
+            cells = [group.cell(series, shape, dtype) for series in group.series]
+            found = {n: float(row["latency_ms"]) for n, row in enumerate(cells) if row and row["status"] == Status.OK}
+            if len(set(found.values())) > 1:
+                ranks[min(found, key=found.__getitem__), column, place] = "best"
+                ranks[max(found, key=found.__getitem__), column, place] = "worst"
+    return ranks
 
 
 def _speedup_table(run: RunFolder, group: Group, half: str) -> Table:
