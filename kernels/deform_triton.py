@@ -60,16 +60,26 @@ def _rows(
 
 
 @triton.jit
+def _distance(
+    dx, dy, point, offset_scale, base_y, base_x,
+    KH: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, CENTER: tl.constexpr,
+):  # fmt: skip
+    """Distance from the grid's start in y and x of a point with offsets dx and dy; each (BLOCK_ROWS,)."""
+    tap = point + (point >= CENTER)
+    x = dx * offset_scale + (base_x + (tap // KH * DILATION_W) * offset_scale)
+    y = dy * offset_scale + (base_y + (tap % KH * DILATION_H) * offset_scale)
+    return y, x
+
+
+@triton.jit
 def _point(
     offset_ptr, mask_ptr, point, offset_scale, base_y, base_x,
     KH: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, CENTER: tl.constexpr,
 ):  # fmt: skip
-    """Distance from the grid's start in y and x, and the mask, of one point; each (BLOCK_ROWS,)."""
-    tap = point + (point >= CENTER)
+    """_distance of a point whose offsets are in memory, and its mask."""
     dx = tl.load(offset_ptr + 2 * point).to(tl.float32)
     dy = tl.load(offset_ptr + 2 * point + 1).to(tl.float32)
-    x = dx * offset_scale + (base_x + (tap // KH * DILATION_W) * offset_scale)
-    y = dy * offset_scale + (base_y + (tap % KH * DILATION_H) * offset_scale)
+    y, x = _distance(dx, dy, point, offset_scale, base_y, base_x, KH, DILATION_H, DILATION_W, CENTER)
     return y, x, tl.load(mask_ptr + point).to(tl.float32)
 
 
@@ -125,24 +135,33 @@ def _corner(top, left, inside, start_y, start_x, height, width, WIDE: tl.constex
 
 
 @triton.jit
+def _strict_add(
+    acc, pixels, y, x, strength, start_y, start_x, height, width, in_group, STRIDE: tl.constexpr, WIDE: tl.constexpr
+):
+    """acc (BLOCK_ROWS, BLOCK_D) plus one point, each corner compared with the borders: no other pixel is read."""
+    top, left, down, right, strength, inside = _strict_point(y, x, strength, start_y, start_x, height, width)
+    for corner in tl.static_range(4):
+        weight_y = down if corner // 2 == 1 else 1.0 - down
+        weight_x = right if corner % 2 == 1 else 1.0 - right
+        shift, there = _corner(top + corner // 2, left + corner % 2, inside, start_y, start_x, height, width, WIDE)
+        v = tl.load(pixels + shift * STRIDE, mask=there & in_group, other=0.0).to(tl.float32)
+        acc += (strength * weight_y * weight_x)[:, None] * v
+    return acc
+
+
+@triton.jit
 def _strict_sum(
     pixels, offset_ptr, mask_ptr, start_y, start_x, height, width, offset_scale, base_y, base_x, in_group,
     K: tl.constexpr, KH: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, CENTER: tl.constexpr,
     STRIDE: tl.constexpr, WIDE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """The sum (BLOCK_ROWS, BLOCK_D), each corner compared with the borders: no pixel is read that does not count."""
+    """The whole sum by _strict_add."""
     acc = tl.zeros((BLOCK_ROWS, BLOCK_D), dtype=tl.float32)
     for point in range(K):
         y, x, strength = _point(
             offset_ptr, mask_ptr, point, offset_scale, base_y, base_x, KH, DILATION_H, DILATION_W, CENTER
         )
-        top, left, down, right, strength, inside = _strict_point(y, x, strength, start_y, start_x, height, width)
-        for corner in tl.static_range(4):
-            weight_y = down if corner // 2 == 1 else 1.0 - down
-            weight_x = right if corner % 2 == 1 else 1.0 - right
-            shift, there = _corner(top + corner // 2, left + corner % 2, inside, start_y, start_x, height, width, WIDE)
-            v = tl.load(pixels + shift * STRIDE, mask=there & in_group, other=0.0).to(tl.float32)
-            acc += (strength * weight_y * weight_x)[:, None] * v
+        acc = _strict_add(acc, pixels, y, x, strength, start_y, start_x, height, width, in_group, STRIDE, WIDE)
     return acc
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from opbench.case import Case, Dtype, Level, Shape
-    from opbench.operator import Operator, Provider, Setting, by_direction
+    from opbench.operator import Operator, Provider, Setting, by_direction, compiled
     from opbench.results import load_results
     from opbench.run import sweep
     from opbench.tolerance import rounding_budget
@@ -24,6 +24,7 @@ _PLACES = {
     "Setting": "opbench.operator",
     "Shape": "opbench.case",
     "by_direction": "opbench.operator",
+    "compiled": "opbench.operator",
     "load_results": "opbench.results",
     "rounding_budget": "opbench.tolerance",
     "sweep": "opbench.run",
@@ -38,6 +39,7 @@ __all__ = [
     "Setting",
     "Shape",
     "by_direction",
+    "compiled",
     "load_results",
     "rounding_budget",
     "sweep",

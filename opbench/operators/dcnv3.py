@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from opbench_kernels import dcnv3
 
 from opbench.case import Case, Level
-from opbench.operator import Forward, Operator, Provider, Setting, Tensors, by_direction
+from opbench.operator import Forward, Operator, Provider, Setting, Tensors, by_direction, compiled
 from opbench.operators import _dcn
 from opbench.operators._random import normal
 
@@ -139,6 +139,8 @@ def _build(implementation: str, case: Case, tensors: Tensors) -> Forward:
     return module
 
 
+TORCH = Provider("torch", partial(_build, "torch"), "vectorised torch, embedding_bag", sources=_dcn.TORCH_SOURCES)
+
 OPERATOR = Operator(
     name="dcnv3",
     summary="deformable convolution v3; module adds the projections, the depthwise branch and the softmax",
@@ -159,7 +161,8 @@ OPERATOR = Operator(
             unavailable=_dcn.triton_unavailable,
             sources=_dcn.TRITON_SOURCES,
         ),
-        Provider("torch", partial(_build, "torch"), "vectorised torch, embedding_bag", sources=_dcn.TORCH_SOURCES),
+        TORCH,
+        compiled(TORCH),
     ),
     settings={
         "group_channels": _dcn.GROUP_CHANNELS,
