@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from opbench_kernels import tuning
 from opbench_kernels.deform_triton import (
     Sampled,
     backward_launch,
@@ -21,7 +22,7 @@ __all__ = ["dcnv3", "dcnv4"]
 def _forward(sampled: Sampled, out_shape: tuple[int, ...]) -> torch.Tensor:
     out = torch.empty(out_shape, device=sampled.value.device, dtype=sampled.value.dtype)
     if out.numel():
-        forward_launch(sampled, out)()
+        forward_launch(sampled, out, tuning.choose(sampled, out))()
     return out
 
 

@@ -58,9 +58,9 @@ def deformable_sample(
 
     bags = math.prod(offset.shape[:4])
     result = F.embedding_bag(
-        torch.stack(indices, dim=-1).view(bags, 4 * geometry.points),
+        torch.stack(indices, dim=-2).view(bags, 4 * geometry.points),
         value.reshape(-1, group_channels),
-        per_sample_weights=torch.stack(weights, dim=-1).view(bags, 4 * geometry.points).to(value.dtype),
+        per_sample_weights=torch.stack(weights, dim=-2).view(bags, 4 * geometry.points).to(value.dtype),
         mode="sum",
     )
     return result.view(*offset.shape[:4], group_channels)

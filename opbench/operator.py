@@ -73,6 +73,8 @@ class Provider:
         summary: one line for `opbench list providers`.
         unavailable: (device type, "cpu" or "cuda") -> why this machine cannot run it, or None.
         not_applicable: (case, device type) -> why it has no meaning for the case, or None.
+        configuration: () -> what the last launch in this process had chosen, such as a tile, for the row; empty where
+            there is no choice.
         sources: names of modules whose text, with the operator file's, makes up kernel_source_hash.
     """
 
@@ -81,6 +83,7 @@ class Provider:
     summary: str
     unavailable: Callable[[str], str | None] = _always
     not_applicable: Callable[[Case, str], str | None] = _always
+    configuration: Callable[[], str] = str
     sources: tuple[str, ...] = ()
 
     @property

@@ -53,6 +53,21 @@ def not_applicable(case: Case) -> str | None:
     return None
 
 
+def triton_configuration() -> str:
+    """The forward kernel's configuration in the last launch."""
+    from opbench_kernels import tuning
+
+    chosen = tuning.last_choice()
+    return f"vectors={chosen.vectors};num_warps={chosen.num_warps}" if chosen else ""
+
+
+def tune_triton() -> None:
+    """Let the kernels time their configurations: a benchmark wants the best one, and building is not timed."""
+    from opbench_kernels import tuning
+
+    tuning.enable()
+
+
 def triton_unavailable(device_type: str) -> str | None:
     """Why the Triton kernels cannot run, or None."""
     return None if device_type == "cuda" else f"the Triton kernels need a CUDA device, this is {device_type}"

@@ -122,6 +122,8 @@ def memory_bytes(case: Case) -> int:
 
 
 def _build(implementation: str, case: Case, tensors: Tensors) -> Forward:
+    if implementation == "triton":
+        _dcn.tune_triton()
     core = partial(
         dcnv3,
         groups=_dcn.groups(case),
@@ -159,6 +161,7 @@ OPERATOR = Operator(
             partial(_build, "triton"),
             "opbench_kernels in Triton",
             unavailable=_dcn.triton_unavailable,
+            configuration=_dcn.triton_configuration,
             sources=_dcn.TRITON_SOURCES,
         ),
         TORCH,

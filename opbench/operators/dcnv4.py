@@ -167,6 +167,8 @@ def _core(case: Case, implementation: str) -> Callable[..., torch.Tensor]:
 
 def build(implementation: str, case: Case, tensors: Tensors) -> Forward:
     """The closure to time, around opbench_kernels.dcnv4."""
+    if implementation == "triton":
+        _dcn.tune_triton()
     core = _core(case, implementation)
     if case.level is Level.CORE:
         return lambda: core(tensors["value"], tensors["offset_mask"])
@@ -217,6 +219,7 @@ PROVIDERS = (
         partial(build, "triton"),
         "opbench_kernels in Triton",
         unavailable=_dcn.triton_unavailable,
+        configuration=_dcn.triton_configuration,
         sources=_dcn.TRITON_SOURCES,
     ),
     Provider(
@@ -224,6 +227,7 @@ PROVIDERS = (
         build_fused,
         "inference: projections and sampling with fewer passes over memory",
         unavailable=_dcn.triton_unavailable,
+        configuration=_dcn.triton_configuration,
         not_applicable=_fused_not_applicable,
         sources=(*_dcn.TRITON_SOURCES, "opbench_kernels.fused"),
     ),
