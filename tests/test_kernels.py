@@ -11,6 +11,7 @@ from opbench_kernels.geometry import Geometry, padded_offset_mask_channels, pair
 from torchvision.ops import deform_conv2d
 
 from opbench.check import poisoned_allocations
+from opbench.shapes import load_shape_list
 
 # Triton's interpreter computes with numpy, which warns where a GPU silently makes NaN.
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
@@ -433,17 +434,30 @@ def test_pair_refuses_what_is_not_one_or_two_integers():
             pair(bad, "kernel_size", 1)
 
 
+PUBLISHED = [shape for name in ("standard", "high_resolution") for shape in load_shape_list(name).shapes]
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("shape", [(64, 56, 56, 128), (64, 7, 7, 1024), (1, 200, 320, 128)])
+@pytest.mark.parametrize("shape", PUBLISHED, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_published_shapes_on_a_gpu(shape, dtype):
-    groups = shape[-1] // 32
-    value = torch.randn(shape, device="cuda").to(dtype)
-    packed = torch.randn(*shape[:3], padded_offset_mask_channels(groups, 9), device="cuda").to(dtype)
-    expected = reference_dcnv4(value.double(), packed.double(), groups, Geometry())
-    got = dcnv4(value, packed, groups=groups)
-    tolerance = 4 * DTYPES[dtype] + 8 * max(shape[1:3]) * 2.0**-24
-    assert (got.double() - expected).abs().max() / expected.abs().max() < tolerance
+def test_published_shapes_forward_and_backward(shape, dtype):
+    size, groups = (shape.batch, shape.height, shape.width), shape.channels // 32
+    generator = torch.Generator("cuda").manual_seed(10)
+    value = torch.randn(*size, shape.channels, device="cuda", generator=generator).to(dtype)
+    packed = torch.randn(*size, padded_offset_mask_channels(groups, 9), device="cuda", generator=generator)
+    packed = smooth_offsets(packed.to(dtype), groups, 9)
+    grad = torch.randn(*size, shape.channels, device="cuda", generator=generator).to(dtype)
+
+    exact = [tensor.double().requires_grad_() for tensor in (value, packed)]
+    expected = reference_dcnv4(*exact, groups, Geometry())
+    wanted = [expected.detach(), *torch.autograd.grad(expected, exact, grad.double())]
+    leaves = [tensor.requires_grad_() for tensor in (value, packed)]
+    out = dcnv4(*leaves, groups=groups)
+    got = [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+    # The output and each gradient are rounded once; inside, float32 sums of 36 to some hundred terms.
+    for result, right in zip(got, wanted, strict=True):
+        error = (result.double() - right).abs().max() / right.abs().max()
+        assert error < 2 * DTYPES[dtype] + 64 * DTYPES[torch.float32]
 
 
 def operator_arguments(name, requires_grad):
