@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: sweep test lint bench gpu clean
+.PHONY: sweep test lint inspect bench gpu clean
 
 sweep: $(VENV)/.installed
 	$(BIN)/opbench sweep
@@ -16,6 +16,10 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Machine code of the GPU kernels against the committed figures; needs no GPU.
+inspect: $(VENV)/.installed
+	$(BIN)/opbench inspect --arch sm_80,sm_90 --dtypes fp32,fp16 --check results/static >/dev/null
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/benchmarks/bench_*.py --benchmark-enable --benchmark-only

@@ -4,6 +4,8 @@ The four corners of all points of one (pixel, group) are a weighted sum of rows 
 `embedding_bag` with per-sample weights computes: no gathered copy of the corners is ever stored.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from opbench_kernels.geometry import Geometry
@@ -30,7 +32,8 @@ def deformable_sample(
     x, y = _coordinates(offset.to(precise), geometry)
     inside = (x > -1) & (x < width) & (y > -1) & (y < height)
     strength = torch.where(inside, mask.to(precise), 0)
-    # Points outside are moved to the origin with weight zero, so that NaN and inf never reach an index.
+    # Points outside are moved to the origin with weight zero, so that NaN and inf never reach an index. An inf or NaN
+    # among the image's first four pixels, times zero, does reach their sums.
     x = torch.where(inside, x, 0)
     y = torch.where(inside, y, 0)
 
@@ -53,11 +56,11 @@ def deformable_sample(
             indices.append((line + columns[corner_x]) * groups + group)
             weights.append(strength_y * weight_x[corner_x])
 
-    bags = offset.shape[:4].numel()
+    bags = math.prod(offset.shape[:4])
     result = F.embedding_bag(
-        torch.stack(indices, dim=-1).view(bags, 4 * geometry.points),
+        torch.stack(indices, dim=-2).view(bags, 4 * geometry.points),
         value.reshape(-1, group_channels),
-        per_sample_weights=torch.stack(weights, dim=-1).view(bags, 4 * geometry.points).to(value.dtype),
+        per_sample_weights=torch.stack(weights, dim=-2).view(bags, 4 * geometry.points).to(value.dtype),
         mode="sum",
     )
     return result.view(*offset.shape[:4], group_channels)

@@ -1,326 +1,472 @@
-"""Deformable sampling in Triton: one straightforward forward kernel and one backward kernel with atomics.
+"""Deformable sampling in Triton: a forward kernel, and a backward kernel that adds up by atomics.
 
-A program takes BLOCK_ROWS (pixel, group) rows and all channels of the group. offset and mask are addressed by
-strides, so the packed tensor of DCNv4 and the two tensors of DCNv3 go through the same code.
+A row is one (output pixel, group). A program takes BLOCK_ROWS rows; a lane takes a 16-byte vector of a row's channels,
+or two of them, which halves what the coordinates cost per channel. docs/tuning.md has the designs compared.
+
+A coordinate is kept as the grid's integer start plus a small float, so its rounding does not grow with the image.
+Strides address offset and mask, so the packed tensor of DCNv4 and the two tensors of DCNv3 go through the same code.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from opbench_kernels.geometry import Geometry
 
-__all__ = ["deformable_sample"]
+__all__ = [
+    "Config",
+    "Launch",
+    "Sampled",
+    "backward_launch",
+    "forward_config",
+    "forward_launch",
+    "sampled_dcnv3",
+    "sampled_dcnv4",
+    "unpack",
+]
+
+WARP_SIZE = 32
+VECTOR_BYTES = 16
+MAX_BLOCK_ROWS = 1024
+INDEX_LIMIT = 2**31
+"""Distances inside an image, and rows, from here on take 64 bits."""
+MANY_ROWS = 2**18
+"""From here on there are warps enough to give each lane two vectors: 14 warps of 138 registers fill an SM 3 times."""
 
 
 @triton.jit
 def _rows(
-    height, width, out_height, out_width, base_y, base_x,
-    G: tl.constexpr, DG: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, BLOCK_ROWS: tl.constexpr,
+    rows, height, width, out_height, out_width,
+    G: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The (pixel, group) rows of this program, the start of their image, and their first tap; each (BLOCK_ROWS,)."""
-    row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    """Row, whether it exists, output pixel, group, start of the grid and its input pixel; each (BLOCK_ROWS,).
+
+    A row past the end repeats the last one, so that loads need no predicate. The input pixel may lie outside.
+    """
+    program = tl.program_id(0)
+    if WIDE:
+        program = program.to(tl.int64)
+    row = program * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
+    valid = row < rows
+    row = tl.minimum(row, rows - 1)
     pixel = row // G
-    ox = pixel % out_width
-    oy = (pixel // out_width) % out_height
-    # int64 from the first factor on; a size of 1 is a constant here, which has no type to convert.
-    image = (pixel // out_width // out_height) * height * width * (G * DG)
-    start_y = (oy * STRIDE_H).to(tl.float32) + base_y
-    start_x = (ox * STRIDE_W).to(tl.float32) + base_x
-    return row, pixel, row % G, image, start_y, start_x
+    line = pixel // out_width
+    start_x = (pixel % out_width) * STRIDE_W - PAD_W
+    start_y = (line % out_height) * STRIDE_H - PAD_H
+    first_line = (line // out_height).to(tl.int64) * height
+    return row, valid, pixel, row % G, start_y, start_x, (first_line + start_y) * width + start_x
 
 
 @triton.jit
-def _sampling_point(
-    offset_ptr, mask_ptr, offset_rows, mask_rows, start_y, start_x, valid, height, width, offset_scale,
-    POINT: tl.constexpr, ROW: tl.constexpr, COLUMN: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+def _distance(
+    dx, dy, point, offset_scale, base_y, base_x,
+    KH: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, CENTER: tl.constexpr,
 ):  # fmt: skip
-    """Top-left corner, fractions, mask and whether the point counts; each (BLOCK_ROWS,)."""
-    dx = tl.load(offset_ptr + offset_rows + 2 * POINT, mask=valid, other=0.0).to(tl.float32)
-    dy = tl.load(offset_ptr + offset_rows + 2 * POINT + 1, mask=valid, other=0.0).to(tl.float32)
-    strength = tl.load(mask_ptr + mask_rows + POINT, mask=valid, other=0.0).to(tl.float32)
-    x = start_x + (COLUMN * DILATION_W + dx) * offset_scale
-    y = start_y + (ROW * DILATION_H + dy) * offset_scale
-    inside = valid & (x > -1) & (x < width) & (y > -1) & (y < height)
-    # A point outside moves to the origin, so that NaN and inf never reach an address.
+    """Distance from the grid's start in y and x of a point with offsets dx and dy; each (BLOCK_ROWS,)."""
+    tap = point + (point >= CENTER)
+    x = dx * offset_scale + (base_x + (tap // KH * DILATION_W) * offset_scale)
+    y = dy * offset_scale + (base_y + (tap % KH * DILATION_H) * offset_scale)
+    return y, x
+
+
+@triton.jit
+def _point(
+    offset_ptr, mask_ptr, point, offset_scale, base_y, base_x,
+    KH: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, CENTER: tl.constexpr,
+):  # fmt: skip
+    """_distance of a point whose offsets are in memory, and its mask."""
+    dx = tl.load(offset_ptr + 2 * point).to(tl.float32)
+    dy = tl.load(offset_ptr + 2 * point + 1).to(tl.float32)
+    y, x = _distance(dx, dy, point, offset_scale, base_y, base_x, KH, DILATION_H, DILATION_W, CENTER)
+    return y, x, tl.load(mask_ptr + point).to(tl.float32)
+
+
+@triton.jit
+def _neighbours(t, first, last):
+    """The lower of two neighbouring pixels that are in the image, and the weights of both; relative to the start.
+
+    A pixel at distance z weighs max(0, 1 - |z|), which is 0 for a point that is outside: no comparison is needed.
+    """
+    low = tl.maximum(tl.minimum(tl.floor(t), last), first)
+    z = t - low
+    return low, tl.clamp(1.0 - tl.abs(z), 0.0, 1.0), tl.clamp(1.0 - tl.abs(z - 1.0), 0.0, 1.0)
+
+
+@triton.jit
+def _add_square(acc, top, bottom, step: tl.constexpr, w00, w01, w10, w11, in_group, MASKED: tl.constexpr):
+    """acc (BLOCK_ROWS, BLOCK_D) plus the weighted pixels at top, top + step, bottom and bottom + step."""
+    if MASKED:
+        v00 = tl.load(top, mask=in_group, other=0.0)
+        v01 = tl.load(top + step, mask=in_group, other=0.0)
+        v10 = tl.load(bottom, mask=in_group, other=0.0)
+        v11 = tl.load(bottom + step, mask=in_group, other=0.0)
+    else:
+        v00, v01 = tl.load(top), tl.load(top + step)
+        v10, v11 = tl.load(bottom), tl.load(bottom + step)
+    acc += w00[:, None] * v00.to(tl.float32)
+    acc += w01[:, None] * v01.to(tl.float32)
+    acc += w10[:, None] * v10.to(tl.float32)
+    acc += w11[:, None] * v11.to(tl.float32)
+    return acc
+
+
+@triton.jit
+def _strict_point(y, x, strength, start_y, start_x, height, width):
+    """Floors, fractions, mask and whether the point counts; each (BLOCK_ROWS,).
+
+    A point outside moves to the start with mask 0, so that NaN and inf never reach an address or a sum.
+    """
+    inside = (x > -1 - start_x) & (x < width - start_x) & (y > -1 - start_y) & (y < height - start_y)
     x = tl.where(inside, x, 0.0)
     y = tl.where(inside, y, 0.0)
-    top = tl.floor(y)
-    left = tl.floor(x)
+    top, left = tl.floor(y), tl.floor(x)
     return top.to(tl.int32), left.to(tl.int32), y - top, x - left, tl.where(inside, strength, 0.0), inside
 
 
 @triton.jit
-def _corner(ptr, image, top, left, inside, height, width, columns, in_group, row_stride, pixel_stride):
-    """Addresses and mask, both (BLOCK_ROWS, BLOCK_D), of one corner of every row."""
-    there = inside & (top >= 0) & (top < height) & (left >= 0) & (left < width)
-    address = ptr + (image + (top * row_stride + left * pixel_stride)[:, None]) + columns
-    return address, there[:, None] & in_group
+def _corner(top, left, inside, start_y, start_x, height, width, WIDE: tl.constexpr):
+    """Pixels from the start to the one at (top, left) from it, and whether that is in the image; (BLOCK_ROWS, 1)."""
+    there = inside & (top >= -start_y) & (top < height - start_y) & (left >= -start_x) & (left < width - start_x)
+    if WIDE:
+        top = top.to(tl.int64)
+    return (top * width + left)[:, None], there[:, None]
 
 
 @triton.jit
+def _strict_add(
+    acc, pixels, y, x, strength, start_y, start_x, height, width, in_group, STRIDE: tl.constexpr, WIDE: tl.constexpr
+):
+    """acc (BLOCK_ROWS, BLOCK_D) plus one point, each corner compared with the borders: no other pixel is read."""
+    top, left, down, right, strength, inside = _strict_point(y, x, strength, start_y, start_x, height, width)
+    for corner in tl.static_range(4):
+        weight_y = down if corner // 2 == 1 else 1.0 - down
+        weight_x = right if corner % 2 == 1 else 1.0 - right
+        shift, there = _corner(top + corner // 2, left + corner % 2, inside, start_y, start_x, height, width, WIDE)
+        v = tl.load(pixels + shift * STRIDE, mask=there & in_group, other=0.0).to(tl.float32)
+        acc += (strength * weight_y * weight_x)[:, None] * v
+    return acc
+
+
+@triton.jit
+def _strict_sum(
+    pixels, offset_ptr, mask_ptr, start_y, start_x, height, width, offset_scale, base_y, base_x, in_group,
+    K: tl.constexpr, KH: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, CENTER: tl.constexpr,
+    STRIDE: tl.constexpr, WIDE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """The whole sum by _strict_add."""
+    acc = tl.zeros((BLOCK_ROWS, BLOCK_D), dtype=tl.float32)
+    for point in range(K):
+        y, x, strength = _point(
+            offset_ptr, mask_ptr, point, offset_scale, base_y, base_x, KH, DILATION_H, DILATION_W, CENTER
+        )
+        acc = _strict_add(acc, pixels, y, x, strength, start_y, start_x, height, width, in_group, STRIDE, WIDE)
+    return acc
+
+
+# Sizes and strides change from image to image: a kernel specialised on their values would be compiled anew each time.
+_SIZES = ("rows", "height", "width", "out_height", "out_width", "stride_op", "stride_og", "stride_mp", "stride_mg")
+_GRAD_STRIDES = ("stride_gop", "stride_gog", "stride_gmp", "stride_gmg")
+
+
+@triton.jit(do_not_specialize=_SIZES)
 def _deform_fwd_kernel(
     value_ptr, offset_ptr, mask_ptr, out_ptr,
     rows, height, width, out_height, out_width,
     stride_op, stride_og, stride_mp, stride_mg, offset_scale, base_y, base_x,
-    G: tl.constexpr, DG: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
-    CENTER: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    G: tl.constexpr, DG: tl.constexpr, K: tl.constexpr, KH: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, CENTER: tl.constexpr,
+    VALUE_STRIDE: tl.constexpr, STRICT: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr, VECTORS: tl.constexpr,
 ):  # fmt: skip
-    row, pixel, group, image, start_y, start_x = _rows(
-        height, width, out_height, out_width, base_y, base_x, G, DG, STRIDE_H, STRIDE_W, BLOCK_ROWS
+    row, valid, pixel, group, start_y, start_x, start_pixel = _rows(
+        rows, height, width, out_height, out_width, G, STRIDE_H, STRIDE_W, PAD_H, PAD_W, BLOCK_ROWS, WIDE
     )
-    valid = row < rows
     channel = tl.arange(0, BLOCK_D)
-    in_group = (channel < DG)[None, :]
-    columns = group[:, None] * DG + channel[None, :]
-    offset_rows = pixel * stride_op + group * stride_og
-    mask_rows = pixel * stride_mp + group * stride_mg
+    first = (channel < DG)[None, :]
+    second = (channel + BLOCK_D < DG)[None, :]
+    pixels = value_ptr + (start_pixel * VALUE_STRIDE + group * DG)[:, None] + channel[None, :]
+    offset_ptr += pixel.to(tl.int64) * stride_op + group * stride_og
+    mask_ptr += pixel.to(tl.int64) * stride_mp + group * stride_mg
 
     acc = tl.zeros((BLOCK_ROWS, BLOCK_D), dtype=tl.float32)
-    for tap in tl.static_range(KH * KW):
-        if tap != CENTER:
-            top, left, down, right, strength, inside = _sampling_point(
-                offset_ptr, mask_ptr, offset_rows, mask_rows, start_y, start_x, valid, height, width, offset_scale,
-                tap - (1 if CENTER >= 0 and tap > CENTER else 0), tap % KH, tap // KH, DILATION_H, DILATION_W,
+    acc2 = tl.zeros((BLOCK_ROWS, BLOCK_D), dtype=tl.float32)
+    if STRICT:
+        doubtful = True
+    else:
+        first_x, last_x = (-start_x).to(tl.float32), (width - 2 - start_x).to(tl.float32)
+        first_y, last_y = (-start_y).to(tl.float32), (height - 2 - start_y).to(tl.float32)
+        for point in tl.static_range(K):
+            y, x, strength = _point(
+                offset_ptr, mask_ptr, point, offset_scale, base_y, base_x, KH, DILATION_H, DILATION_W, CENTER
+            )
+            left, wx0, wx1 = _neighbours(x, first_x, last_x)
+            top, wy0, wy1 = _neighbours(y, first_y, last_y)
+            wy0 *= strength
+            wy1 *= strength
+            top = top.to(tl.int64 if WIDE else tl.int32)
+            upper = pixels + ((top * width + left.to(tl.int32)) * VALUE_STRIDE)[:, None]
+            lower = upper + width * VALUE_STRIDE
+            w00, w01, w10, w11 = wy0 * wx0, wy0 * wx1, wy1 * wx0, wy1 * wx1
+            acc = _add_square(acc, upper, lower, VALUE_STRIDE, w00, w01, w10, w11, first, BLOCK_D > DG)
+            if VECTORS == 2:
+                acc2 = _add_square(
+                    acc2, upper + BLOCK_D, lower + BLOCK_D, VALUE_STRIDE, w00, w01, w10, w11, second, 2 * BLOCK_D > DG
+                )
+        # A weight of 0 times a pixel that is inf or NaN, or times such a mask, gave NaN although the point does not
+        # count there. A finite sum shows that there was none.
+        total = tl.sum(acc + acc2)
+        doubtful = total != total  # noqa: PLR0124 - NaN
+    if doubtful:
+        acc = _strict_sum(
+            pixels, offset_ptr, mask_ptr, start_y, start_x, height, width, offset_scale, base_y, base_x, first,
+            K, KH, DILATION_H, DILATION_W, CENTER, VALUE_STRIDE, WIDE, BLOCK_ROWS, BLOCK_D,
+        )  # fmt: skip
+        if VECTORS == 2:
+            acc2 = _strict_sum(
+                pixels + BLOCK_D, offset_ptr, mask_ptr, start_y, start_x, height, width, offset_scale, base_y, base_x,
+                second, K, KH, DILATION_H, DILATION_W, CENTER, VALUE_STRIDE, WIDE, BLOCK_ROWS, BLOCK_D,
             )  # fmt: skip
-            for corner in tl.static_range(4):
-                weight_y = down if corner // 2 == 1 else 1.0 - down
-                weight_x = right if corner % 2 == 1 else 1.0 - right
-                address, there = _corner(
-                    value_ptr, image[:, None], top + corner // 2, left + corner % 2, inside,
-                    height, width, columns, in_group, width * (G * DG), G * DG,
-                )  # fmt: skip
-                pixels = tl.load(address, mask=there, other=0.0).to(tl.float32)
-                acc += (strength * weight_y * weight_x)[:, None] * pixels
 
-    out = out_ptr + row[:, None] * DG + channel[None, :]
-    tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=valid[:, None] & in_group)
+    out = out_ptr + (row.to(tl.int64) * DG)[:, None] + channel[None, :]
+    tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=valid[:, None] & first)
+    if VECTORS == 2:
+        tl.store(out + BLOCK_D, acc2.to(out_ptr.dtype.element_ty), mask=valid[:, None] & second)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=(*_SIZES, *_GRAD_STRIDES))
 def _deform_bwd_kernel(
-    value_ptr, offset_ptr, mask_ptr, grad_ptr, grad_value_ptr, grad_offset_ptr, grad_mask_ptr,
+    value_ptr, offset_ptr, mask_ptr, grad_ptr, grad_value_ptr, grad_offset_ptr, grad_mask_ptr, fixed_point_ptr,
     rows, height, width, out_height, out_width,
     stride_op, stride_og, stride_mp, stride_mg, offset_scale, base_y, base_x,
-    G: tl.constexpr, DG: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
-    CENTER: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    stride_gop, stride_gog, stride_gmp, stride_gmg,
+    G: tl.constexpr, DG: tl.constexpr, K: tl.constexpr, KH: tl.constexpr,
+    STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr,
+    DILATION_H: tl.constexpr, DILATION_W: tl.constexpr, CENTER: tl.constexpr, VALUE_STRIDE: tl.constexpr,
+    FIXED_POINT: tl.constexpr, WIDE: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    row, pixel, group, image, start_y, start_x = _rows(
-        height, width, out_height, out_width, base_y, base_x, G, DG, STRIDE_H, STRIDE_W, BLOCK_ROWS
+    row, valid, pixel, group, start_y, start_x, start_pixel = _rows(
+        rows, height, width, out_height, out_width, G, STRIDE_H, STRIDE_W, PAD_H, PAD_W, BLOCK_ROWS, WIDE
     )
-    valid = row < rows
     channel = tl.arange(0, BLOCK_D)
     in_group = (channel < DG)[None, :]
-    columns = group[:, None] * DG + channel[None, :]
-    offset_rows = pixel * stride_op + group * stride_og
-    mask_rows = pixel * stride_mp + group * stride_mg
-    grad = tl.load(grad_ptr + row[:, None] * DG + channel[None, :], mask=valid[:, None] & in_group, other=0.0).to(
-        tl.float32
-    )
+    column = (group * DG)[:, None] + channel[None, :]
+    pixels = value_ptr + (start_pixel * VALUE_STRIDE)[:, None] + column
+    grad_pixels = grad_value_ptr + (start_pixel * (G * DG))[:, None] + column
+    offset_ptr += pixel.to(tl.int64) * stride_op + group * stride_og
+    mask_ptr += pixel.to(tl.int64) * stride_mp + group * stride_mg
+    grad_offset_ptr += pixel.to(tl.int64) * stride_gop + group * stride_gog
+    grad_mask_ptr += pixel.to(tl.int64) * stride_gmp + group * stride_gmg
+    grad = tl.load(
+        grad_ptr + (row.to(tl.int64) * DG)[:, None] + channel[None, :], mask=valid[:, None] & in_group, other=0.0
+    ).to(tl.float32)
+    unit, unit2 = 1.0, 1.0
+    if FIXED_POINT:
+        unit, unit2 = tl.load(fixed_point_ptr), tl.load(fixed_point_ptr + 1)
 
-    for tap in tl.static_range(KH * KW):
-        if tap != CENTER:
-            top, left, down, right, strength, inside = _sampling_point(
-                offset_ptr, mask_ptr, offset_rows, mask_rows, start_y, start_x, valid, height, width, offset_scale,
-                tap - (1 if CENTER >= 0 and tap > CENTER else 0), tap % KH, tap // KH, DILATION_H, DILATION_W,
-            )  # fmt: skip
-            grad_mask = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
-            grad_y = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
-            grad_x = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
-            for corner in tl.static_range(4):
-                weight_y = down if corner // 2 == 1 else 1.0 - down
-                weight_x = right if corner % 2 == 1 else 1.0 - right
-                sign_y = 1.0 if corner // 2 == 1 else -1.0
-                sign_x = 1.0 if corner % 2 == 1 else -1.0
-                address, there = _corner(
-                    value_ptr, image[:, None], top + corner // 2, left + corner % 2, inside,
-                    height, width, columns, in_group, width * (G * DG), G * DG,
-                )  # fmt: skip
-                pixels = tl.load(address, mask=there, other=0.0).to(tl.float32)
-                dot = tl.sum(grad * pixels, axis=1)
-                grad_mask += weight_y * weight_x * dot
-                grad_y += sign_y * weight_x * dot
-                grad_x += sign_x * weight_y * dot
-                address, there = _corner(
-                    grad_value_ptr, image[:, None], top + corner // 2, left + corner % 2, inside,
-                    height, width, columns, in_group, width * (G * DG), G * DG,
-                )  # fmt: skip
-                tl.atomic_add(address, (strength * weight_y * weight_x)[:, None] * grad, mask=there)
-            zero = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
-            scale = strength * offset_scale
-            element = grad_offset_ptr.dtype.element_ty
-            point_offsets = offset_rows + 2 * (tap - (1 if CENTER >= 0 and tap > CENTER else 0))
-            point_masks = mask_rows + tap - (1 if CENTER >= 0 and tap > CENTER else 0)
-            tl.store(grad_offset_ptr + point_offsets, (grad_x * scale).to(element), mask=valid)
-            tl.store(grad_offset_ptr + point_offsets + 1, (grad_y * scale).to(element), mask=valid)
-            tl.store(grad_mask_ptr + point_masks, tl.where(inside, grad_mask, zero).to(element), mask=valid)
-
-
-def _launch_arguments(
-    value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: Geometry
-) -> tuple[tuple[Any, ...], dict[str, Any], tuple[int]]:
-    """Scalar arguments, constants and grid that both kernels share."""
-    _, height, width, groups, group_channels = value.shape
-    batch, out_height, out_width = offset.shape[:3]
-    if height * width * groups * group_channels >= 2**31:
-        raise ValueError(f"one image must have fewer than 2**31 elements, got {tuple(value.shape[1:])}")
-    rows = batch * out_height * out_width * groups
-    block_d = triton.next_power_of_2(group_channels)
-    block_rows = max(1, min(512 // block_d, 32))
-    scalars = (
-        rows, height, width, out_height, out_width,
-        offset.stride(2), offset.stride(3), mask.stride(2), mask.stride(3), geometry.offset_scale,
-        geometry.base[0] * (1.0 - geometry.offset_scale) - geometry.padding[0],
-        geometry.base[1] * (1.0 - geometry.offset_scale) - geometry.padding[1],
-    )  # fmt: skip
-    kernel_h, kernel_w = geometry.kernel
-    constants = {
-        "G": groups,
-        "DG": group_channels,
-        "KH": kernel_h,
-        "KW": kernel_w,
-        "STRIDE_H": geometry.stride[0],
-        "STRIDE_W": geometry.stride[1],
-        "DILATION_H": geometry.dilation[0],
-        "DILATION_W": geometry.dilation[1],
-        "CENTER": kernel_w // 2 * kernel_h + kernel_h // 2 if geometry.remove_center else -1,
-        "BLOCK_ROWS": block_rows,
-        "BLOCK_D": block_d,
-        # Eight sums a thread: with sixteen, float32 spills on sm_90 (144 bytes of stack).
-        "num_warps": max(1, min(4, block_rows * block_d // 256)),
-        "enable_fp_fusion": True,  # Triton 3.9 warns where it is left to the default
-    }
-    return scalars, constants, (triton.cdiv(rows, block_rows),)
-
-
-def _pixel_major(tensor: torch.Tensor, inner: tuple[int, ...]) -> torch.Tensor:
-    """`tensor` itself if pixels follow each other at one stride and its inner axes lie as `inner`, else a copy."""
-    _, height, width = tensor.shape[:3]
-    step = tensor.stride(2)
-    regular = tensor.stride(1) == width * step and tensor.stride(0) == height * width * step
-    return tensor if regular and tensor.stride()[4:] == inner else tensor.contiguous()
-
-
-@torch.library.custom_op("opbench_kernels::deformable_sample", mutates_args=())
-def _forward(
-    value: torch.Tensor,
-    offset: torch.Tensor,
-    mask: torch.Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    offset_scale: float,
-    remove_center: bool,
-) -> torch.Tensor:
-    geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
-    value = value.contiguous()
-    offset, mask = _pixel_major(offset, (2, 1)), _pixel_major(mask, (1,))
-    out = torch.empty((*offset.shape[:4], value.shape[-1]), device=value.device, dtype=value.dtype)
-    scalars, constants, grid = _launch_arguments(value, offset, mask, geometry)
-    if out.numel():
-        with torch.cuda.device_of(value):
-            _deform_fwd_kernel[grid](value, offset, mask, out, *scalars, **constants)
-    return out
-
-
-@_forward.register_fake
-def _forward_fake(value, offset, mask, *_geometry: object) -> torch.Tensor:
-    return value.new_empty((*offset.shape[:4], value.shape[-1]))
-
-
-@torch.library.custom_op("opbench_kernels::deformable_sample_backward", mutates_args=())
-def _backward(
-    grad_out: torch.Tensor,
-    value: torch.Tensor,
-    offset: torch.Tensor,
-    mask: torch.Tensor,
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    offset_scale: float,
-    remove_center: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
-    value, offset, mask = value.contiguous(), offset.contiguous(), mask.contiguous()
-    # Many points add to one pixel, so the sum is kept in float32 whatever the storage.
-    grad_value = torch.zeros_like(value, dtype=torch.float32)
-    grad_offset = torch.empty_like(offset)
-    grad_mask = torch.empty_like(mask)
-    scalars, constants, grid = _launch_arguments(value, offset, mask, geometry)
-    if grad_out.numel():
-        with torch.cuda.device_of(value):
-            _deform_bwd_kernel[grid](
-                value, offset, mask, grad_out.contiguous(), grad_value, grad_offset, grad_mask, *scalars, **constants
+    for point in tl.static_range(K):
+        y, x, strength = _point(
+            offset_ptr, mask_ptr, point, offset_scale, base_y, base_x, KH, DILATION_H, DILATION_W, CENTER
+        )
+        top, left, down, right, strength, inside = _strict_point(y, x, strength, start_y, start_x, height, width)
+        grad_mask = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+        grad_y = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+        grad_x = tl.zeros((BLOCK_ROWS,), dtype=tl.float32)
+        for corner in tl.static_range(4):
+            weight_y = down if corner // 2 == 1 else 1.0 - down
+            weight_x = right if corner % 2 == 1 else 1.0 - right
+            sign_y = 1.0 if corner // 2 == 1 else -1.0
+            sign_x = 1.0 if corner % 2 == 1 else -1.0
+            shift, there = _corner(
+                top + corner // 2, left + corner % 2, inside & valid, start_y, start_x, height, width, WIDE
             )
-    return grad_value.to(value.dtype), grad_offset, grad_mask
+            there = there & in_group
+            v = tl.load(pixels + shift * VALUE_STRIDE, mask=there, other=0.0).to(tl.float32)
+            dot = tl.sum(grad * v, axis=1)
+            grad_mask += weight_y * weight_x * dot
+            grad_y += sign_y * weight_x * dot
+            grad_x += sign_x * weight_y * dot
+            share = (strength * weight_y * weight_x)[:, None] * grad
+            if FIXED_POINT:
+                share = (share * unit * unit2).to(tl.int64)
+            # Any other order fences and empties the L1 cache at each addition; nothing here reads the sums.
+            tl.atomic_add(grad_pixels + shift * (G * DG), share, mask=there, sem="relaxed")
+        scale = strength * offset_scale
+        grad_x = (grad_x * scale).to(grad_offset_ptr.dtype.element_ty)
+        grad_y = (grad_y * scale).to(grad_offset_ptr.dtype.element_ty)
+        tl.store(grad_offset_ptr + 2 * point, grad_x, mask=valid)
+        tl.store(grad_offset_ptr + 2 * point + 1, grad_y, mask=valid)
+        grad_mask = tl.where(inside, grad_mask, 0.0)
+        tl.store(grad_mask_ptr + point, grad_mask.to(grad_mask_ptr.dtype.element_ty), mask=valid)
 
 
-@_backward.register_fake
-def _backward_fake(
-    grad_out, value, offset, mask, *_geometry: object
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    return tuple(
-        torch.empty(tensor.shape, device=tensor.device, dtype=tensor.dtype) for tensor in (value, offset, mask)
-    )
+class Config(NamedTuple):
+    """What may be tuned: none of it changes a value.
 
-
-def _save_for_backward(ctx, inputs, output) -> None:
-    value, offset, mask, *ctx.geometry = inputs
-    ctx.save_for_backward(value, offset, mask)
-
-
-def _differentiate(ctx, grad_out) -> tuple[torch.Tensor | None, ...]:
-    return *_backward(grad_out, *ctx.saved_tensors, *ctx.geometry), None, None, None, None, None, None
-
-
-_forward.register_autograd(_differentiate, setup_context=_save_for_backward)
-
-
-def _geometry(
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    offset_scale: float,
-    remove_center: bool,
-) -> Geometry:
-    pairs = ((first, second) for first, second in (kernel, stride, padding, dilation))
-    return Geometry(*pairs, offset_scale=offset_scale, remove_center=remove_center)
-
-
-def deformable_sample(
-    value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: Geometry
-) -> torch.Tensor:
-    """As opbench_kernels.reference.deformable_sample, by Triton, differentiable once.
-
-    Args:
-        value: (N, H, W, G, Dg), float32, float16 or bfloat16, on a CUDA device (or on the CPU under Triton's
-            interpreter); copied if it is not contiguous.
-        offset: (N, Ho, Wo, G, K, 2), pixels, (x, y) pairs; a strided view is read in place.
-        mask: (N, Ho, Wo, G, K); likewise.
-        geometry: sampling grid with K points.
-
-    Returns:
-        (N, Ho, Wo, G, Dg) in the dtype of `value`; sums are accumulated in float32.
-
-    Raises:
-        ValueError: one image has 2**31 elements or more.
+    Attributes:
+        vectors: 16-byte vectors of a row that one lane takes, 1 or 2. Two halve the coordinates' cost per channel;
+            one gives twice the warps.
+        num_warps: warps per program.
     """
-    result: torch.Tensor = _forward(
-        value,
-        offset,
-        mask,
-        list(geometry.kernel),
-        list(geometry.stride),
-        list(geometry.padding),
-        list(geometry.dilation),
-        geometry.offset_scale,
-        geometry.remove_center,
-    )
-    return result
+
+    vectors: int
+    num_warps: int
+
+
+class Sampled(NamedTuple):
+    """What both passes read: pixels in the order of memory at any one stride, the axes inside a pixel contiguous.
+
+    Attributes:
+        value: (N * H * W, G, Dg).
+        offset: (N * Ho * Wo, G, K, 2).
+        mask: (N * Ho * Wo, G, K).
+        size: (H, W).
+        geometry: sampling grid with K points.
+    """
+
+    value: torch.Tensor
+    offset: torch.Tensor
+    mask: torch.Tensor
+    size: tuple[int, int]
+    geometry: Geometry
+
+    @property
+    def rows(self) -> int:
+        """N * Ho * Wo * G."""
+        return self.offset.shape[0] * self.offset.shape[1]
+
+    def arguments(self) -> tuple[int | float, ...]:
+        """Scalar arguments that both kernels begin with."""
+        geometry = self.geometry
+        return (
+            self.rows, *self.size, *geometry.output_size(*self.size),
+            self.offset.stride(0), self.offset.stride(1), self.mask.stride(0), self.mask.stride(1),
+            geometry.offset_scale, *(base * (1.0 - geometry.offset_scale) for base in geometry.base),
+        )  # fmt: skip
+
+    def constants(self, vectors: int, num_warps: int) -> dict[str, Any]:
+        """Constants that both kernels share."""
+        geometry, groups, group_channels = self.geometry, *self.value.shape[1:]
+        kernel_h, kernel_w = geometry.kernel
+        block_d = triton.next_power_of_2(group_channels) // vectors
+        lanes = max(1, block_d * self.value.element_size() // VECTOR_BYTES)
+        stride = self.value.stride(0)
+        return {
+            "G": groups,
+            "DG": group_channels,
+            "K": geometry.points,
+            "KH": kernel_h,
+            "STRIDE_H": geometry.stride[0],
+            "STRIDE_W": geometry.stride[1],
+            "PAD_H": geometry.padding[0],
+            "PAD_W": geometry.padding[1],
+            "DILATION_H": geometry.dilation[0],
+            "DILATION_W": geometry.dilation[1],
+            # Points from here on are one tap further; none are where the centre is kept.
+            "CENTER": kernel_w // 2 * kernel_h + kernel_h // 2 if geometry.remove_center else geometry.points,
+            "VALUE_STRIDE": stride,
+            "WIDE": max(self.size[0] * self.size[1] * stride, self.rows + MAX_BLOCK_ROWS) >= INDEX_LIMIT,
+            "BLOCK_D": block_d,
+            "BLOCK_ROWS": max(1, WARP_SIZE // lanes) * num_warps,
+        }
+
+
+class Launch(NamedTuple):
+    """A kernel with everything that it is launched with."""
+
+    kernel: Any
+    arguments: tuple[torch.Tensor | int | float, ...]
+    constants: dict[str, Any]
+    options: dict[str, Any]
+    grid: tuple[int]
+
+    @classmethod
+    def over_rows(
+        cls, kernel: object, arguments: tuple[Any, ...], constants: dict[str, Any], num_warps: int
+    ) -> "Launch":
+        """A launch whose first scalar argument is the number of rows."""
+        rows = next(argument for argument in arguments if isinstance(argument, int))
+        # Triton 3.9 warns where enable_fp_fusion is left to the default.
+        options = {"num_warps": num_warps, "enable_fp_fusion": True}
+        return cls(kernel, arguments, constants, options, (triton.cdiv(rows, constants["BLOCK_ROWS"]),))
+
+    def __call__(self) -> None:
+        """Launch on the device of the first tensor."""
+        with torch.cuda.device_of(self.arguments[0]):
+            self.kernel[self.grid](*self.arguments, **self.constants, **self.options)
+
+
+def forward_config(sampled: Sampled) -> Config:
+    """The configuration that static figures favour: docs/tuning.md."""
+    halved_bytes = triton.next_power_of_2(sampled.value.shape[-1]) // 2 * sampled.value.element_size()
+    return Config(vectors=2 if sampled.rows >= MANY_ROWS and halved_bytes >= 2 * VECTOR_BYTES else 1, num_warps=2)
+
+
+def forward_launch(sampled: Sampled, out: torch.Tensor, config: Config | None = None) -> Launch:
+    """The forward kernel; out (N, Ho, Wo, C) contiguous."""
+    config = config or forward_config(sampled)
+    constants = sampled.constants(*config)
+    # Two neighbours that are both in the image need two rows and two columns.
+    constants |= {"STRICT": min(sampled.size) < 2, "VECTORS": config.vectors}
+    tensors = (sampled.value, sampled.offset, sampled.mask, out)
+    return Launch.over_rows(_deform_fwd_kernel, (*tensors, *sampled.arguments()), constants, config.num_warps)
+
+
+def backward_launch(
+    sampled: Sampled,
+    grad_out: torch.Tensor,
+    grad_value: torch.Tensor,
+    grad_offset: torch.Tensor,
+    grad_mask: torch.Tensor,
+    fixed_point: torch.Tensor | None = None,
+) -> Launch:
+    """The backward kernel; grad_out and grad_value contiguous, grad_offset and grad_mask as offset and mask.
+
+    grad_value holds zeros: float32, or with `fixed_point` int64; the product of its two numbers is the units per 1.0.
+    """
+    num_warps = 2
+    constants = sampled.constants(1, num_warps) | {"FIXED_POINT": fixed_point is not None}
+    tensors = (sampled.value, sampled.offset, sampled.mask, grad_out, grad_value, grad_offset, grad_mask)
+    unit = grad_value if fixed_point is None else fixed_point
+    strides = (grad_offset.stride(0), grad_offset.stride(1), grad_mask.stride(0), grad_mask.stride(1))
+    return Launch.over_rows(_deform_bwd_kernel, (*tensors, unit, *sampled.arguments(), *strides), constants, num_warps)
+
+
+def _flat_pixels(tensor: torch.Tensor, inner: int) -> torch.Tensor:
+    """All axes but the last `inner` as one, which are contiguous; a view where the strides allow it, else a copy."""
+    flat = tensor.reshape(-1, *tensor.shape[-inner:])
+    expected = 1
+    for axis in range(flat.dim() - 1, 1, -1):
+        if flat.shape[axis] > 1 and flat.stride(axis) != expected:
+            return flat.contiguous()
+        expected *= flat.shape[axis]
+    return flat
+
+
+def sampled_dcnv3(
+    value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, groups: int, geometry: Geometry
+) -> Sampled:
+    """The operands of opbench_kernels.dcnv3, shaped as there."""
+    points = geometry.points
+    offset = _flat_pixels(offset.unflatten(-1, (groups, points, 2)), 3)
+    return _sampled(value, offset, _flat_pixels(mask.unflatten(-1, (groups, points)), 2), groups, geometry)
+
+
+def sampled_dcnv4(value: torch.Tensor, offset_mask: torch.Tensor, groups: int, geometry: Geometry) -> Sampled:
+    """The operands of opbench_kernels.dcnv4, shaped as there."""
+    return _sampled(value, *unpack(offset_mask, groups, geometry.points), groups, geometry)
+
+
+def unpack(offset_mask: torch.Tensor, groups: int, points: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Views offset (N * Ho * Wo, G, K, 2) and mask (N * Ho * Wo, G, K) of packed (N, Ho, Wo, M)."""
+    used = _flat_pixels(offset_mask, 1)[:, : 3 * points * groups].unflatten(-1, (groups, 3 * points))
+    return used[..., : 2 * points].unflatten(-1, (points, 2)), used[..., 2 * points :]
+
+
+def _sampled(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, groups: int, geometry: Geometry) -> Sampled:
+    split = _flat_pixels(value.unflatten(-1, (groups, -1)), 2)
+    if groups > 1 and split.stride(1) != split.shape[2]:
+        split = split.contiguous()
+    return Sampled(split, offset, mask, (value.shape[1], value.shape[2]), geometry)

@@ -1,7 +1,7 @@
 """DCNv3 and DCNv4 as functions: Triton on a CUDA device, vectorised torch elsewhere."""
 
+import math
 import os
-from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -12,6 +12,8 @@ __all__ = ["dcnv3", "dcnv4"]
 
 Implementation = Literal["auto", "triton", "torch"]
 Size = int | tuple[int, int]
+
+HALF_OR_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def dcnv4(
@@ -30,9 +32,11 @@ def dcnv4(
     """Deformable convolution v4: a sum of bilinear samples with unbounded weights, per group of channels.
 
     Args:
-        value: (N, H, W, C), channels last; C a multiple of `groups`.
+        value: (N, H, W, C), channels last, float32, float16 or bfloat16 (float64 too in torch); C a multiple of
+            `groups`. Under autocast, float32 is taken in the lower precision, as a convolution does.
         offset_mask: (N, Ho, Wo, M) with M = 3 * K * groups rounded up to a multiple of 8; group g starts at
-            3 * K * g with K interleaved (x, y) offsets in pixels, then K masks. The tail is ignored.
+            3 * K * g with K interleaved (x, y) offsets in pixels, then K masks. The tail is ignored. Any floating
+            dtype: coordinates and sums are float32.
         groups: number of channel groups, each with offsets and masks of its own.
         kernel_size, stride, padding, dilation: an integer or (height, width).
         offset_scale: factor on offsets and on the sampling grid.
@@ -48,14 +52,18 @@ def dcnv4(
     Source: Xiong et al., Efficient Deformable ConvNets, CVPR 2024, section 3.
     """
     geometry = _geometry(kernel_size, stride, padding, dilation, offset_scale, remove_center)
-    split = _split_channels(value, groups)
-    n, out_height, out_width = _expected_pixels(value, geometry)
+    value, triton = _checked_value(value, groups, geometry, implementation)
     points = geometry.points
-    _check_shape("offset_mask", offset_mask, (n, out_height, out_width, padded_offset_mask_channels(groups, points)))
+    packed = padded_offset_mask_channels(groups, points)
+    _check_companion("offset_mask", offset_mask, value, geometry, packed, f"3 * K * groups, K = {points}, padded to 8")
+    if triton:
+        from opbench_kernels import deform_operators
+
+        return deform_operators.dcnv4(value, offset_mask, groups, geometry)
     used = offset_mask[..., : 3 * points * groups].unflatten(-1, (groups, 3 * points))
     offset = used[..., : 2 * points].unflatten(-1, (points, 2))
-    sample = _implementation(implementation, value)
-    return sample(split, offset, used[..., 2 * points :], geometry).flatten(-2)
+    split = value.unflatten(-1, (groups, -1))
+    return deform_torch.deformable_sample(split, offset, used[..., 2 * points :], geometry).flatten(-2)
 
 
 def dcnv3(
@@ -91,58 +99,75 @@ def dcnv3(
     Source: Wang et al., InternImage, CVPR 2023, equation 2.
     """
     geometry = _geometry(kernel_size, stride, padding, dilation, offset_scale, remove_center)
-    split = _split_channels(value, groups)
-    pixels = _expected_pixels(value, geometry)
+    value, triton = _checked_value(value, groups, geometry, implementation)
     points = geometry.points
-    _check_shape("offset", offset, (*pixels, groups * points * 2))
-    _check_shape("mask", mask, (*pixels, groups * points))
-    sample = _implementation(implementation, value)
-    return sample(
-        split, offset.unflatten(-1, (groups, points, 2)), mask.unflatten(-1, (groups, points)), geometry
-    ).flatten(-2)
+    _check_companion("offset", offset, value, geometry, groups * points * 2, f"groups * K * 2, K = {points}")
+    _check_companion("mask", mask, value, geometry, groups * points, f"groups * K, K = {points}")
+    if triton:
+        from opbench_kernels import deform_operators
+
+        return deform_operators.dcnv3(value, offset, mask, groups, geometry)
+    split = value.unflatten(-1, (groups, -1))
+    offset, mask = offset.unflatten(-1, (groups, points, 2)), mask.unflatten(-1, (groups, points))
+    return deform_torch.deformable_sample(split, offset, mask, geometry).flatten(-2)
 
 
 def _geometry(
     kernel_size: Size, stride: Size, padding: Size, dilation: Size, offset_scale: float, remove_center: bool
 ) -> Geometry:
+    if isinstance(offset_scale, bool) or not isinstance(offset_scale, int | float) or not math.isfinite(offset_scale):
+        raise ValueError(f"offset_scale must be a finite number, got {offset_scale!r}")
+    if remove_center not in (False, True):
+        raise ValueError(f"remove_center must be True or False, got {remove_center!r}")
     geometry = Geometry(
         kernel=pair(kernel_size, "kernel_size", 1),
         stride=pair(stride, "stride", 1),
         padding=pair(padding, "padding", 0),
         dilation=pair(dilation, "dilation", 1),
         offset_scale=float(offset_scale),
-        remove_center=remove_center,
+        remove_center=bool(remove_center),
     )
     if remove_center and (geometry.points < 1 or any(size % 2 == 0 for size in geometry.kernel)):
         raise ValueError(f"remove_center needs an odd kernel_size above 1, got {kernel_size!r}")
     return geometry
 
 
-def _split_channels(value: torch.Tensor, groups: int) -> torch.Tensor:
-    """`value` as (N, H, W, G, Dg)."""
-    if value.dim() != 4:
-        raise ValueError(f"value must be (N, H, W, C), got shape {tuple(value.shape)}")
-    if not isinstance(groups, int) or groups < 1 or value.shape[-1] % groups:
+def _checked_value(
+    value: torch.Tensor, groups: int, geometry: Geometry, implementation: Implementation
+) -> tuple[torch.Tensor, bool]:
+    """`value` in autocast's dtype where that is on, and whether Triton computes."""
+    if implementation not in ("auto", "triton", "torch"):
+        raise ValueError(f"implementation must be 'auto', 'triton' or 'torch', got {implementation!r}")
+    if not isinstance(value, torch.Tensor):
+        raise ValueError(f"value must be a tensor, got {type(value).__name__}")
+    if value.dim() != 4 or 0 in value.shape[1:]:
+        raise ValueError(f"value must be (N, H, W, C) with H, W and C of at least 1, got shape {tuple(value.shape)}")
+    if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1 or value.shape[-1] % groups:
         raise ValueError(f"groups must divide the {value.shape[-1]} channels of value, got {groups!r}")
-    return value.unflatten(-1, (groups, -1))
-
-
-def _expected_pixels(value: torch.Tensor, geometry: Geometry) -> tuple[int, int, int]:
-    return value.shape[0], *geometry.output_size(value.shape[1], value.shape[2])
-
-
-def _check_shape(name: str, tensor: torch.Tensor, expected: tuple[int, ...]) -> None:
-    if tuple(tensor.shape) != expected:
-        raise ValueError(f"{name} must have shape {expected}, got {tuple(tensor.shape)}")
-
-
-def _implementation(name: Implementation, value: torch.Tensor) -> Callable[..., torch.Tensor]:
-    if name == "torch" or (name == "auto" and value.device.type != "cuda"):
-        return deform_torch.deformable_sample
-    if name not in ("auto", "triton"):
-        raise ValueError(f"implementation must be 'auto', 'triton' or 'torch', got {name!r}")
-    if value.device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+    geometry.output_size(value.shape[1], value.shape[2])
+    kind = value.device.type
+    if value.dtype == torch.float32 and torch.is_autocast_enabled(kind):
+        value = value.to(torch.get_autocast_dtype(kind))
+    on_gpu = kind == "cuda" and value.dtype in HALF_OR_SINGLE
+    triton = implementation == "triton" or (implementation == "auto" and on_gpu)
+    if triton and kind != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(f"implementation 'triton' needs a CUDA tensor, got one on {value.device}")
-    from opbench_kernels import deform_triton
+    allowed = HALF_OR_SINGLE if triton else (*HALF_OR_SINGLE, torch.float64)
+    if value.dtype not in allowed:
+        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
+        raise ValueError(f"value must be one of {names}, got {str(value.dtype).removeprefix('torch.')}")
+    return value, triton
 
-    return deform_triton.deformable_sample
+
+def _check_companion(
+    name: str, tensor: torch.Tensor, value: torch.Tensor, geometry: Geometry, channels: int, meaning: str
+) -> None:
+    """ValueError unless `tensor` is floating, on value's device, and has one vector of `channels` per output pixel."""
+    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+        got = tensor.dtype if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        raise ValueError(f"{name} must be a floating tensor, got {got}")
+    if tensor.device != value.device:
+        raise ValueError(f"{name} must be on {value.device} as value is, got {tensor.device}")
+    expected = (value.shape[0], *geometry.output_size(value.shape[1], value.shape[2]), channels)
+    if tuple(tensor.shape) != expected:
+        raise ValueError(f"{name} must have shape {expected} (N, Ho, Wo, {meaning}), got {tuple(tensor.shape)}")

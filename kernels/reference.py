@@ -43,7 +43,7 @@ def deformable_sample(
         inside = (x > -1) & (x < width) & (y > -1) & (y < height)
         x = torch.where(inside, x, 0)
         y = torch.where(inside, y, 0)
-        sample = _bilinear(value, y, x)
+        sample = torch.where(inside.unsqueeze(-1), _bilinear(value, y, x), 0)
         total = total + torch.where(inside, mask[..., point], 0).unsqueeze(-1) * sample
     return total
 

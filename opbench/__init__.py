@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from opbench import plots
     from opbench.case import Case, Dtype, Level, Shape
-    from opbench.operator import Operator, Provider, Setting, by_direction
+    from opbench.operator import Operator, Provider, Setting, by_direction, compiled
     from opbench.results import Run, load_results
     from opbench.run import sweep
     from opbench.tolerance import rounding_budget
@@ -26,6 +26,7 @@ _PLACES = {
     "Setting": "opbench.operator",
     "Shape": "opbench.case",
     "by_direction": "opbench.operator",
+    "compiled": "opbench.operator",
     "load_results": "opbench.results",
     "rounding_budget": "opbench.tolerance",
     "sweep": "opbench.run",
@@ -41,6 +42,7 @@ __all__ = [
     "Setting",
     "Shape",
     "by_direction",
+    "compiled",
     "load_results",
     "plots",
     "rounding_budget",

@@ -264,6 +264,35 @@ def ceilings(
         print_tables([ceiling_table(found)], Format.TERMINAL.value, _stdout(no_color))
 
 
+@app.command()
+def inspect(
+    arch: Annotated[str, typer.Option(metavar="sm_80,sm_90,sm_100", help="Architectures.")] = "sm_80,sm_90,sm_100",
+    dtypes: Annotated[str, typer.Option(metavar="fp32,fp16,bf16")] = "fp32,fp16,bf16",
+    direction: Annotated[str, typer.Option(metavar="fwd,bwd")] = "fwd,bwd",
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON: a list, one item per architecture.")] = False,
+    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write DIR/<architecture>.json.")] = None,
+    check: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Compare with DIR/<architecture>.json; exit 1 where worse.")
+    ] = None,
+) -> None:
+    """Compile the DCN kernels for GPUs that need not be here; show registers, spills, instructions and bounds.
+
+    Exit codes: 0, or 1 where a forward kernel spills or loads narrowly or, with --check, a figure got worse; 2 usage.
+    """
+    from opbench.inspection import command
+
+    status = command.inspect(
+        _split("--arch", arch) or [],
+        _split("--dtypes", dtypes) or [],
+        _split("--direction", direction) or [],
+        json_output=json_,
+        out=out,
+        check=check,
+        console=_stdout(),
+    )
+    sys.exit(status)
+
+
 def _split(option: str, text: str | None) -> list[str] | None:
     """The items of a comma-separated option."""
     if text is None:

@@ -59,6 +59,8 @@ class Measurement:
     checked_shape: str = ""
     peak_memory_bytes: int | None = None
     kernel_source_hash: str = ""
+    configuration: str = ""
+    """What the provider tuned or chose, as it says; empty where there is nothing to choose."""
     seconds: float = 0.0
     """Wall-clock time of the whole cell: build, check, warm-up and samples."""
     conditions: Mapping[str, Any] = field(default_factory=dict)

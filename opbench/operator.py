@@ -3,8 +3,10 @@
 Importable without torch; the functions that an operator file supplies work on torch tensors.
 """
 
+import os
+import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,7 @@ from opbench.errors import UnknownNameError, UsageError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Forward", "Operator", "Provider", "Setting", "Tensors", "by_direction"]
+__all__ = ["Forward", "Operator", "Provider", "Setting", "Tensors", "by_direction", "compiled"]
 
 Tensors = dict[str, "torch.Tensor"]
 """Inputs and parameters by name; every provider of a case gets the same ones."""
@@ -71,6 +73,8 @@ class Provider:
         summary: one line for `opbench list providers`.
         unavailable: (device type, "cpu" or "cuda") -> why this machine cannot run it, or None.
         not_applicable: (case, device type) -> why it has no meaning for the case, or None.
+        configuration: () -> what the last launch in this process had chosen, such as a tile, for the row; empty where
+            there is no choice.
         sources: names of modules whose text, with the operator file's, makes up kernel_source_hash.
     """
 
@@ -79,6 +83,7 @@ class Provider:
     summary: str
     unavailable: Callable[[str], str | None] = _always
     not_applicable: Callable[[Case, str], str | None] = _always
+    configuration: Callable[[], str] = str
     sources: tuple[str, ...] = ()
 
     @property
@@ -86,6 +91,35 @@ class Provider:
         """Name of the module that defines `build`."""
         function = self.build.func if isinstance(self.build, partial) else self.build
         return function.__module__
+
+
+def compiled(provider: Provider) -> Provider:
+    """`provider` under torch.compile, as a provider called torch_compile; compiling is not timed."""
+    return replace(
+        provider,
+        name="torch_compile",
+        build=partial(_build_compiled, provider.build),
+        summary=f"{provider.name} under torch.compile",
+        unavailable=partial(_compiled_unavailable, provider),
+        sources=(provider.build_module, *provider.sources),
+    )
+
+
+def _build_compiled(build: Callable[[Case, Tensors], Forward], case: Case, tensors: Tensors) -> Forward:
+    import torch
+
+    # Every case compiles the same functions anew; past a limit torch.compile would refuse to.
+    torch.compiler.reset()
+    forward: Forward = torch.compile(build(case, tensors), fullgraph=True, dynamic=False)
+    return forward
+
+
+def _compiled_unavailable(provider: Provider, device_type: str) -> str | None:
+    if reason := provider.unavailable(device_type):
+        return reason
+    if device_type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        return "torch.compile needs a C++ compiler on the CPU: g++, clang++ or CXX"
+    return None
 
 
 @dataclass(frozen=True, slots=True)

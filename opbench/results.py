@@ -33,7 +33,7 @@ COLUMNS = (
     "channels", "dtype", "device", "timer", "cache", "settings", "status", "reason", "latency_ms",
     "latency_ms_p20", "latency_ms_p80", "latency_ms_min", "ci_low_ms", "ci_high_ms", "samples", "stop_reason",
     "flop_count", "bytes_moved", "tflops", "gbps", "peak_memory_bytes", "max_rel_error", "kernel_source_hash",
-    "limit_ms", "limit_fraction", "bound_by", "suspicious",
+    "configuration", "limit_ms", "limit_fraction", "bound_by", "suspicious",
 )  # fmt: skip
 INTEGER_COLUMNS = (
     "batch", "height", "width", "channels", "samples", "flop_count", "bytes_moved", "peak_memory_bytes",
@@ -199,6 +199,7 @@ class RunFolder:
             "peak_memory_bytes": measurement.peak_memory_bytes,
             "max_rel_error": measurement.max_rel_error,
             "kernel_source_hash": measurement.kernel_source_hash or None,
+            "configuration": measurement.configuration or None,
             **derived_metrics(measurement),
         }
         values |= limit_columns(self.ceilings, values)

@@ -155,6 +155,7 @@ class CellRunner:
             launches_per_sample=timer.launches_per_sample,
             stop_reason=samples.stop_reason,
             peak_memory_bytes=peak,
+            configuration=provider.configuration(),
             conditions={"before": before, "after": after},
         )
 

@@ -1,11 +1,6 @@
 """Deformable sampling against its formulas, against torchvision and against finite differences."""
 
-import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +9,12 @@ from hypothesis import strategies as st
 from opbench_kernels import dcnv3, dcnv4, reference
 from opbench_kernels.geometry import Geometry, padded_offset_mask_channels, pair
 from torchvision.ops import deform_conv2d
+
+from opbench.check import poisoned_allocations
+from opbench.shapes import load_shape_list
+
+# Triton's interpreter computes with numpy, which warns where a GPU silently makes NaN.
+pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -45,7 +46,7 @@ def smooth_offsets(packed, groups, points):
 
 @st.composite
 def cases(draw):
-    kernel = draw(st.tuples(st.integers(1, 4), st.integers(1, 4)))
+    kernel = draw(st.one_of(st.tuples(st.integers(1, 4), st.integers(1, 4)), st.sampled_from([(5, 5), (7, 7), (1, 7)])))
     odd = all(size % 2 for size in kernel) and kernel != (1, 1)
     arguments = {
         "kernel_size": kernel,
@@ -56,13 +57,16 @@ def cases(draw):
         "remove_center": draw(st.booleans()) if odd else False,
     }
     reach = [d * (k - 1) + 1 for d, k in zip(arguments["dilation"], kernel, strict=True)]
-    height, width = (draw(st.integers(max(1, r - 2 * p), 7)) for r, p in zip(reach, arguments["padding"], strict=True))
+    height, width = (
+        draw(st.integers(max(1, r - 2 * p), max(7, r))) for r, p in zip(reach, arguments["padding"], strict=True)
+    )
     return {
         "arguments": arguments,
         "size": (draw(st.integers(0, 2)), height, width),
         "groups": draw(st.integers(1, 3)),
-        "group_channels": draw(st.sampled_from([1, 3, 4, 8])),
+        "group_channels": draw(st.sampled_from([1, 3, 4, 8, 20, 64, 128])),
         "offset_std": draw(st.sampled_from([0.0, 0.7, 30.0])),
+        "offsets": draw(st.sampled_from(["smooth", "integer", "around integers", math.nan, math.inf, -math.inf, 1e30])),
         "seed": draw(st.integers(0, 2**16)),
     }
 
@@ -89,13 +93,54 @@ def draw_tensors(case, geometry):
     return value, offset_mask * max(case["offset_std"], 0.01)
 
 
-@pytest.mark.parametrize("implementation", ["torch", "triton"])
-@settings(max_examples=25, deadline=None)
+def place_offsets(packed, kind, groups, points, generator):
+    """Offsets away from integers, on them, a rounding away from them, or some of them pointing nowhere."""
+    smooth_offsets(packed, groups, points)
+    if kind == "smooth":
+        return packed
+    offsets = packed[..., : 3 * points * groups].unflatten(-1, (groups, 3 * points))[..., : 2 * points]
+    if kind == "integer":
+        offsets.round_()
+    elif kind == "around integers":
+        offsets.round_().add_(2.0**-20 * torch.randint(-1, 2, offsets.shape, generator=generator))
+    else:
+        offsets[torch.rand(offsets.shape, generator=generator) < 0.2] = kind
+    return packed
+
+
+@settings(max_examples=40, deadline=None)
 @given(case=cases())
-def test_any_geometry_forward_and_backward(implementation, case):
+def test_any_geometry_in_torch(case):
+    compare_with_the_reference("torch", case)
+
+
+@settings(max_examples=100 if DEVICE == "cuda" else 12, deadline=None)  # a second each in the interpreter
+@given(case=cases())
+def test_any_geometry_in_triton(case):
+    compare_with_the_reference("triton", case)
+
+
+@pytest.mark.parametrize("case", [
+    {"kernel_size": (7, 7), "padding": (3, 3), "offsets": "smooth", "group_channels": 8},
+    {"kernel_size": (7, 7), "padding": (3, 3), "remove_center": True, "offsets": math.nan, "group_channels": 1},
+    {"offsets": "integer", "group_channels": 128},
+    {"offsets": "around integers", "group_channels": 24, "stride": (2, 1)},
+])  # fmt: skip
+def test_large_kernels_and_wide_groups(case):
+    arguments = {"kernel_size": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "offset_scale": 1.0,
+                 "remove_center": False}  # fmt: skip
+    arguments |= {name: value for name, value in case.items() if name in arguments}
+    rest = {name: case[name] for name in ("offsets", "group_channels")}
+    whole = {"arguments": arguments, "size": (1, 5, 4), "groups": 2, "offset_std": 1.0, "seed": 11, **rest}
+    compare_with_the_reference("triton", whole)
+
+
+def compare_with_the_reference(implementation, case):
     geometry, groups = geometry_of(case["arguments"]), case["groups"]
     value, offset_mask = draw_tensors(case, geometry)
-    value, offset_mask = value.float(), smooth_offsets(offset_mask.float(), groups, geometry.points)
+    generator = torch.Generator().manual_seed(case["seed"])
+    value, offset_mask = value.float(), offset_mask.float()
+    place_offsets(offset_mask, case["offsets"], groups, geometry.points, generator)
     exact = [tensor.double().requires_grad_() for tensor in (value, offset_mask)]
     expected = reference_dcnv4(*exact, groups, geometry)
     gradient = torch.linspace(-1, 1, max(expected.numel(), 1), dtype=torch.float64)[: expected.numel()]
@@ -103,16 +148,138 @@ def test_any_geometry_forward_and_backward(implementation, case):
     expected_grads = torch.autograd.grad(expected, exact, gradient)
 
     given_ = [tensor.to(DEVICE).requires_grad_() for tensor in (value, offset_mask)]
-    got = dcnv4(*given_, groups=groups, implementation=implementation, **case["arguments"])
-    got_grads = torch.autograd.grad(got, given_, gradient.float().to(DEVICE))
+    with poisoned_allocations():
+        got = dcnv4(*given_, groups=groups, implementation=implementation, **case["arguments"])
+        got_grads = torch.autograd.grad(got, given_, gradient.float().to(DEVICE))
 
-    # A coordinate is as large as image and offset together; its rounding moves the sample by that much.
+    pairs = [(got, expected), (got_grads[0], expected_grads[0])]
+    if case["offsets"] not in ("integer", "around integers"):  # where the offsets' gradient jumps
+        pairs.append((got_grads[1], expected_grads[1]))
+    # The rounding of an offset moves the sample; torch also rounds the coordinate, which is as large as the image.
     reach = 10 + 4 * case["offset_std"]
-    for result, wanted in zip((got, *got_grads), (expected, *expected_grads), strict=True):
+    for result, wanted in pairs:
         assert result.shape == wanted.shape
         scale = wanted.abs().max().clamp(min=1e-3) if wanted.numel() else 1
         error = (result.double().cpu() - wanted).abs() / scale
-        assert error.numel() == 0 or error.max() < 32 * reach * 2.0**-24
+        assert error.numel() == 0 or error.max() < 32 * reach * DTYPES[torch.float32]
+
+
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bad_pixel_stays_where_it_belongs(implementation, bad):
+    # Only a sample that touches the pixel takes its NaN: not one whose corner there lies outside, nor one far away.
+    value = torch.ones(1, 5, 6, 8)
+    value[0, 0, 3] = bad
+    generator = torch.Generator().manual_seed(5)
+    offset = 4 * torch.rand(1, 5, 6, 9, 2, generator=generator) - 2
+    mask = torch.rand(1, 5, 6, 9, generator=generator)
+    offset[0, 4, 5], mask[0, 4, 5] = -50.0, math.inf  # outside, where even an infinite mask counts nothing
+    arguments = [t.to(DEVICE) for t in (value, offset.flatten(3), mask)]
+    got = dcnv3(*arguments, groups=1, implementation=implementation).cpu()
+    expected = reference.deformable_sample(
+        value.unflatten(-1, (1, 8)), offset.unsqueeze(3), mask.unsqueeze(3), Geometry()
+    ).flatten(-2)
+    assert expected.isfinite().any()
+    assert not expected.isfinite().all()
+    finite = expected.isfinite()
+    assert torch.equal(got.isfinite(), finite)
+    assert torch.allclose(got[finite], expected[finite], rtol=1e-5, atol=1e-5)
+
+
+def test_float32_does_not_lose_precision_with_the_coordinate():
+    # A coordinate of 3000 in float32 has 2^-13 between neighbours; the fraction of a small offset has not.
+    geometry = Geometry(stride=(1, 60))
+    value = torch.randn(1, 2, 3000, 4, generator=torch.Generator().manual_seed(6))
+    packed = torch.randn(1, 2, 50, 32, generator=torch.Generator().manual_seed(7))
+    expected = reference_dcnv4(value.double(), packed.double(), 1, geometry)
+    got = dcnv4(value.to(DEVICE), packed.to(DEVICE), groups=1, stride=(1, 60), implementation="triton").cpu()
+    assert (got - expected).abs().max() / expected.abs().max() < 16 * DTYPES[torch.float32]
+
+
+def test_indices_of_64_bits(monkeypatch):
+    from opbench_kernels import deform_triton
+
+    generator = torch.Generator().manual_seed(8)
+    value, packed = (torch.randn(2, 5, 4, size, generator=generator) for size in (8, 32))
+
+    def results():
+        leaves = [tensor.to(DEVICE).requires_grad_() for tensor in (value, packed)]
+        out = dcnv4(*leaves, groups=1, implementation="triton")
+        return out, *torch.autograd.grad(out.square().sum(), leaves)
+
+    expected = results()
+    monkeypatch.setattr(deform_triton, "INDEX_LIMIT", 1)
+    for got, wanted in zip(results(), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.gpu
+def test_more_than_2_to_the_31_elements():
+    value = torch.ones(1, 16384, 17000, 8, device="cuda", dtype=torch.float16)
+    value[0, -1] = 2.0
+    packed = torch.zeros(1, 2, 2125, 8, device="cuda", dtype=torch.float16)
+    packed[..., 2] = 1.0
+    out = dcnv4(value, packed, groups=1, kernel_size=1, padding=0, stride=(16383, 8))
+    assert out[0, 0].eq(1).all()
+    assert out[0, 1].eq(2).all()
+
+
+def flipped(value, offset, mask):
+    """The same samples in the opposite order of output pixels, for an image of the same values mirrored."""
+    order = torch.tensor([(2 - i) * 3 + (2 - j) for i in range(3) for j in range(3)])
+    return value.flip(1, 2), -offset.flip(1, 2)[..., order, :], mask.flip(1, 2)[..., order]
+
+
+@pytest.fixture
+def deterministic():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def value_gradients(triton_inputs, grad):
+    value, offset, mask = triton_inputs
+    value = value.to(DEVICE).requires_grad_()
+    arguments = (value, offset.flatten(3).to(DEVICE), mask.flatten(3).to(DEVICE))
+    out = dcnv3(*arguments, groups=1, implementation="triton")
+    return torch.autograd.grad(out, value, grad.to(DEVICE))[0].cpu()
+
+
+def crowded_inputs():
+    """Many samples add to each pixel; coordinates are multiples of 1/8, exact from either side."""
+    generator = torch.Generator().manual_seed(9)
+    value = torch.randn(1, 6, 7, 4, generator=generator)
+    offset = torch.randint(-24, 25, (1, 6, 7, 1, 9, 2), generator=generator) / 8
+    mask = torch.randn(1, 6, 7, 1, 9, generator=generator)
+    return (value, offset, mask), torch.randn(1, 6, 7, 4, generator=generator)
+
+
+def test_deterministic_gradients_do_not_depend_on_the_order(deterministic):
+    inputs, grad = crowded_inputs()
+    forwards = value_gradients(inputs, grad)
+    backwards = value_gradients(flipped(*inputs), grad.flip(1, 2)).flip(1, 2)
+    assert torch.equal(forwards, backwards)
+    torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(value_gradients(inputs, grad), forwards)
+    # The test can fail: sums in float32 do depend on the order.
+    assert not torch.equal(value_gradients(inputs, grad), value_gradients(flipped(*inputs), grad.flip(1, 2)).flip(1, 2))
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1.0, 1e30])
+def test_deterministic_gradients_of_any_magnitude(deterministic, scale):
+    inputs, grad = crowded_inputs()
+    got = value_gradients(inputs, grad * scale)
+    exact = [tensor.double() for tensor in inputs]
+    exact[0].requires_grad_()
+    out = reference.deformable_sample(exact[0].unflatten(-1, (1, 4)), *exact[1:], Geometry()).flatten(-2)
+    [expected] = torch.autograd.grad(out, exact[0], grad.double() * scale)
+    assert (got - expected).abs().max() <= 4 * DTYPES[torch.float32] * expected.abs().max()
+
+
+def test_deterministic_gradients_tell_of_what_is_not_finite(deterministic):
+    inputs, grad = crowded_inputs()
+    grad[0, 2, 3, 1] = math.inf
+    assert value_gradients(inputs, grad).isnan().all()
 
 
 @pytest.mark.parametrize("implementation", ["torch", "triton"])
@@ -231,12 +398,34 @@ def test_the_packed_tail_gets_no_gradient():
         ({"kernel_size": 5}, "offset_mask must have shape"),
         ({"kernel_size": 2, "remove_center": True}, "remove_center needs an odd kernel_size"),
         ({"kernel_size": 9, "padding": 0}, "smaller than the kernel's reach"),
-        ({"implementation": "cuda"}, "implementation must be"),
+        ({"implementation": "cuda", "kernel_size": 5}, "implementation must be"),
+        ({"groups": True}, "groups must divide"),
+        ({"offset_scale": None}, "offset_scale must be a finite number, got None"),
+        ({"offset_scale": math.nan}, "offset_scale must be a finite number"),
+        ({"remove_center": 2}, "remove_center must be True or False, got 2"),
     ],
 )
 def test_bad_arguments_are_named(change, message):
     with pytest.raises(ValueError, match=message):
         dcnv4(torch.randn(1, 4, 4, 6), torch.randn(1, 4, 4, 56), **{"groups": 2, **change})
+
+
+@pytest.mark.parametrize(
+    ("value", "packed", "message"),
+    [
+        (torch.zeros(1, 4, 4, 6, dtype=torch.int64), torch.zeros(1, 4, 4, 56), "value must be one of .*, got int64"),
+        (torch.zeros(1, 4, 4, 6), torch.zeros(1, 4, 4, 56, dtype=torch.int32), "offset_mask must be a floating tensor"),
+        (torch.zeros(1, 4, 4, 6), [0.0], "offset_mask must be a floating tensor, got list"),
+        ([0.0], torch.zeros(1, 4, 4, 56), "value must be a tensor, got list"),
+        (torch.zeros(1, 4, 4, 6), torch.zeros(1, 4, 4, 56, device="meta"), "offset_mask must be on cpu"),
+        (torch.zeros(1, 4, 4, 0), torch.zeros(1, 4, 4, 56), "value must be .* of at least 1"),
+        (torch.zeros(4, 4, 6), torch.zeros(1, 4, 4, 56), "value must be \\(N, H, W, C\\)"),
+        (torch.zeros(1, 4, 4, 6), torch.zeros(1, 4, 5, 56), "offset_mask must have shape \\(1, 4, 4, 56\\)"),
+    ],
+)
+def test_bad_tensors_are_named(value, packed, message):
+    with pytest.raises(ValueError, match=message):
+        dcnv4(value, packed, groups=2, implementation="torch")
 
 
 def test_pair_refuses_what_is_not_one_or_two_integers():
@@ -245,64 +434,81 @@ def test_pair_refuses_what_is_not_one_or_two_integers():
             pair(bad, "kernel_size", 1)
 
 
+PUBLISHED = [shape for name in ("standard", "high_resolution") for shape in load_shape_list(name).shapes]
+
+
 @pytest.mark.gpu
-@pytest.mark.parametrize("shape", [(64, 56, 56, 128), (64, 7, 7, 1024), (1, 200, 320, 128)])
+@pytest.mark.parametrize("shape", PUBLISHED, ids=str)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_published_shapes_on_a_gpu(shape, dtype):
-    groups = shape[-1] // 32
-    value = torch.randn(shape, device="cuda").to(dtype)
-    packed = torch.randn(*shape[:3], padded_offset_mask_channels(groups, 9), device="cuda").to(dtype)
-    expected = reference_dcnv4(value.double(), packed.double(), groups, Geometry())
-    got = dcnv4(value, packed, groups=groups)
-    tolerance = 4 * DTYPES[dtype] + 8 * max(shape[1:3]) * 2.0**-24
-    assert (got.double() - expected).abs().max() / expected.abs().max() < tolerance
+def test_published_shapes_forward_and_backward(shape, dtype):
+    size, groups = (shape.batch, shape.height, shape.width), shape.channels // 32
+    generator = torch.Generator("cuda").manual_seed(10)
+    value = torch.randn(*size, shape.channels, device="cuda", generator=generator).to(dtype)
+    packed = torch.randn(*size, padded_offset_mask_channels(groups, 9), device="cuda", generator=generator)
+    packed = smooth_offsets(packed.to(dtype), groups, 9)
+    grad = torch.randn(*size, shape.channels, device="cuda", generator=generator).to(dtype)
+
+    exact = [tensor.double().requires_grad_() for tensor in (value, packed)]
+    expected = reference_dcnv4(*exact, groups, Geometry())
+    wanted = [expected.detach(), *torch.autograd.grad(expected, exact, grad.double())]
+    leaves = [tensor.requires_grad_() for tensor in (value, packed)]
+    out = dcnv4(*leaves, groups=groups)
+    got = [out.detach(), *torch.autograd.grad(out, leaves, grad)]
+    # The output and each gradient are rounded once; inside, float32 sums of 36 to some hundred terms.
+    for result, right in zip(got, wanted, strict=True):
+        error = (result.double() - right).abs().max() / right.abs().max()
+        assert error < 2 * DTYPES[dtype] + 64 * DTYPES[torch.float32]
 
 
-def test_kernels_compile_for_gpus_that_are_not_here():
-    # The interpreter accepts what the compiler refuses, and says nothing of registers.
-    variants = [
-        *(f"fwd:fp16:{architecture}:8x8" for architecture in (80, 90, 100)),
-        *(f"{kernel}:8x8" for kernel in ("fwd:fp32:90", "fwd:bf16:90", "bwd:fp16:90", "bwd:fp32:80")),
-        *(f"{direction}:fp16:90:1x1" for direction in ("fwd", "bwd")),
-    ]
-    environment = {name: text for name, text in os.environ.items() if name != "TRITON_INTERPRET"}
-    script = Path(__file__).with_name("compile_kernels.py")
-    done = subprocess.run(
-        [sys.executable, script, *variants], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [result["variant"] for result in results] == variants
-    for result in results:
-        assert result["stack_bytes"] == 0, result
-        assert result["local_accesses"] == 0, result
-        # Every corner of every point is one load of 16 bytes a thread.
-        assert result["loads_128_bit"] >= 36, result
-
-
-def sample_arguments(requires_grad):
+def operator_arguments(name, requires_grad):
     generator = torch.Generator().manual_seed(4)
-    value = torch.randn(2, 5, 4, 2, 8, generator=generator).to(DEVICE)
-    packed = torch.randn(2, 5, 4, 2, 27, generator=generator).to(DEVICE)
-    tensors = (value, packed[..., :18].unflatten(-1, (9, 2)), packed[..., 18:])
-    geometry = ([3, 3], [1, 1], [1, 1], [1, 1], 1.0, False)
-    return (*(tensor.detach().requires_grad_(requires_grad) for tensor in tensors), *geometry)
+    value = torch.randn(2, 5, 4, 16, generator=generator).to(DEVICE)
+    packed = torch.randn(2, 5, 4, 56, generator=generator).to(DEVICE)
+    tensors = (value, packed) if name == "dcnv4" else (value, packed[..., :36].contiguous(), packed[..., 36:54])
+    settings = (2, [3, 3], [1, 1], [1, 1], [1, 1], 1.0, False)
+    return (*(tensor.detach().requires_grad_(requires_grad) for tensor in tensors), *settings)
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck looks at its copies
 @pytest.mark.parametrize("requires_grad", [False, True])
-def test_the_operator_keeps_torchs_contract(requires_grad):
-    from opbench_kernels import deform_triton
+@pytest.mark.parametrize("name", ["dcnv3", "dcnv4"])
+def test_the_operator_keeps_torchs_contract(name, requires_grad):
+    from opbench_kernels import deform_operators
 
-    torch.library.opcheck(deform_triton._forward, sample_arguments(requires_grad))
+    torch.library.opcheck(getattr(deform_operators, f"_{name}"), operator_arguments(name, requires_grad))
 
 
 def test_a_second_derivative_is_refused():
-    value, offset, mask, *_ = sample_arguments(True)
-    out = dcnv3(value.flatten(-2), offset.flatten(3), mask.flatten(3), groups=2, implementation="triton")
+    value, packed, *_ = operator_arguments("dcnv4", True)
+    out = dcnv4(value, packed, groups=2, implementation="triton")
     [grad] = torch.autograd.grad(out.square().sum(), value, create_graph=True)
-    with pytest.raises(RuntimeError, match="no autograd formula was registered"):
+    with pytest.raises(NotImplementedError, match="opbench_kernels::dcnv4 has no second derivative"):
         grad.sum().backward()
+
+
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_it_exports_with_any_batch_and_size(implementation):
+    class Model(torch.nn.Module):
+        def forward(self, value, packed):
+            return dcnv4(value, packed, groups=1, implementation=implementation)
+
+    def inputs(*size):
+        return torch.randn(*size, 8, device=DEVICE), torch.randn(*size, 32, device=DEVICE)
+
+    dynamic = dict.fromkeys((0, 1, 2), torch.export.Dim.DYNAMIC)
+    program = torch.export.export(Model(), inputs(2, 5, 4), dynamic_shapes=(dynamic, dynamic))
+    other = inputs(3, 6, 7)
+    torch.testing.assert_close(program.module()(*other), Model()(*other))
+
+
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+def test_autocast_samples_in_the_lower_precision(implementation):
+    value, packed = torch.randn(1, 5, 4, 8, device=DEVICE), torch.randn(1, 5, 4, 32, device=DEVICE)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        got = dcnv4(value, packed, groups=1, implementation=implementation)
+    assert got.dtype == torch.bfloat16
+    expected = dcnv4(value.bfloat16(), packed, groups=1, implementation=implementation)
+    assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize("implementation", ["torch", "triton"])

@@ -25,7 +25,11 @@ def case_of(name, shape=(2, 9, 13, 96), level=Level.MODULE, direction=Direction.
 def providers_here(case):
     operator = registry.find(case.operator)
     device_type = DEVICE.partition(":")[0]
-    return [p for p in operator.providers if applicability(operator, p, case, device_type) is None]
+    return [
+        provider
+        for provider in operator.providers
+        if provider.name != "torch_compile" and applicability(operator, provider, case, device_type) is None
+    ]
 
 
 def assert_agrees(case):
@@ -50,6 +54,52 @@ def test_the_seven_operators_are_there_in_the_papers_order():
 @pytest.mark.parametrize("name", NAMES)
 def test_agrees_with_its_reference(name, dtype, direction, level):
     assert_agrees(case_of(name, level=level, direction=direction, dtype=dtype))
+
+
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
+@pytest.mark.parametrize("dtype", [Dtype.FP32, Dtype.FP16])
+@pytest.mark.parametrize(
+    ("name", "provider", "direction"),
+    [
+        ("dcnv3", "triton", Direction.FWD_BWD),
+        ("dcnv4", "triton", Direction.FWD_BWD),
+        ("dcnv4", "triton_fused", Direction.FWD),
+        ("dcnv4_lightweight", "triton_fused", Direction.FWD),
+    ],
+)
+def test_triton_providers_agree_with_their_reference(name, provider, direction, dtype):
+    # On the CPU these are unavailable to a sweep; here the interpreter runs them.
+    operator = registry.find(name)
+    case = case_of(name, (1, 5, 6, 64), direction=direction, dtype=dtype)
+    result = check(operator, operator.provider(provider), case, DEVICE, seed=7)
+    assert result.reason == ""
+    if provider == "triton":
+        assert operator.provider(provider).configuration().startswith("vectors=")
+
+
+def test_where_fusing_has_no_meaning():
+    for name, given in (("dcnv4", {}), ("dcnv4_lightweight", {})):
+        provider = registry.find(name).provider("triton_fused")
+        assert "core level leaves out" in provider.not_applicable(case_of(name, level=Level.CORE, **given), "cuda")
+        assert "inference" in provider.not_applicable(case_of(name, direction=Direction.BWD), "cuda")
+        assert "depthwise" in provider.not_applicable(case_of(name, dw_kernel_size=3), "cuda")
+        assert provider.not_applicable(case_of(name), "cuda") is None
+
+
+@pytest.mark.parametrize("direction", [Direction.FWD, Direction.FWD_BWD])
+def test_torch_compile_agrees_with_its_reference(direction):
+    # One operator: each takes seconds to compile, and all are wrapped alike.
+    operator = registry.find("dcnv4")
+    case = case_of("dcnv4", (1, 5, 6, 64), level=Level.CORE, direction=direction)
+    assert check(operator, operator.provider("torch_compile"), case, DEVICE, seed=7).reason == ""
+
+
+def test_torch_compile_needs_a_compiler(monkeypatch):
+    provider = registry.find("dcnv4").provider("torch_compile")
+    assert provider.unavailable("cpu") is None
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CXX", raising=False)
+    assert "C++ compiler" in provider.unavailable("cpu")
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 32), (3, 7, 7, 64), (1, 14, 3, 128)])

@@ -17,7 +17,7 @@ KERNEL_SIZE = Setting(3, 1, "side of the sampling grid, odd")
 OFFSET_STD_PX = Setting(1.0, 0.0, "standard deviation of the offsets, pixels")
 
 _SHARED_SOURCES = (__name__, "opbench_kernels.functional", "opbench_kernels.geometry")
-TRITON_SOURCES = (*_SHARED_SOURCES, "opbench_kernels.deform_triton")
+TRITON_SOURCES = (*_SHARED_SOURCES, "opbench_kernels.deform_operators", "opbench_kernels.deform_triton")
 TORCH_SOURCES = (*_SHARED_SOURCES, "opbench_kernels.deform_torch")
 
 
@@ -51,6 +51,21 @@ def not_applicable(case: Case) -> str | None:
         if size and size % 2 == 0:
             return f"{name} must be odd to keep the image size, got {size}"
     return None
+
+
+def triton_configuration() -> str:
+    """The forward kernel's configuration in the last launch."""
+    from opbench_kernels import tuning
+
+    chosen = tuning.last_choice()
+    return f"vectors={chosen.vectors};num_warps={chosen.num_warps}" if chosen else ""
+
+
+def tune_triton() -> None:
+    """Let the kernels time their configurations: a benchmark wants the best one, and building is not timed."""
+    from opbench_kernels import tuning
+
+    tuning.enable()
 
 
 def triton_unavailable(device_type: str) -> str | None:

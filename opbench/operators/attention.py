@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from opbench.case import Case, Level
-from opbench.operator import Forward, Operator, Provider, Tensors
+from opbench.operator import Forward, Operator, Provider, Tensors, compiled
 from opbench.operators import _attention
 from opbench.operators._attention import (
     HEAD_DIM,
@@ -65,6 +65,8 @@ def _build(case: Case, tensors: Tensors) -> Forward:
     return around(attend, case, tensors)
 
 
+TORCH = Provider("torch", _build, "matrix product, softmax, matrix product", sources=(_attention.__name__,))
+
 OPERATOR = Operator(
     name="attention",
     summary="global self-attention, scores materialised; module adds the qkv and output Linears",
@@ -76,7 +78,7 @@ OPERATOR = Operator(
     memory_bytes=lambda case: case.dtype.element_bytes * (8 * case.shape.elements + 2 * score_elements(case)),
     reference_elements=reference_elements,
     tolerance=lambda case: attention_tolerance(case, materialised=3),
-    providers=(Provider("torch", _build, "matrix product, softmax, matrix product", sources=(_attention.__name__,)),),
+    providers=(TORCH, compiled(TORCH)),
     settings={"head_dim": HEAD_DIM},
     not_applicable=heads_not_applicable,
 )

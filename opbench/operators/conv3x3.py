@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 
 from opbench.case import Case, Level
-from opbench.operator import Forward, Operator, Provider, Tensors, by_direction
+from opbench.operator import Forward, Operator, Provider, Tensors, by_direction, compiled
 from opbench.operators._random import normal
 from opbench.tolerance import rounding_budget
 
@@ -58,6 +58,8 @@ def _build(case: Case, tensors: Tensors) -> Forward:
     return lambda: F.conv2d(x, weight, bias, padding=1).permute(0, 2, 3, 1)
 
 
+TORCH = Provider("torch", _build, "torch.nn.functional.conv2d, channels_last")
+
 OPERATOR = Operator(
     name="conv3x3",
     summary="3x3 convolution, C to C channels, padding 1; module adds the bias",
@@ -71,5 +73,5 @@ OPERATOR = Operator(
     tolerance=lambda case: rounding_budget(
         case, storage_roundings=1, float32_growth=max(9 * case.shape.channels, case.shape.pixels) ** 0.5
     ),
-    providers=(Provider("torch", _build, "torch.nn.functional.conv2d, channels_last"),),
+    providers=(TORCH, compiled(TORCH)),
 )

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from opbench_kernels import dcnv3
 
 from opbench.case import Case, Level
-from opbench.operator import Forward, Operator, Provider, Setting, Tensors, by_direction
+from opbench.operator import Forward, Operator, Provider, Setting, Tensors, by_direction, compiled
 from opbench.operators import _dcn
 from opbench.operators._random import normal
 
@@ -122,6 +122,8 @@ def memory_bytes(case: Case) -> int:
 
 
 def _build(implementation: str, case: Case, tensors: Tensors) -> Forward:
+    if implementation == "triton":
+        _dcn.tune_triton()
     core = partial(
         dcnv3,
         groups=_dcn.groups(case),
@@ -138,6 +140,8 @@ def _build(implementation: str, case: Case, tensors: Tensors) -> Forward:
 
     return module
 
+
+TORCH = Provider("torch", partial(_build, "torch"), "vectorised torch, embedding_bag", sources=_dcn.TORCH_SOURCES)
 
 OPERATOR = Operator(
     name="dcnv3",
@@ -157,9 +161,11 @@ OPERATOR = Operator(
             partial(_build, "triton"),
             "opbench_kernels in Triton",
             unavailable=_dcn.triton_unavailable,
+            configuration=_dcn.triton_configuration,
             sources=_dcn.TRITON_SOURCES,
         ),
-        Provider("torch", partial(_build, "torch"), "vectorised torch, embedding_bag", sources=_dcn.TORCH_SOURCES),
+        TORCH,
+        compiled(TORCH),
     ),
     settings={
         "group_channels": _dcn.GROUP_CHANNELS,

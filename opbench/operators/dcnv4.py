@@ -1,5 +1,6 @@
 """DCNv4: deformable convolution with unbounded masks, offsets and masks packed in one tensor."""
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -7,8 +8,8 @@ import torch.nn.functional as F
 from opbench_kernels import dcnv4
 from opbench_kernels.geometry import padded_offset_mask_channels
 
-from opbench.case import Case, Level
-from opbench.operator import Forward, Operator, Provider, Setting, Tensors, by_direction
+from opbench.case import Case, Direction, Level
+from opbench.operator import Forward, Operator, Provider, Setting, Tensors, by_direction, compiled
 from opbench.operators import _dcn
 from opbench.operators._random import normal
 
@@ -153,19 +154,64 @@ def memory_bytes(case: Case) -> int:
     )
 
 
-def build(implementation: str, case: Case, tensors: Tensors) -> Forward:
-    """The closure to time, around opbench_kernels.dcnv4."""
-    core = partial(
+def _core(case: Case, implementation: str) -> Callable[..., torch.Tensor]:
+    """opbench_kernels.dcnv4 with the case's settings; takes value and offset_mask."""
+    return partial(
         dcnv4,
         groups=_dcn.groups(case),
         kernel_size=case.int_setting("kernel_size"),
         padding=case.int_setting("kernel_size") // 2,
         implementation=implementation,
     )
+
+
+def build(implementation: str, case: Case, tensors: Tensors) -> Forward:
+    """The closure to time, around opbench_kernels.dcnv4."""
+    if implementation == "triton":
+        _dcn.tune_triton()
+    core = _core(case, implementation)
     if case.level is Level.CORE:
         return lambda: core(tensors["value"], tensors["offset_mask"])
     return lambda: _project("output_proj", core(*_module_inputs(tensors)), tensors)
 
+
+def build_fused(case: Case, tensors: Tensors) -> Forward:
+    """For inference: parameters are rearranged once, untimed.
+
+    DCNv4: value_proj and offset_mask in one product, which the sampling reads by stride. Lightweight: the offset_mask
+    product inside the sampling kernel.
+    """
+    from opbench_kernels.fused import dcnv4_from_input, pack_offset_mask
+
+    groups, x = _dcn.groups(case), tensors["x"]
+    if case.operator != OPERATOR.name:
+        weight, bias = tensors["offset_mask_weight"], tensors["offset_mask_bias"]
+        packed = pack_offset_mask(weight, bias, groups, _dcn.points(case))
+        return lambda: dcnv4_from_input(x, *packed, groups=groups, geometry=_dcn.geometry(case))
+    weight, bias = (
+        torch.cat([tensors[f"value_proj_{kind}"], tensors[f"offset_mask_{kind}"]]) for kind in ("weight", "bias")
+    )
+    core = _core(case, "triton")
+
+    def module() -> torch.Tensor:
+        both = F.linear(x, weight, bias)
+        value, offset_mask = both[..., : x.shape[-1]], both[..., x.shape[-1] :]
+        return _project("output_proj", core(value, offset_mask), tensors)
+
+    return module
+
+
+def _fused_not_applicable(case: Case, _device_type: str) -> str | None:
+    if case.level is not Level.MODULE:
+        return "it fuses the module's projections, which the core level leaves out"
+    if case.direction is not Direction.FWD:
+        return "it is an inference path, without a backward pass"
+    if case.int_setting("dw_kernel_size"):
+        return "offsets come from the depthwise convolution, not from the input that the other product reads"
+    return None
+
+
+TORCH = Provider("torch", partial(build, "torch"), "vectorised torch, embedding_bag", sources=_dcn.TORCH_SOURCES)
 
 PROVIDERS = (
     Provider(
@@ -173,9 +219,20 @@ PROVIDERS = (
         partial(build, "triton"),
         "opbench_kernels in Triton",
         unavailable=_dcn.triton_unavailable,
+        configuration=_dcn.triton_configuration,
         sources=_dcn.TRITON_SOURCES,
     ),
-    Provider("torch", partial(build, "torch"), "vectorised torch, embedding_bag", sources=_dcn.TORCH_SOURCES),
+    Provider(
+        "triton_fused",
+        build_fused,
+        "inference: projections and sampling with fewer passes over memory",
+        unavailable=_dcn.triton_unavailable,
+        configuration=_dcn.triton_configuration,
+        not_applicable=_fused_not_applicable,
+        sources=(*_dcn.TRITON_SOURCES, "opbench_kernels.fused"),
+    ),
+    TORCH,
+    compiled(TORCH),
 )
 
 OPERATOR = Operator(

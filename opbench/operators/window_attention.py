@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from opbench.case import Case, Level
-from opbench.operator import Forward, Operator, Provider, Setting, Tensors
+from opbench.operator import Forward, Operator, Provider, Setting, Tensors, compiled
 from opbench.operators import _attention
 from opbench.operators._attention import (
     HEAD_DIM,
@@ -134,6 +134,14 @@ def _timm_unavailable(_: str) -> str | None:
     return None if importlib.util.find_spec("timm") else "the package timm is not installed (pip install timm)"
 
 
+TIMM = Provider(
+    "timm",
+    _build_timm,
+    "timm's WindowAttention, scores materialised",
+    unavailable=_timm_unavailable,
+    sources=(_attention.__name__,),
+)
+
 OPERATOR = Operator(
     name="window_attention",
     summary="self-attention inside 7x7 windows with a relative position bias; module adds both Linears",
@@ -147,15 +155,7 @@ OPERATOR = Operator(
     ),
     reference_elements=lambda case: 11 * padded_pixels(case) * case.shape.channels + 4 * score_elements(case),
     tolerance=lambda case: attention_tolerance(case, materialised=3),
-    providers=(
-        Provider(
-            "timm",
-            _build_timm,
-            "timm's WindowAttention, scores materialised",
-            unavailable=_timm_unavailable,
-            sources=(_attention.__name__,),
-        ),
-    ),
+    providers=(TIMM, compiled(TIMM)),
     settings={"head_dim": HEAD_DIM, "window_size": Setting(7, 1, "side of a window, pixels")},
     not_applicable=_attention.heads_not_applicable,
 )

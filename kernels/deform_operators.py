@@ -1,0 +1,182 @@
+"""The Triton kernels as torch.library operators: autograd, fake tensors for tracing, and a deterministic backward."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from opbench_kernels import tuning
+from opbench_kernels.deform_triton import (
+    Sampled,
+    backward_launch,
+    forward_launch,
+    sampled_dcnv3,
+    sampled_dcnv4,
+    unpack,
+)
+from opbench_kernels.geometry import Geometry
+
+__all__ = ["dcnv3", "dcnv4"]
+
+
+def _forward(sampled: Sampled, out_shape: tuple[int, ...]) -> torch.Tensor:
+    out = torch.empty(out_shape, device=sampled.value.device, dtype=sampled.value.dtype)
+    if out.numel():
+        forward_launch(sampled, out, tuning.choose(sampled, out))()
+    return out
+
+
+def _backward(
+    sampled: Sampled, grad_out: torch.Tensor, grad_offset: torch.Tensor, grad_mask: torch.Tensor, shape: torch.Size
+) -> torch.Tensor:
+    """Writes the gradients of offset and mask; returns that of value, contiguous, in value's dtype."""
+    fixed_point = _fixed_point(sampled, grad_out) if torch.are_deterministic_algorithms_enabled() else None
+    # Many points add to one pixel, so the sum is kept in 32 bits or more whatever the storage.
+    sum_dtype = torch.float32 if fixed_point is None else torch.int64
+    grad_value = torch.zeros(shape, device=grad_out.device, dtype=sum_dtype)
+    if grad_out.numel():
+        backward_launch(sampled, grad_out.contiguous(), grad_value, grad_offset, grad_mask, fixed_point)()
+    if fixed_point is not None:
+        grad_value = grad_value.double() / fixed_point.double().prod()
+    return grad_value.to(sampled.value.dtype)
+
+
+def _fixed_point(sampled: Sampled, grad_out: torch.Tensor) -> torch.Tensor:
+    """Integer units per 1.0, as the product of two powers of two, which float32 might not hold.
+
+    With them no sum of shares overflows 63 bits. NaN where inputs are not finite. Sums of integers do not depend on
+    their order, so atomic additions give the same bits every time.
+    """
+    if not grad_out.numel():
+        return torch.ones(2, device=grad_out.device)
+    out_pixels = sampled.geometry.output_size(*sampled.size)
+    shares = out_pixels[0] * out_pixels[1] * sampled.geometry.points
+    largest = torch.log2(grad_out.abs().amax().double()) + torch.log2(sampled.mask.abs().amax().double())
+    exponent = (62 - math.ceil(math.log2(shares)) - largest.ceil()).clamp(-250, 250)
+    halves = torch.stack([(exponent / 2).floor(), (exponent / 2).ceil()])
+    return torch.where(largest < math.inf, torch.exp2(halves).float(), math.nan)
+
+
+@torch.library.custom_op("opbench_kernels::dcnv3", mutates_args=())
+def _dcnv3(
+    value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, groups: int, kernel: Sequence[int],
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], offset_scale: float, remove_center: bool,
+) -> torch.Tensor:  # fmt: skip
+    geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
+    return _forward(sampled_dcnv3(value, offset, mask, groups, geometry), (*offset.shape[:3], value.shape[-1]))
+
+
+@torch.library.custom_op("opbench_kernels::dcnv3_backward", mutates_args=())
+def _dcnv3_backward(
+    grad_out: torch.Tensor, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, groups: int,
+    kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+    offset_scale: float, remove_center: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
+    grads = [torch.empty(t.shape, device=t.device, dtype=t.dtype) for t in (offset, mask)]
+    points = geometry.points
+    grad_offset = grads[0].view(-1, groups, points, 2)
+    grad_mask = grads[1].view(-1, groups, points)
+    sampled = sampled_dcnv3(value, offset, mask, groups, geometry)
+    return _backward(sampled, grad_out, grad_offset, grad_mask, value.shape), *grads
+
+
+@torch.library.custom_op("opbench_kernels::dcnv4", mutates_args=())
+def _dcnv4(
+    value: torch.Tensor, offset_mask: torch.Tensor, groups: int, kernel: Sequence[int], stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], offset_scale: float, remove_center: bool,
+) -> torch.Tensor:  # fmt: skip
+    geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
+    sampled = sampled_dcnv4(value, offset_mask, groups, geometry)
+    return _forward(sampled, (*offset_mask.shape[:3], value.shape[-1]))
+
+
+@torch.library.custom_op("opbench_kernels::dcnv4_backward", mutates_args=())
+def _dcnv4_backward(
+    grad_out: torch.Tensor, value: torch.Tensor, offset_mask: torch.Tensor, groups: int, kernel: Sequence[int],
+    stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], offset_scale: float, remove_center: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
+    grad_packed = torch.empty(offset_mask.shape, device=offset_mask.device, dtype=offset_mask.dtype)
+    grad_packed[..., 3 * geometry.points * groups :] = 0
+    sampled = sampled_dcnv4(value, offset_mask, groups, geometry)
+    grads = unpack(grad_packed, groups, geometry.points)
+    return _backward(sampled, grad_out, *grads, value.shape), grad_packed
+
+
+@_dcnv3.register_fake
+@_dcnv4.register_fake
+def _forward_fake(value: torch.Tensor, offset: torch.Tensor, *_: object) -> torch.Tensor:
+    return value.new_empty((*offset.shape[:3], value.shape[-1]))
+
+
+@_dcnv3_backward.register_fake
+@_dcnv4_backward.register_fake
+def _backward_fake(_grad_out: torch.Tensor, *inputs: object) -> tuple[torch.Tensor, ...]:
+    tensors = [tensor for tensor in inputs if isinstance(tensor, torch.Tensor)]
+    return tuple(torch.empty(t.shape, device=t.device, dtype=t.dtype) for t in tensors)
+
+
+def _register_autograd(forward: torch.library.CustomOpDef, backward: torch.library.CustomOpDef, tensors: int) -> None:
+    """Derivatives for the first `tensors` arguments of a forward operator by its backward operator."""
+
+    def save(ctx, inputs, output) -> None:
+        ctx.save_for_backward(*inputs[:tensors])
+        ctx.settings = inputs[tensors:]
+
+    def differentiate(ctx, grad_out) -> tuple[torch.Tensor | None, ...]:
+        return *backward(grad_out, *ctx.saved_tensors, *ctx.settings), *(None for _ in ctx.settings)
+
+    def refuse(_ctx, *_grads: torch.Tensor) -> None:
+        raise NotImplementedError(f"{forward._qualname} has no second derivative: differentiate it once")
+
+    forward.register_autograd(differentiate, setup_context=save)
+    backward.register_autograd(refuse)
+
+
+_register_autograd(_dcnv3, _dcnv3_backward, tensors=3)
+_register_autograd(_dcnv4, _dcnv4_backward, tensors=2)
+
+
+def _geometry(
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    offset_scale: float,
+    remove_center: bool,
+) -> Geometry:
+    pairs = ((first, second) for first, second in (kernel, stride, padding, dilation))
+    return Geometry(*pairs, offset_scale=offset_scale, remove_center=remove_center)
+
+
+def _settings(groups: int, geometry: Geometry) -> tuple[Any, ...]:
+    pairs = (geometry.kernel, geometry.stride, geometry.padding, geometry.dilation)
+    return groups, *map(list, pairs), geometry.offset_scale, geometry.remove_center
+
+
+def dcnv3(
+    value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, groups: int, geometry: Geometry
+) -> torch.Tensor:
+    """As opbench_kernels.dcnv3, by Triton, differentiable once; arguments are taken as checked.
+
+    Args:
+        value: (N, H, W, C), float32, float16 or bfloat16, on a CUDA device (or on the CPU under Triton's interpreter).
+        offset: (N, Ho, Wo, G * K * 2), pixels, (x, y) pairs.
+        mask: (N, Ho, Wo, G * K).
+        groups: G.
+        geometry: sampling grid with K points.
+
+    Tensors may be strided: pixels at one stride are read in place, others are copied first.
+
+    Returns:
+        (N, Ho, Wo, C) in the dtype of `value`; sums are accumulated in float32.
+    """
+    result: torch.Tensor = _dcnv3(value, offset, mask, *_settings(groups, geometry))
+    return result
+
+
+def dcnv4(value: torch.Tensor, offset_mask: torch.Tensor, groups: int, geometry: Geometry) -> torch.Tensor:
+    """As opbench_kernels.dcnv4, by Triton; like dcnv3 here, with offset_mask (N, Ho, Wo, M) packed."""
+    result: torch.Tensor = _dcnv4(value, offset_mask, *_settings(groups, geometry))
+    return result

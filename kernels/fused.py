@@ -1,0 +1,240 @@
+"""Lightweight DCNv4 for inference: one kernel predicts offsets and masks and samples with them.
+
+A program takes BLOCK_P pixels and BLOCK_G groups. Per point, one matrix product of the pixels' channels gives dx, dy
+and mask of every (pixel, group) row, in float32 and without a trip through memory; then the row is sampled as in
+opbench_kernels.deform_triton.
+"""
+
+import os
+
+import torch
+import triton
+import triton.language as tl
+from opbench_kernels.deform_triton import (
+    INDEX_LIMIT,
+    Launch,
+    _add_square,
+    _distance,
+    _neighbours,
+    _strict_add,
+)
+from opbench_kernels.geometry import Geometry
+
+__all__ = ["dcnv4_from_input", "from_input_launch", "pack_offset_mask"]
+
+COLUMNS = 4
+"""Of one point and group in the packed weight: dx, dy, mask, and one of zeros, so that halving twice separates them."""
+
+
+@triton.jit
+def _predict(
+    x_rows, channel_valid, weight_ptr, bias_ptr, point, first_group,
+    C: tl.constexpr, G: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_C: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """dx, dy and mask (BLOCK_P * BLOCK_G,) of one point."""
+    column = first_group * 4 + tl.arange(0, 4 * BLOCK_G)
+    used = column < 4 * G
+    acc = tl.zeros((BLOCK_P, 4 * BLOCK_G), dtype=tl.float32)
+    for first in tl.range(0, C, BLOCK_C, num_stages=1):  # pipelining it takes more shared memory than there is
+        channel = first + tl.arange(0, BLOCK_C)
+        x = tl.load(x_rows + channel[None, :], mask=channel_valid & (channel < C)[None, :], other=0.0)
+        rows = (point * C + channel)[:, None] * (4 * G)
+        weight = tl.load(weight_ptr + rows + column[None, :], mask=(channel < C)[:, None] & used[None, :], other=0.0)
+        if UPCAST:
+            x, weight = x.to(tl.float32), weight.to(tl.float32)
+        acc = tl.dot(x, weight, acc, input_precision=PRECISION)
+    acc += tl.load(bias_ptr + point * (4 * G) + column, mask=used, other=0.0).to(tl.float32)[None, :]
+    even, odd = tl.split(acc.reshape(BLOCK_P, BLOCK_G, 2, 2))
+    dx, strength = tl.split(even)
+    dy, _ = tl.split(odd)
+    return dx.reshape(BLOCK_P * BLOCK_G), dy.reshape(BLOCK_P * BLOCK_G), strength.reshape(BLOCK_P * BLOCK_G)
+
+
+@triton.jit(do_not_specialize=("pixels", "height", "width"))
+def _from_input_kernel(
+    x_ptr, weight_ptr, bias_ptr, out_ptr, pixels, height, width, offset_scale, base_y, base_x,
+    C: tl.constexpr, G: tl.constexpr, DG: tl.constexpr, K: tl.constexpr, KH: tl.constexpr,
+    PAD_H: tl.constexpr, PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    CENTER: tl.constexpr, STRICT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    first_pixel = tl.program_id(0)
+    if WIDE:
+        first_pixel = first_pixel.to(tl.int64)
+    first_pixel *= BLOCK_P
+    first_group = tl.program_id(1) * BLOCK_G
+    tile = first_pixel + tl.arange(0, BLOCK_P)
+    x_rows = x_ptr + tl.minimum(tile, pixels - 1).to(tl.int64)[:, None] * C
+    tile_valid = (tile < pixels)[:, None]
+
+    row = tl.arange(0, BLOCK_P * BLOCK_G)
+    pixel = first_pixel + row // BLOCK_G
+    group = first_group + row % BLOCK_G
+    valid = ((pixel < pixels) & (group < G))[:, None]
+    pixel = tl.minimum(pixel, pixels - 1)
+    group = tl.minimum(group, G - 1)
+    start_x = pixel % width - PAD_W
+    start_y = pixel // width % height - PAD_H
+    channel = tl.arange(0, BLOCK_D)
+    in_group = (channel < DG)[None, :]
+    start_pixel = pixel.to(tl.int64) - PAD_H * width - PAD_W
+    values = x_ptr + (start_pixel * C + group * DG)[:, None] + channel[None, :]
+
+    acc = tl.zeros((BLOCK_P * BLOCK_G, BLOCK_D), dtype=tl.float32)
+    if STRICT:
+        doubtful = True
+    else:
+        first_x, last_x = (-start_x).to(tl.float32), (width - 2 - start_x).to(tl.float32)
+        first_y, last_y = (-start_y).to(tl.float32), (height - 2 - start_y).to(tl.float32)
+        for point in tl.range(K):
+            dx, dy, strength = _predict(
+                x_rows,
+                tile_valid,
+                weight_ptr,
+                bias_ptr,
+                point,
+                first_group,
+                C,
+                G,
+                BLOCK_P,
+                BLOCK_G,
+                BLOCK_C,
+                PRECISION,
+                UPCAST,
+            )
+            y, x = _distance(dx, dy, point, offset_scale, base_y, base_x, KH, DILATION_H, DILATION_W, CENTER)
+            left, wx0, wx1 = _neighbours(x, first_x, last_x)
+            top, wy0, wy1 = _neighbours(y, first_y, last_y)
+            wy0 *= strength
+            wy1 *= strength
+            top = top.to(tl.int64 if WIDE else tl.int32)
+            upper = values + ((top * width + left.to(tl.int32)) * C)[:, None]
+            lower = upper + width * C
+            acc = _add_square(acc, upper, lower, C, wy0 * wx0, wy0 * wx1, wy1 * wx0, wy1 * wx1, in_group, BLOCK_D > DG)
+        total = tl.sum(acc)
+        doubtful = total != total  # noqa: PLR0124 - NaN
+    if doubtful:
+        acc = tl.zeros((BLOCK_P * BLOCK_G, BLOCK_D), dtype=tl.float32)
+        for point in tl.range(K):
+            dx, dy, strength = _predict(
+                x_rows,
+                tile_valid,
+                weight_ptr,
+                bias_ptr,
+                point,
+                first_group,
+                C,
+                G,
+                BLOCK_P,
+                BLOCK_G,
+                BLOCK_C,
+                PRECISION,
+                UPCAST,
+            )
+            y, x = _distance(dx, dy, point, offset_scale, base_y, base_x, KH, DILATION_H, DILATION_W, CENTER)
+            acc = _strict_add(acc, values, y, x, strength, start_y, start_x, height, width, in_group, C, WIDE)
+
+    out = out_ptr + (pixel.to(tl.int64) * C + group * DG)[:, None] + channel[None, :]
+    tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=valid & in_group)
+
+
+def pack_offset_mask(
+    weight: torch.Tensor, bias: torch.Tensor, groups: int, points: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The offset_mask Linear in the order that dcnv4_from_input reads it.
+
+    Args:
+        weight: (M, C), rows as DCNv4 packs offset_mask.
+        bias: (M,).
+        groups: G.
+        points: K.
+
+    Returns:
+        Weight (K, C, G * 4) and bias (K, G * 4); the four of a point and group are dx, dy, mask and zeros.
+    """
+
+    def pack(parameter: torch.Tensor) -> torch.Tensor:
+        used = parameter[: 3 * points * groups].unflatten(0, (groups, 3 * points))
+        offset = used[:, : 2 * points].unflatten(1, (points, 2))
+        mask = used[:, 2 * points :].unsqueeze(2)
+        four = torch.cat([offset, mask, torch.zeros_like(mask)], dim=2)  # (G, K, 4, ...)
+        return four.transpose(0, 1).flatten(1, 2)  # (K, G * 4, ...)
+
+    return pack(weight).transpose(1, 2).contiguous(), pack(bias).contiguous()
+
+
+def from_input_launch(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    out: torch.Tensor,
+    groups: int,
+    geometry: Geometry,
+    *,
+    allow_tf32: bool,
+) -> Launch:
+    """The launch of dcnv4_from_input on contiguous tensors."""
+    batch, height, width, channels = x.shape
+    group_channels = channels // groups
+    kernel_h, kernel_w = geometry.kernel
+    pixels = batch * height * width
+    # A matrix product has at least 16 columns; with 32, float32 spills.
+    block_g = max(4, min(8 if x.element_size() == 2 else 4, triton.next_power_of_2(groups)))
+    block_d = triton.next_power_of_2(group_channels)
+    block_p = max(16, min(64, 2048 // (block_g * block_d)))
+    constants = {
+        "C": channels,
+        "G": groups,
+        "DG": group_channels,
+        "K": geometry.points,
+        "KH": kernel_h,
+        "PAD_H": geometry.padding[0],
+        "PAD_W": geometry.padding[1],
+        "DILATION_H": geometry.dilation[0],
+        "DILATION_W": geometry.dilation[1],
+        "CENTER": kernel_w // 2 * kernel_h + kernel_h // 2 if geometry.remove_center else geometry.points,
+        "STRICT": min(height, width) < 2,
+        "WIDE": max(height * width * channels, pixels + block_p) >= INDEX_LIMIT,
+        "PRECISION": "tf32" if allow_tf32 else "ieee",
+        # Triton's interpreter multiplies the bits of bfloat16 as integers.
+        "UPCAST": x.dtype == torch.bfloat16 and os.environ.get("TRITON_INTERPRET") == "1",
+        "BLOCK_P": block_p,
+        "BLOCK_G": block_g,
+        "BLOCK_C": max(16, min(64, triton.next_power_of_2(channels))),
+        "BLOCK_D": block_d,
+    }
+    bases = (base * (1.0 - geometry.offset_scale) for base in geometry.base)
+    arguments = (x, weight, bias, out, pixels, height, width, geometry.offset_scale, *bases)
+    options = {"num_warps": 4, "enable_fp_fusion": True}
+    grid = (triton.cdiv(pixels, block_p), triton.cdiv(groups, block_g))
+    return Launch(_from_input_kernel, arguments, constants, options, grid)
+
+
+def dcnv4_from_input(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, groups: int, geometry: Geometry
+) -> torch.Tensor:
+    """dcnv4(x, linear(x)) in one kernel; not differentiable.
+
+    Args:
+        x: (N, H, W, C) contiguous, on a CUDA device (or on the CPU under Triton's interpreter).
+        weight, bias: from pack_offset_mask, in the dtype of `x`.
+        groups: G.
+        geometry: stride 1 and a padding that keeps the image's size.
+
+    Returns:
+        (N, H, W, C). Offsets and masks are not rounded to the dtype of `x` on the way.
+
+    Raises:
+        ValueError: a geometry that changes the image's size, or gradients are wanted.
+    """
+    if geometry.output_size(*x.shape[1:3]) != tuple(x.shape[1:3]) or geometry.stride != (1, 1):
+        raise ValueError(f"geometry must keep the image's size {tuple(x.shape[1:3])}, got {geometry}")
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, weight, bias)):
+        raise ValueError("dcnv4_from_input has no gradient: call it under torch.no_grad(), or use dcnv4")
+    x = x.contiguous()
+    out = torch.empty_like(x)
+    if out.numel():
+        allow_tf32 = torch.get_float32_matmul_precision() != "highest"
+        from_input_launch(x, weight, bias, out, groups, geometry, allow_tf32=allow_tf32)()
+    return out

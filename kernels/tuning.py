@@ -1,0 +1,114 @@
+"""Chooses the forward kernel's configuration by timing, and remembers it on disk.
+
+Off unless asked for (OPBENCH_KERNELS_AUTOTUNE=1, or enable()): a detector meets many image sizes, and each new one
+would wait for six timings. Sizes are taken by power of two, so that few differ.
+
+The space is small for these reasons: the kernel's other choices follow from the tile (a lane loads 16 bytes), a second
+vector per lane trades warps for fewer instructions, and warps per program only change how programs are handed out.
+Results do not depend on the choice.
+"""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import triton
+from opbench_kernels import deform_triton
+from opbench_kernels.deform_triton import Config, Sampled, forward_config, forward_launch
+
+__all__ = ["CONFIGS", "cache_path", "choose", "enable", "is_enabled", "last_choice"]
+
+CONFIGS = tuple(Config(vectors, num_warps) for vectors in (1, 2) for num_warps in (1, 2, 4))
+
+_state: dict[str, bool] = {}
+_known: dict[str, Config] = {}
+_last: list[Config] = []
+
+
+def enable(on: bool = True) -> None:
+    """Tune new sizes from now on in this process, or stop to."""
+    _state["enabled"] = on
+
+
+def is_enabled() -> bool:
+    """What enable said last; before that, the environment variable OPBENCH_KERNELS_AUTOTUNE."""
+    return _state.get("enabled", os.environ.get("OPBENCH_KERNELS_AUTOTUNE") == "1")
+
+
+def last_choice() -> Config | None:
+    """The configuration of the last forward launch in this process."""
+    return _last[0] if _last else None
+
+
+def cache_path() -> Path:
+    """The file that remembers: OPBENCH_KERNELS_CACHE, or opbench_kernels/tuning.json in the user's cache folder."""
+    if given := os.environ.get("OPBENCH_KERNELS_CACHE"):
+        return Path(given)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opbench_kernels" / "tuning.json"
+
+
+def choose(sampled: Sampled, out: torch.Tensor) -> Config:
+    """The configuration to launch with: tuned where that is enabled, else by rule."""
+    config = forward_config(sampled)
+    if is_enabled() and sampled.value.device.type == "cuda":
+        config = _tuned(sampled, out, _median_ms)
+    _last[:] = [config]
+    return config
+
+
+def _tuned(sampled: Sampled, out: torch.Tensor, measure: Callable[[Callable[[], None]], float]) -> Config:
+    """The fastest configuration of this process, of the file, or of new timings, in that order."""
+    key = _key(sampled)
+    if key not in _known:
+        stored = _read(cache_path()).get(key)
+        if stored is None or Config(*stored) not in CONFIGS:
+            times = {config: measure(forward_launch(sampled, out, config)) for config in _possible(sampled)}
+            stored = min(times, key=times.__getitem__)
+            _write(cache_path(), key, stored)
+        _known[key] = Config(*stored)
+    return _known[key]
+
+
+def _possible(sampled: Sampled) -> list[Config]:
+    """Configurations in which a second vector still has channels to load."""
+    most = triton.next_power_of_2(sampled.value.shape[-1]) * sampled.value.element_size() // deform_triton.VECTOR_BYTES
+    return [config for config in CONFIGS if config.vectors <= max(1, most)]
+
+
+def _key(sampled: Sampled) -> str:
+    """What the best configuration may depend on; rows by power of two."""
+    value = sampled.value
+    source = hashlib.sha256(Path(deform_triton.__file__).read_bytes()).hexdigest()[:12]
+    device = torch.cuda.get_device_name(value.device) if value.device.type == "cuda" else "cpu"
+    rows = triton.next_power_of_2(sampled.rows)
+    shape = (str(value.dtype), *value.shape[1:], sampled.geometry.points, *sampled.geometry.stride, rows)
+    return "/".join(map(str, (device, triton.__version__, source, *shape)))
+
+
+def _median_ms(launch: Callable[[], None]) -> float:
+    milliseconds: float = triton.testing.do_bench(launch, return_mode="median")
+    return milliseconds
+
+
+def _read(path: Path) -> dict[str, list[int]]:
+    """What the file holds; nothing where it is missing or damaged, since it can be made again."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        return {key: [int(number) for number in config] for key, config in stored.items() if len(config) == 2}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def _write(path: Path, key: str, config: Config) -> None:
+    """Add one entry; the file is replaced whole. A folder that cannot be written costs the memory, not the result."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
+            json.dump(_read(path) | {key: list(config)}, file, indent=1)
+        Path(file.name).replace(path)
+    except OSError:
+        return

@@ -1,0 +1,233 @@
+"""Static figures of the deformable kernels at the published shapes, and times that they imply.
+
+All of it comes from compiling and from arithmetic: nothing is run, and no time here is a measurement.
+"""
+
+import multiprocessing
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from opbench.case import Case, Direction, Dtype, Level
+from opbench.inspection.compile import compile_launch
+from opbench.inspection.sass import classify, hot_path, memory_accesses
+from opbench.operator import by_direction
+from opbench.shapes import load_shape_list
+
+if TYPE_CHECKING:
+    from opbench_kernels.deform_triton import Launch
+
+__all__ = ["GPUS", "Estimate", "Gpu", "Variant", "estimate", "figures", "inspect_kernels"]
+
+SHAPE_LISTS = ("standard", "high_resolution")
+GROUP_CHANNELS = 32
+KERNEL_SIZE = 3
+POINTS = KERNEL_SIZE**2
+WARP_SIZE = 32
+SCHEDULERS_PER_SM = 4
+REGISTERS_PER_SM = 65536
+REGISTER_UNIT = 256
+PROGRAMS_PER_SM = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """Nominal figures of one GPU, assumptions of the estimates.
+
+    Attributes:
+        name: of the product.
+        sms: streaming multiprocessors.
+        clock_ghz: under load.
+        l1_bytes_per_clock: of one multiprocessor.
+        hbm_gbps: memory bandwidth, 1e9 bytes/s.
+        warps_per_sm: most that can be resident.
+        shared_bytes_per_sm: shared memory that programs may take.
+    """
+
+    name: str
+    sms: int
+    clock_ghz: float
+    l1_bytes_per_clock: int
+    hbm_gbps: float
+    warps_per_sm: int
+    shared_bytes_per_sm: int
+
+
+GPUS = {
+    "sm_80": Gpu("A100 80GB SXM", 108, 1.41, 128, 2039, 64, 164 * 1024),
+    "sm_90": Gpu("H200 SXM", 132, 1.75, 128, 4800, 64, 228 * 1024),
+    "sm_100": Gpu("B200", 148, 1.75, 128, 8000, 64, 228 * 1024),
+}
+"""By architecture. Vendors' figures; the clocks of sm_90 and sm_100 are assumed, below the largest boost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One compiled kernel.
+
+    Attributes:
+        name: direction, dtype, groups, and vectors of 16 bytes that a lane takes per corner.
+        registers: per thread.
+        stack_bytes: local memory per thread.
+        local_accesses: spills, loads and stores.
+        shared_bytes: per program.
+        num_warps: warps per program.
+        block_rows: (pixel, group) rows per program.
+        lanes_per_row: lanes that compute the same coordinates.
+        occupancy: resident warps over the most possible.
+        instructions: on the path where every sum is finite.
+        instructions_per_point: warp instructions per sampled point of a group, 32 lanes wide.
+        classes: those instructions by class.
+        loads, stores, atomics: global accesses on that path by width in bits.
+    """
+
+    name: str
+    registers: int
+    stack_bytes: int
+    local_accesses: int
+    shared_bytes: int
+    num_warps: int
+    block_rows: int
+    lanes_per_row: int
+    occupancy: float
+    instructions: int
+    instructions_per_point: float
+    classes: Mapping[str, int]
+    loads: Mapping[int, int]
+    stores: Mapping[int, int]
+    atomics: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """Lower bounds of one launch's time, milliseconds.
+
+    Attributes:
+        issue_ms: warps * instructions / (SMs * 4 schedulers * clock).
+        l1_ms: 4 corners * K * P * C * element bytes / (SMs * L1 bytes per clock * clock).
+        hbm_ms: value, offset_mask and output once (backward: also the gradients) / memory bandwidth.
+    """
+
+    variant: str
+    shape_list: str
+    shape: str
+    issue_ms: float
+    l1_ms: float
+    hbm_ms: float
+
+    @property
+    def bound_by(self) -> str:
+        """Which of the three is the largest."""
+        return max(("issue", "l1", "hbm"), key=lambda name: float(getattr(self, f"{name}_ms")))
+
+
+def inspect_kernels(
+    architectures: Sequence[str], dtypes: Sequence[Dtype], directions: Sequence[Direction]
+) -> Iterator[tuple[str, Variant, list[Estimate]]]:
+    """Each kernel variant that the published shapes use, with the estimates of its shapes, as it is compiled.
+
+    Args:
+        architectures: keys of GPUS.
+        dtypes: fp32, fp16 or bf16.
+        directions: fwd or bwd.
+
+    Yields:
+        Architecture, variant and estimates. One process per core compiles.
+    """
+    uses: dict[str, list[Case]] = {}
+    for direction in directions:
+        for dtype in dtypes:
+            for shape_list in SHAPE_LISTS:
+                for shape in load_shape_list(shape_list).shapes:
+                    case = Case("dcnv4", Level.CORE, direction, shape_list, shape, dtype)
+                    uses.setdefault(_name(_launch(case), case), []).append(case)
+    tasks = [(architecture, name) for architecture in architectures for name in uses]
+    # Forking a process that has started torch's threads may hang.
+    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+        compiled = pool.map(
+            figures, (name for _, name in tasks), (uses[name][0] for _, name in tasks), (arch for arch, _ in tasks)
+        )
+        for (architecture, name), variant in zip(tasks, compiled, strict=True):
+            yield architecture, variant, [estimate(variant, GPUS[architecture], case) for case in uses[name]]
+
+
+def _name(launch: "Launch", case: Case) -> str:
+    constants = launch.constants
+    return f"{case.direction}-{case.dtype}-groups{constants['G']}-vectors{constants.get('VECTORS', 1)}"
+
+
+def _launch(case: Case) -> "Launch":
+    """DCNv4's launch on tensors without memory; DCNv3's kernel is the same, with other strides."""
+    import torch
+    from opbench_kernels.deform_triton import backward_launch, forward_launch, sampled_dcnv4
+    from opbench_kernels.geometry import Geometry, padded_offset_mask_channels
+
+    shape = case.shape
+    groups = shape.channels // GROUP_CHANNELS
+    size = (shape.batch, shape.height, shape.width)
+    options: dict[str, Any] = {"dtype": getattr(torch, case.dtype.torch_name), "device": "meta"}
+    value = torch.empty(*size, shape.channels, **options)
+    offset_mask = torch.empty(*size, padded_offset_mask_channels(groups, POINTS), **options)
+    sampled = sampled_dcnv4(value, offset_mask, groups, Geometry())
+    if case.direction is Direction.FWD:
+        return forward_launch(sampled, value)
+    return backward_launch(sampled, value, value.float(), sampled.offset, sampled.mask)
+
+
+def figures(name: str, case: Case, architecture: str) -> Variant:
+    """Compile the launch of a case and read its figures."""
+    launch = _launch(case)
+    binary = compile_launch(launch, int(architecture.removeprefix("sm_")))
+    path = hot_path(binary.instructions)
+    rows = launch.constants["BLOCK_ROWS"]
+    points = rows * launch.constants["K"]
+    return Variant(
+        name=name,
+        registers=binary.registers,
+        stack_bytes=binary.stack_bytes,
+        local_accesses=classify(binary.instructions).get("local", 0),
+        shared_bytes=binary.shared_bytes,
+        num_warps=binary.num_warps,
+        block_rows=rows,
+        lanes_per_row=max(1, launch.constants["BLOCK_D"] * case.dtype.element_bytes // 16),
+        occupancy=_occupancy(GPUS[architecture], binary.registers, binary.shared_bytes, binary.num_warps),
+        instructions=len(path),
+        instructions_per_point=len(path) * binary.num_warps / points,
+        classes=classify(path),
+        loads=memory_accesses(path, "load"),
+        stores=memory_accesses(path, "store"),
+        atomics=memory_accesses(path, "atomic"),
+    )
+
+
+def _occupancy(gpu: Gpu, registers: int, shared_bytes: int, num_warps: int) -> float:
+    """Resident warps over the most possible: registers go out in units of 256 per warp."""
+    per_warp = -(-registers * WARP_SIZE // REGISTER_UNIT) * REGISTER_UNIT
+    programs = min(REGISTERS_PER_SM // per_warp // num_warps, gpu.warps_per_sm // num_warps, PROGRAMS_PER_SM)
+    if shared_bytes:
+        programs = min(programs, gpu.shared_bytes_per_sm // (shared_bytes + 1024))  # the driver keeps 1 KiB of each
+    return programs * num_warps / gpu.warps_per_sm
+
+
+def estimate(variant: Variant, gpu: Gpu, case: Case) -> Estimate:
+    """Times that a variant's figures imply for a case, as the attributes of Estimate say."""
+    hertz = gpu.clock_ghz * 1e9
+    shape, element_bytes = case.shape, case.dtype.element_bytes
+    groups = shape.channels // GROUP_CHANNELS
+    warps = -(-shape.pixels * groups // variant.block_rows) * variant.num_warps
+    packed = -(-3 * POINTS * groups // 8) * 8
+    once = by_direction(
+        case,
+        fwd=2 * shape.elements + shape.pixels * packed,
+        bwd=3 * shape.elements + shape.pixels * 2 * packed,
+    )
+    gathered = 4 * POINTS * shape.elements
+    return Estimate(
+        variant=variant.name,
+        shape_list=case.shape_list,
+        shape=str(shape),
+        issue_ms=1e3 * warps * variant.instructions / (gpu.sms * SCHEDULERS_PER_SM * hertz),
+        l1_ms=1e3 * gathered * element_bytes / (gpu.sms * gpu.l1_bytes_per_clock * hertz),
+        hbm_ms=1e3 * once * element_bytes / (gpu.hbm_gbps * 1e9),
+    )
