@@ -180,10 +180,10 @@ def test_this_cpu_is_measured(monkeypatch):
     monkeypatch.setattr("opbench.ceiling_probes.RULE", rule)
     monkeypatch.setattr("opbench.ceiling_probes.WARM_UP_S", 0.01)
     heard = []
-    found = measure_ceilings("cpu", facts=SMALL, on_probe=heard.append)
+    found = measure_ceilings("cpu", facts=SMALL, on_probe=lambda *probe: heard.append(probe))
     assert {p.name for p in found.of("compute")} == {"fp32", "fp16", "bf16"}  # tf32 is a mode of CUDA devices
     assert len(heard) == len(found.probes)
-    assert "compute fp32 128x128x128" in heard
+    assert heard[1] == ("compute fp32 128x128x128", 2, len(heard))
     assert all(p.best > 0 and p.samples >= 5 for p in found.probes)
     # A product of 128 is 8 times one of 64; a launch is far below either.
     assert found.launch_ms("wall-clock", "warm") < max(p.latency_ms_min for p in found.of("compute"))
