@@ -10,6 +10,7 @@ go when this process ends.
 """
 
 import gc
+import getpass
 import importlib
 import os
 import select
@@ -158,8 +159,9 @@ def _become_worker(parent: int, connection: int, serve: Serve) -> NoReturn:
 def _private_temporary_folder() -> str:
     """A folder for the temporary files of every worker, since a killed one removes none."""
     # The compilers' caches under the temporary folder are worth keeping from run to run.
-    user = f"torchinductor_{os.environ.get('USER') or os.getuid()}"
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", os.path.join(tempfile.gettempdir(), user))
+    with suppress(Exception):  # whose name is not known: no cache is kept
+        cache = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
     folder = tempfile.mkdtemp(prefix="opbench-")
     os.environ["TMPDIR"] = tempfile.tempdir = folder
     return folder

@@ -16,6 +16,9 @@ __all__ = ["SupervisorLost", "WorkerDied", "Workers"]
 KILL_LIMIT_S = 30.0
 """Most that the kernel may take to end a killed process; a driver that hangs can hold one for ever."""
 
+DEATH_REPORT_S = 5.0
+"""Most that may pass between a worker's end of file and its death."""
+
 KEPT_OUTPUT_BYTES = 2**14
 LAST_WORDS_LENGTH = 300
 
@@ -113,11 +116,13 @@ class Workers:
         self._lose_supervisor()
 
     def _raise_death(self) -> None:
-        """Say how the worker ended, once the supervisor knows."""
+        """Say how the worker ended, once the supervisor knows; ValueError if it did not."""
         self._disconnect()
         assert self._supervisor is not None  # noqa: S101
         try:
-            returncode = self._supervisor.wait()
+            returncode = self._supervisor.wait(DEATH_REPORT_S)
+        except TimeoutError:
+            raise ValueError("it closed its connection and lives on") from None
         except SupervisorLost:
             self._lose_supervisor()
             raise
@@ -175,12 +180,14 @@ class _Supervisor:
             self._control.sendall(b"k")
         except (BrokenPipeError, ConnectionResetError):
             raise SupervisorLost(self._ending()) from None
-        self.wait()
+        try:
+            self.wait(KILL_LIMIT_S)
+        except TimeoutError:
+            raise SupervisorLost(f"it does not end {KILL_LIMIT_S:g} s after being killed") from None
 
-    def wait(self) -> int:
-        """The return code of a worker that has ended."""
-        self._has_worker = False
-        self._control.settimeout(KILL_LIMIT_S)
+    def wait(self, seconds: float) -> int:
+        """The return code of a worker that has ended; TimeoutError if the supervisor does not say so in time."""
+        self._control.settimeout(seconds)
         line = b""
         try:
             while not line.endswith(b"\n"):
@@ -188,10 +195,9 @@ class _Supervisor:
                 if not byte:
                     raise SupervisorLost(self._ending())
                 line += byte
-        except TimeoutError:
-            raise SupervisorLost(f"it does not end {KILL_LIMIT_S:g} s after being killed") from None
         except ConnectionResetError:
             raise SupervisorLost(self._ending()) from None
+        self._has_worker = False
         return int(line)
 
     def last_words(self) -> str:
