@@ -1,12 +1,13 @@
 """The command line: parse, call, print. Heavy imports stay inside the commands that need them."""
 
+import io
 import os
 import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
@@ -59,6 +60,8 @@ class Format(StrEnum):
 
 def main() -> None:
     """Run the command line; whatever is raised is one line on standard error and an exit code of its kind."""
+    # A path on the command line may hold bytes that are no text.
+    cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
     try:
         app()
     except OpbenchError as error:

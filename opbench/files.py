@@ -1,5 +1,6 @@
 """Files that are whole or not there, a lock that dies with its holder, and one error for a disk that refuses."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -8,7 +9,7 @@ from typing import IO
 
 from opbench.errors import ResultsError, StorageError
 
-__all__ = ["PART_SUFFIX", "lock", "remove_leftovers", "storage_errors", "write_whole"]
+__all__ = ["PART_SUFFIX", "lock", "make_folder", "open_journal", "remove_leftovers", "storage_errors", "write_whole"]
 
 PART_SUFFIX = ".part"
 """Of a file that is being written; only a process that is killed while it writes leaves one."""
@@ -25,7 +26,8 @@ def write_whole(path: Path, content: str | bytes) -> None:
     part = path.with_name(f"{path.name}.{os.getpid()}{PART_SUFFIX}")
     with storage_errors(path):
         try:
-            with part.open("wb") as file:
+            part.unlink(missing_ok=True)  # a killed process of the same number left it, or it is a link
+            with part.open("xb") as file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
@@ -34,6 +36,30 @@ def write_whole(path: Path, content: str | bytes) -> None:
             with suppress(OSError):
                 part.unlink()
             raise
+
+
+def make_folder(path: Path) -> None:
+    """Have a folder inside a run's; a link would lead out of it, and who sent the run may have chosen where to.
+
+    Raises:
+        StorageError: it cannot be made, or is a link.
+    """
+    with storage_errors(path):
+        if path.is_symlink():
+            raise OSError(errno.ELOOP, "it is a symbolic link")
+        path.mkdir(exist_ok=True)
+
+
+def open_journal(path: Path) -> IO[bytes]:
+    """Open a journal to read and append, unbuffered: what could not be written must not be tried again on closing.
+
+    Raises:
+        StorageError: it cannot be made or written, or is a link.
+    """
+    with storage_errors(path):
+        return os.fdopen(
+            os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b", buffering=0
+        )
 
 
 def remove_leftovers(folder: Path) -> None:

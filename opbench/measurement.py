@@ -76,7 +76,7 @@ class Measurement:
         if self.status is not Status.OK and not self.reason:
             raise ValueError(f"a cell that is {self.status} needs a reason")
         if isinstance(self.reason, str) and not self.reason.isprintable():  # it may quote what a cell printed
-            object.__setattr__(self, "reason", one_line(self.reason, MAX_REASON_LENGTH))
+            object.__setattr__(self, "reason", one_line(self.reason, MAX_REASON_LENGTH) or "unprintable")
 
     def to_json_line(self) -> str:
         """One line of strict JSON; a non-finite error becomes null (the reason says what it was)."""

@@ -8,7 +8,7 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, Self
 
 from opbench.case import Cell
 from opbench.errors import ResultsError
-from opbench.files import lock, remove_leftovers, storage_errors, write_whole
+from opbench.files import lock, open_journal, remove_leftovers, storage_errors, write_whole
 from opbench.measurement import Measurement, Status, one_line
 from opbench.metrics import derived_metrics
 
@@ -74,9 +74,9 @@ class RunFolder:
         }
         with storage_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-            with (path / JOURNAL).open("ab") as journal:
+            with open_journal(path / JOURNAL) as journal:
                 lock(journal, path)
-                if (path / RUN).exists() or journal.tell():
+                if (path / RUN).exists() or journal.read(1):
                     raise ResultsError(
                         f"{path} already holds a run; choose another --out, or continue it with --resume"
                     )
@@ -138,10 +138,7 @@ class RunFolder:
             ResultsError: another sweep has it open.
             StorageError: it cannot be written.
         """
-        with ExitStack() as stack:
-            with storage_errors(self.path / JOURNAL):
-                # Unbuffered: what could not be written must not be tried again on closing.
-                file = stack.enter_context((self.path / JOURNAL).open("r+b", buffering=0))
+        with open_journal(self.path / JOURNAL) as file:
             lock(file, self.path)
             remove_leftovers(self.path)
             if self.differences:

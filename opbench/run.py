@@ -114,13 +114,14 @@ def continue_run(
     try:
         request = request_of_command(command, options, operators)
         others = request_differences(request, command)
+        planned = plan(request, operators)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ResultsError(f"{path / 'run.json'}: damaged command: {one_line(repr(error))}") from None
     if others:
         raise ResultsError(f"{path}: cannot resume with another {one_line('; '.join(others))}")
     differences = [
         *environment_differences(run.run["environment"], collect_environment(request.device)),
-        *plan_differences(run.plan(), plan(request, operators)),
+        *plan_differences(run.plan(), planned),
     ]
     if differences and not accept_differences:
         raise ResultsError(

@@ -148,7 +148,7 @@ def file_size_limit():
 def test_a_file_system_that_takes_no_more_is_one_line_and_exit_code_3(folder):
     # A limit on the size of files cuts writes short as a full disk does, and needs no rights to set up.
     process = start(folder, *SWEEP, "--out", "run", preexec_fn=file_size_limit)
-    out, err = process.communicate(timeout=240)
+    _, err = process.communicate(timeout=240)
     assert process.returncode == 3, err
     assert err == (
         "opbench: run/journal.jsonl: cannot be written: File too large; what was written before stays readable\n"

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from opbench.case import Shape
-from opbench.files import storage_errors, write_whole
+from opbench.files import make_folder, write_whole
 from opbench.measurement import Status
 from opbench.report.layout import (
     ABSENT,
@@ -47,8 +47,7 @@ def speedup_tables(run: RunFolder) -> list[Table]:
 def write_tables(run: RunFolder) -> list[Path]:
     """Write every table of a run into its folder `tables`, each as .md, .csv and .tex; returns the files."""
     folder = run.path / "tables"
-    with storage_errors(folder):
-        folder.mkdir(exist_ok=True)
+    make_folder(folder)
     written = []
     for table in (*run_tables(run), *speedup_tables(run), *matched_tables(run)):
         for form, suffix in SUFFIXES.items():
