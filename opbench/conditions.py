@@ -2,14 +2,13 @@
 
 import os
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from opbench.nvml import nvml_of
 
-__all__ = ["conditions", "cpu_conditions", "cpu_share_of_others", "gpu_conditions", "scaling_governor"]
+__all__ = ["busy_counters", "conditions", "cpu_conditions", "gpu_conditions", "scaling_governor"]
 
 CPU0 = Path("/sys/devices/system/cpu/cpu0")
 
@@ -35,16 +34,9 @@ def gpu_conditions(device: str) -> dict[str, Any]:
 
 
 def cpu_conditions() -> dict[str, Any]:
-    """Load, governor, clock (MHz), temperature (C) and throttling of the CPU, and counters of its busy time (s).
-
-    Returns:
-        load_average_1min, governor, cpu_clock_mhz, cpu_temperature_c, thermal_throttle_count, each None where the
-        system does not tell; cores, clock_s, busy_s (of all processes on all cores) and own_busy_s (of this process).
-    """
+    """Load, governor, clock (MHz), temperature (C) and throttling of the CPU; None where the system does not tell."""
     import psutil
 
-    times = psutil.cpu_times()
-    own = psutil.Process().cpu_times()
     frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
     return {
         "load_average_1min": os.getloadavg()[0],
@@ -52,10 +44,22 @@ def cpu_conditions() -> dict[str, Any]:
         "cpu_clock_mhz": frequency.current if frequency else None,
         "cpu_temperature_c": _temperature(),
         "thermal_throttle_count": _integer(_first_line(CPU0 / "thermal_throttle/package_throttle_count")),
+        **busy_counters(),
+    }
+
+
+def busy_counters() -> dict[str, Any]:
+    """Seconds on the clock (clock_s), that all processes used all cores (busy_s), and that this one did (own_busy_s)."""
+    import psutil
+
+    times = psutil.cpu_times()
+    own = psutil.Process().cpu_times()
+    # user holds guest and nice holds guest_nice; what the hypervisor steals is busy for us.
+    busy = ("user", "nice", "system", "irq", "softirq", "steal")
+    return {
         "cores": os.cpu_count(),
         "clock_s": time.monotonic(),
-        # user holds guest and nice holds guest_nice; what the hypervisor steals is busy for us.
-        "busy_s": sum(getattr(times, n, 0.0) for n in ("user", "nice", "system", "irq", "softirq", "steal")),
+        "busy_s": sum(getattr(times, name, 0.0) for name in busy),
         "own_busy_s": own.user + own.system,
     }
 
@@ -63,14 +67,6 @@ def cpu_conditions() -> dict[str, Any]:
 def scaling_governor() -> str | None:
     """How the CPU chooses its clock: performance, powersave, schedutil...; None where the system does not tell."""
     return _first_line(CPU0 / "cpufreq/scaling_governor")
-
-
-def cpu_share_of_others(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[float, float]:
-    """The share of all cores that other processes used between two snapshots, and the seconds between them."""
-    seconds = after["clock_s"] - before["clock_s"]
-    busy = after["busy_s"] - before["busy_s"]
-    own = after["own_busy_s"] - before["own_busy_s"]
-    return (max(0.0, busy - own) / (seconds * after["cores"]) if seconds > 0 else 0.0), seconds
 
 
 def _own_processes() -> set[int]:

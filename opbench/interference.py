@@ -3,14 +3,12 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from opbench.conditions import cpu_share_of_others
-
 __all__ = ["interference"]
 
 OTHER_LOAD = 0.1
-"""Share of all cores that other processes may use during the samples."""
-SHORTEST_JUDGED_S = 0.2
-"""The system counts busy time in steps of 10 ms per core, too coarse for a shorter time."""
+"""Share of all cores that other processes may use."""
+LEAST_OTHER_LOAD_S = 0.05
+"""The system counts busy time in steps of 10 ms per core and process: less is no evidence."""
 CLOCK_MOVE = 0.05
 """Part of its first reading by which a clock may move during the samples."""
 HARMLESS_LIMITS = frozenset({"gpu_idle", "applications_clocks_setting", "sync_boost", "display_clock_setting"})
@@ -31,9 +29,13 @@ def interference(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
 
 def _on_cpu(before: Snapshot, after: Snapshot) -> Iterator[tuple[str, str]]:
     if {"clock_s", "busy_s", "own_busy_s", "cores"} <= before.keys() & after.keys():
-        share, seconds = cpu_share_of_others(before, after)
-        if share > OTHER_LOAD and seconds >= SHORTEST_JUDGED_S:
-            yield "CPU load", f"other processes used {share:.0%} of all cores during the samples"
+        others_s = (after["busy_s"] - before["busy_s"]) - (after["own_busy_s"] - before["own_busy_s"])
+        available_s = (after["clock_s"] - before["clock_s"]) * after["cores"]
+        if others_s > max(LEAST_OTHER_LOAD_S, OTHER_LOAD * available_s):
+            yield (
+                "CPU load",
+                f"other processes used {others_s / available_s:.0%} of all cores during warm-up and samples",
+            )
     governor = after.get("governor")
     if governor not in (None, "performance"):
         yield "CPU governor", f"{governor}, so the clock follows the load"

@@ -16,7 +16,7 @@ import torch
 
 from opbench.case import Case, Cell, Direction
 from opbench.check import check, make_tensors, output_gradient
-from opbench.conditions import conditions
+from opbench.conditions import busy_counters, conditions
 from opbench.global_state import restored_state
 from opbench.interference import interference
 from opbench.measurement import Measurement, Status, one_line
@@ -153,8 +153,9 @@ class CellRunner:
             peak = self._peak_memory_bytes(launch)
             enter("timing")
             rule = StoppingRule(self.options.time_budget_s)
+            busy = busy_counters()  # before the warm-up: the samples alone are often too short to judge the load by
             timer.prepare(launch, WARM_UP_FRACTION * rule.time_budget_s)
-            before = conditions(device)
+            before = {**conditions(device), **busy}
             samples = collect_samples(timer, launch, rule)
             after = conditions(device)
         cropped = f"checked at {result.checked_shape}: the fp64 reference of the full shape is too large"

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -105,6 +106,7 @@ def place(tmp_path, original):
 def call(*arguments):
     """Exit code and output of the command line in this process; nothing but an exit may leave it."""
     out, err, argv = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO(), sys.argv
+    handler = signal.getsignal(signal.SIGTERM)
     sys.argv = ["opbench", *map(str, arguments)]
     try:
         with redirect_stdout(out), redirect_stderr(err):
@@ -115,6 +117,7 @@ def call(*arguments):
         code = 0
     finally:
         sys.argv = argv
+        signal.signal(signal.SIGTERM, handler)
     out.flush()
     assert "Traceback" not in err.getvalue()
     assert "internal error" not in err.getvalue(), err.getvalue()
