@@ -49,7 +49,7 @@ def cpu_conditions() -> dict[str, Any]:
 
 
 def busy_counters() -> dict[str, Any]:
-    """Seconds on the clock (clock_s), that all processes used all cores (busy_s), and that this one did (own_busy_s)."""
+    """Seconds on the clock (clock_s), of all processes on all cores (busy_s), and of this process (own_busy_s)."""
     import psutil
 
     times = psutil.cpu_times()

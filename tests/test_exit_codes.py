@@ -91,7 +91,9 @@ def test_130_when_interrupted_before_there_is_a_run(folder):
     process = subprocess.Popen(
         [sys.executable, "-m", "opbench", *SWEEP], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    time.sleep(1.0)
+    maps = Path(f"/proc/{process.pid}/maps")
+    while "libtorch" not in maps.read_text():  # main() runs by then
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=240)
     assert process.returncode == 130, err

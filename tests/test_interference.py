@@ -17,7 +17,8 @@ from opbench.report import print_tables, run_tables
 from opbench.results import RunFolder, load_results
 from opbench.runner import CellRunner, RunOptions
 
-CPU = {"cores": 4, "clock_s": 100.0, "busy_s": 50.0, "own_busy_s": 7.0, "governor": "performance", "cpu_clock_mhz": 3000,
+CPU = {"cores": 4, "clock_s": 100.0, "busy_s": 50.0, "own_busy_s": 7.0, "governor": "performance",
+       "cpu_clock_mhz": 3000,
        "thermal_throttle_count": 2, "load_average_1min": 0.1, "cpu_temperature_c": 50.0}  # fmt: skip
 GPU = {"sm_clock_mhz": 1755, "memory_clock_mhz": 2619, "power_w": 300.0, "temperature_c": 60, "power_limit_w": 700.0,
        "default_power_limit_w": 700.0, "mig_mode": False, "clock_event_reasons": ["gpu_idle"],
