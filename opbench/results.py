@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
@@ -50,6 +49,7 @@ class RunFolder:
     def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
         self.path = path
         self.run = run
+        self._plan = [Cell.from_json(cell) for cell in run["plan"]]
         self.differences: tuple[str, ...] = ()
         """How what is measured from now on differs from what run.json says, accepted by whoever resumed the run."""
 
@@ -105,11 +105,11 @@ class RunFolder:
                     "another version of opbench wrote it"
                 )
             _check_run(run)
+            return cls(path, run)
         except OSError as error:
             raise ResultsError(f"{path}: cannot read run.json: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ResultsError(f"{file}: damaged: {one_line(repr(error))}") from None
-        return cls(path, run)
 
     @property
     def device_name(self) -> str:
@@ -118,7 +118,7 @@ class RunFolder:
 
     def plan(self) -> list[Cell]:
         """Every cell of the run, finished or not."""
-        return [Cell.from_json(cell) for cell in self.run["plan"]]
+        return list(self._plan)
 
     def measurements(self) -> Iterator[Measurement]:
         """Every line of the journal, in the order in which the cells ended; of a cell that was retried, each.
@@ -185,7 +185,10 @@ class RunFolder:
             "direction": str(case.direction),
             "shape_list": case.shape_list,
             "shape": str(case.shape),
-            **asdict(case.shape),
+            "batch": case.shape.batch,
+            "height": case.shape.height,
+            "width": case.shape.width,
+            "channels": case.shape.channels,
             "dtype": str(case.dtype),
             "device": self.device_name,
             "timer": measurement.timer or self.run["command"]["timer"],
@@ -282,8 +285,6 @@ def _check_run(run: Mapping[str, Any]) -> None:
     for name, part in (("packages", environment.get("packages")), ("cpu", environment.get("cpu"))):
         if not isinstance(part, dict | None):
             raise TypeError(f"{name} must be an object, got {part!r:.60}")
-    for cell in run["plan"]:
-        Cell.from_json(cell)
 
 
 def load_results(path: str | Path) -> "pandas.DataFrame":
