@@ -55,10 +55,11 @@ class ConsoleProgress:
 
 
 def _outcome(measurement: Measurement) -> str:
+    warnings = "".join(f"; {warning}" for warning in measurement.warnings)
     if measurement.status is not Status.OK:
-        return f"{measurement.status}: {measurement.reason}"
+        return f"{measurement.status}: {measurement.reason}{warnings}"
     samples = measurement.latencies_ms
-    note = f"; {measurement.reason}" if measurement.reason else ""
+    note = (f"; {measurement.reason}" if measurement.reason else "") + warnings
     return (
         f"{three_digits(median(samples))} ms ±{100 * relative_half_width(samples):.1f} % ({len(samples)} samples, "
         f"{measurement.stop_reason}){note}"

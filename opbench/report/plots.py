@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
+from opbench.files import make_folder
 from opbench.report.layout import Group, Row, Series, group_rows
 from opbench.report.plot_style import (
     FAINT,
@@ -39,7 +40,7 @@ def write_plots(run: RunFolder) -> list[Path]:
         The files written.
     """
     folder = run.path / "plots"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     kinds: dict[str, Callable[[RunFolder, Group], Figure | None]] = {
         "throughput": throughput_figure,
         "flops": flops_figure,
