@@ -1,15 +1,16 @@
 """Micro-benchmarks of vision operators: sweep them, check every value, and read the results as tidy data.
 
-`sweep`, `Operator` and `Provider` are loaded when first used, so that reading results never imports torch.
+Everything is loaded when first used, so that reading results never imports torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from opbench import plots
     from opbench.case import Case, Dtype, Level, Shape
     from opbench.operator import Operator, Provider, Setting, by_direction, compiled
-    from opbench.results import load_results
+    from opbench.results import Run, load_results
     from opbench.run import sweep
     from opbench.tolerance import rounding_budget
 
@@ -21,6 +22,7 @@ _PLACES = {
     "Level": "opbench.case",
     "Operator": "opbench.operator",
     "Provider": "opbench.operator",
+    "Run": "opbench.results",
     "Setting": "opbench.operator",
     "Shape": "opbench.case",
     "by_direction": "opbench.operator",
@@ -36,11 +38,13 @@ __all__ = [
     "Level",
     "Operator",
     "Provider",
+    "Run",
     "Setting",
     "Shape",
     "by_direction",
     "compiled",
     "load_results",
+    "plots",
     "rounding_budget",
     "sweep",
 ]
@@ -51,6 +55,8 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - the type of whatever is ask
         from importlib.metadata import version
 
         return version("opbench")
+    if name == "plots":
+        return import_module("opbench.plots")
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_PLACES[name]), name)

@@ -24,7 +24,7 @@ __all__ = ["app", "main"]
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    add_completion=False,
+    add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Micro-benchmarks of vision operators: every value checked, every failure a row.",
 )
@@ -35,6 +35,8 @@ EXIT_STORAGE = 3
 EXIT_INTERNAL = 70
 EXIT_INTERRUPTED = 130
 TRACEBACK_VARIABLE = "OPBENCH_TRACEBACK"
+
+NoColor = Annotated[bool, typer.Option("--no-color", help="No colours; the variable NO_COLOR does the same.")]
 
 PIPE_WIDTH = 160
 """Columns of tables that do not go to a terminal: the widest one fits."""
@@ -56,6 +58,7 @@ class Format(StrEnum):
     MARKDOWN = "markdown"
     CSV = "csv"
     LATEX = "latex"
+    HTML = "html"
 
 
 def main() -> None:
@@ -82,12 +85,20 @@ def _fail(message: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def _shape_lists() -> list[str]:
+    """Names that complete --shapes."""
+    from opbench.shapes import builtin_shape_lists
+
+    return list(builtin_shape_lists())
+
+
 @app.command()
 def sweep(
     shapes: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME|FILE",
+            autocompletion=_shape_lists,
             help="Shape list; repeat for several. [default: standard and high_resolution on CUDA, smoke on the CPU]",
         ),
     ] = None,
@@ -110,6 +121,7 @@ def sweep(
         str | None,
         typer.Option(
             metavar="auto|cuda-event|cuda-graph|wall-clock",
+            autocompletion=lambda: ["auto", "cuda-event", "cuda-graph", "wall-clock"],
             help="[default: auto: cuda-event on CUDA, wall-clock on the CPU]",
         ),
     ] = None,
@@ -153,6 +165,7 @@ def sweep(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and run nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only where the results are.")] = False,
+    no_color: NoColor = False,
 ) -> None:
     """Check and time operators; write raw samples, tables and plots.
 
@@ -184,7 +197,7 @@ def sweep(
     else:
         run = api.start_run(api.make_request(options, known), known, out, conduct)
     interrupted = False
-    progress = ConsoleProgress(quiet=quiet)
+    progress = ConsoleProgress(quiet=quiet, no_color=no_color)
     try:
         with progress:
             api.run_cells(run, known, progress, conduct)
@@ -192,39 +205,56 @@ def sweep(
         interrupted = True
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     api.finish(run)
-    _conclude(run, interrupted=interrupted, quiet=quiet)
+    _conclude(run, interrupted=interrupted, quiet=quiet, no_color=no_color)
 
 
 @app.command("list")
-def list_(what: Annotated[Listing, typer.Argument(help="What to list.")]) -> None:
+def list_(what: Annotated[Listing, typer.Argument(help="What to list.")], no_color: NoColor = False) -> None:
     """List what there is, with its availability here and the reason where not."""
     from opbench import listing
 
-    _stdout().print(getattr(listing, what.value)())
+    _stdout(no_color).print(getattr(listing, what.value)())
 
 
 @app.command()
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    format_: Annotated[Format, typer.Option("--format", help="How to print.")] = Format.TERMINAL,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; `published` for the paper.")],
+    format_: Annotated[Format, typer.Option("--format", help="How to show.")] = Format.TERMINAL,
     paper: Annotated[bool, typer.Option("--paper", help="Beside the figures published with DCNv4.")] = False,
+    samples: Annotated[bool, typer.Option("--samples", help="Every cell with the shape of its samples.")] = False,
     write: Annotated[
         bool, typer.Option("--write", help="Also make measurements.csv, tables/ and plots/ again.")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Of --format html. [default: report.html in the first run]")
+    ] = None,
+    no_color: NoColor = False,
 ) -> None:
-    """Print the tables of a run. Needs neither torch nor a GPU."""
-    from opbench.report import paper_tables, print_tables, run_tables, speedup_tables
-    from opbench.results import RunFolder
+    """Print the tables of runs, or make one HTML page of them. Needs neither torch nor a GPU."""
+    from opbench.report import paper_tables, print_tables, run_tables, sample_table, speedup_tables, summary_line
+    from opbench.report.published import open_run
 
-    folder = RunFolder.open(run)
-    tables = paper_tables(folder) if paper else [*run_tables(folder), *speedup_tables(folder)]
-    print_tables(tables, format_.value, _stdout())
+    folders = [open_run(run) for run in runs]
+    if format_ is Format.HTML:
+        _write_page(folders, out)
+    elif out:
+        raise typer.BadParameter("--out is for --format html; redirect the output of the others")
+    else:
+        for folder in folders:
+            tables = paper_tables(folder) if paper else [*run_tables(folder), *speedup_tables(folder)]
+            print_tables([*tables, *([sample_table(folder)] if samples else [])], format_.value, _stdout(no_color))
+            if format_ is Format.TERMINAL:
+                print(f"\n{summary_line(folder)}")
     if write:
         from opbench.report import write_plots, write_tables
 
-        folder.write_measurements_csv()
-        for path in (*write_tables(folder), *write_plots(folder)):
-            print(path, file=sys.stderr)
+        for folder in folders:
+            folder.write_measurements_csv()
+            for path in (
+                *write_tables(folder),
+                *write_plots(folder, *(other for other in folders if other is not folder)),
+            ):
+                print(path, file=sys.stderr)
 
 
 @app.command()
@@ -236,6 +266,40 @@ def env(
 
     for label, value in environment_lines(collect_environment(resolve_device(device))):
         print(f"{label}: {value}")
+
+
+@app.command()
+def ceilings(
+    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Which device.")] = "auto",
+    again: Annotated[bool, typer.Option("--again", help="Measure even if the figures are kept from before.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print what a run keeps in ceilings.json.")] = False,
+    no_color: NoColor = False,
+) -> None:
+    """Measure this device's own limits: matrix throughput, memory and cache bandwidth, launch overhead.
+
+    Kept per device and versions; sweeps take them along.
+    """
+    import json
+
+    from opbench.ceiling_cache import keep, known_ceilings
+    from opbench.environment import collect_environment, resolve_device
+
+    name = resolve_device(device)
+    environment = collect_environment(name)
+    found = None if again else known_ceilings(environment)
+    if found is None:
+        from opbench.ceiling_probes import measure_ceilings
+        from opbench.progress import probe_progress
+
+        with probe_progress(quiet=json_) as on_probe:
+            found = measure_ceilings(name, on_probe=on_probe)
+        keep(found, environment)
+    if json_:
+        print(json.dumps(found.to_json()))
+    else:
+        from opbench.report import ceiling_table, print_tables
+
+        print_tables([ceiling_table(found)], Format.TERMINAL.value, _stdout(no_color))
 
 
 @app.command()
@@ -281,10 +345,17 @@ def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
     raise KeyboardInterrupt
 
 
-def _stdout() -> "Console":
+def _stdout(no_color: bool = False) -> "Console":
     from rich.console import Console
 
-    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=False)
+    # None leaves it to NO_COLOR.
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=False, no_color=no_color or None)
+
+
+def _write_page(folders: "list[RunFolder]", out: Path | None) -> None:
+    from opbench.report import write_page
+
+    print(write_page(folders, out))
 
 
 def _print_plan(cells: "list[Cell]") -> None:
@@ -307,14 +378,15 @@ def _print_plan(cells: "list[Cell]") -> None:
         print(f"largest estimated memory: {largest.memory_bytes / 2**30:.2f} GiB, {largest.key}")
 
 
-def _conclude(run: "RunFolder", *, interrupted: bool, quiet: bool) -> NoReturn:
+def _conclude(run: "RunFolder", *, interrupted: bool, quiet: bool, no_color: bool) -> NoReturn:
     """Print the tables, what failed and where everything is; exit with the run's code."""
     from opbench.measurement import FAILURES
-    from opbench.report import print_tables, run_tables, speedup_tables
+    from opbench.report import print_tables, run_tables, speedup_tables, summary_line
 
     rows = run.rows()
     if not quiet:
-        print_tables([*run_tables(run), *speedup_tables(run)], Format.TERMINAL.value, _stdout())
+        print_tables([*run_tables(run), *speedup_tables(run)], Format.TERMINAL.value, _stdout(no_color))
+        print(f"\n{summary_line(run)}")
     counts: dict[str, int] = {}
     for row in rows:
         counts[row["status"]] = counts.get(row["status"], 0) + 1

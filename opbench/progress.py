@@ -1,18 +1,20 @@
-"""Shows a sweep as it goes on: a line per cell, and on a terminal the stage of the current one."""
+"""Shows long work as it goes on: on a terminal a bar with the current cell and the time left, else plain lines."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
-from rich.status import Status as Spinner
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from opbench.case import Cell
 from opbench.measurement import Measurement, Status
-from opbench.report.layout import three_digits
+from opbench.report.layout import sparkline, three_digits
 from opbench.stats import median, relative_half_width
 
-__all__ = ["ConsoleProgress"]
+__all__ = ["ConsoleProgress", "probe_progress"]
 
 
 class ConsoleProgress:
@@ -20,22 +22,34 @@ class ConsoleProgress:
 
     Args:
         quiet: say nothing.
+        no_color: no colours, on a terminal either.
+        console: replaces standard error; for tests.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-        self._spinner = Spinner("", console=self._console)
+    def __init__(self, *, quiet: bool = False, no_color: bool = False, console: Console | None = None) -> None:
+        self._console = console or Console(
+            stderr=True, quiet=quiet, highlight=False, soft_wrap=True, no_color=no_color or None
+        )
+        self._bar = Progress(
+            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            TimeRemainingColumn(compact=True),
+            TextColumn("{task.description}"),
+            console=self._console,
+            transient=True,
+            disable=quiet or not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=None)
         self._heading = ""
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
-            self._spinner.start()
+        self._bar.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._spinner.stop()
+        self._bar.stop()
 
     def started(self, cell: Cell, number: int, total: int) -> None:
         """Name the cell."""
@@ -44,14 +58,30 @@ class ConsoleProgress:
             f"[{number:>{len(str(total))}}/{total}] {case.operator} ({cell.provider}) {case.level} {case.direction} "
             f"{case.shape} {case.dtype}"
         )
+        if self._bar.tasks[0].total is None:  # what an earlier run measured took none of this one's time
+            self._bar.reset(self._task, total=total, completed=number - 1)
+        self._bar.update(self._task, total=total, completed=number - 1, description=escape(self._heading))
 
     def stage(self, name: str) -> None:
         """Name what the cell is doing."""
-        self._spinner.update(escape(f"{self._heading}: {name}"))
+        self._bar.update(self._task, description=escape(": ".join(filter(None, (self._heading, name)))))
 
     def ended(self, measurement: Measurement) -> None:
         """Print the cell's line."""
         self._console.print(escape(f"{self._heading}: {_outcome(measurement)}"))
+        self._bar.advance(self._task)
+
+
+@contextmanager
+def probe_progress(*, quiet: bool = False) -> Iterator[Callable[[str], None]]:
+    """Progress of `opbench ceilings` on standard error: a function that hears each probe's name."""
+    console = Console(stderr=True, quiet=quiet, highlight=False)
+    if not console.is_terminal:
+        console.print("measuring this device; some seconds, kept for later runs")
+        yield lambda name: None
+        return
+    with console.status("measuring") as spinner:
+        yield lambda name: spinner.update(escape(f"measuring {name}"))
 
 
 def _outcome(measurement: Measurement) -> str:
@@ -61,6 +91,6 @@ def _outcome(measurement: Measurement) -> str:
     samples = measurement.latencies_ms
     note = (f"; {measurement.reason}" if measurement.reason else "") + warnings
     return (
-        f"{three_digits(median(samples))} ms ±{100 * relative_half_width(samples):.1f} % ({len(samples)} samples, "
-        f"{measurement.stop_reason}){note}"
+        f"{three_digits(median(samples))} ms ±{100 * relative_half_width(samples):.1f} % {sparkline(samples)} "
+        f"({len(samples)} samples, {measurement.stop_reason}){note}"
     )

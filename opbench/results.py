@@ -1,4 +1,5 @@
-"""A run's folder: run.json (what was asked, where), journal.jsonl (the truth), measurements.csv (derived).
+"""A run's folder: run.json (what was asked, where), ceilings.json (the device's limits), journal.jsonl (the truth),
+measurements.csv (derived).
 
 Reading needs neither torch nor a GPU; only load_results needs pandas.
 """
@@ -10,10 +11,12 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Self
 
 from opbench.case import Cell
+from opbench.ceilings import Ceilings, limit_columns, read_ceilings
 from opbench.errors import ResultsError
 from opbench.files import lock, open_journal, remove_leftovers, storage_errors, write_whole
 from opbench.measurement import Measurement, Status, one_line
@@ -33,14 +36,14 @@ COLUMNS = (
     "channels", "dtype", "device", "timer", "cache", "settings", "status", "reason", "warnings", "latency_ms",
     "latency_ms_p20", "latency_ms_p80", "latency_ms_min", "ci_low_ms", "ci_high_ms", "samples", "stop_reason",
     "flop_count", "bytes_moved", "tflops", "gbps", "peak_memory_bytes", "max_rel_error", "kernel_source_hash",
-    "configuration",
+    "configuration", "limit_ms", "limit_fraction", "bound_by", "suspicious",
 )  # fmt: skip
 INTEGER_COLUMNS = (
     "batch", "height", "width", "channels", "samples", "flop_count", "bytes_moved", "peak_memory_bytes",
 )  # fmt: skip
 FLOAT_COLUMNS = (
     "latency_ms", "latency_ms_p20", "latency_ms_p80", "latency_ms_min", "ci_low_ms", "ci_high_ms", "tflops",
-    "gbps", "max_rel_error",
+    "gbps", "max_rel_error", "limit_ms", "limit_fraction",
 )  # fmt: skip
 
 
@@ -112,6 +115,21 @@ class RunFolder:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise ResultsError(f"{file}: damaged: {one_line(repr(error))}") from None
 
+    @cached_property
+    def ceilings(self) -> Ceilings | None:
+        """The measured limits of the run's device; None where the run has none.
+
+        Raises:
+            ResultsError: ceilings.json is damaged.
+        """
+        return read_ceilings(self.path / "ceilings.json")
+
+    def write_ceilings(self, ceilings: Ceilings | str) -> None:
+        """Write ceilings.json; a text says why there are none."""
+        data = {"reason": ceilings} if isinstance(ceilings, str) else ceilings.to_json()
+        write_whole(self.path / "ceilings.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
+        self.__dict__.pop("ceilings", None)
+
     @property
     def device_name(self) -> str:
         """Name of the device that the run measured."""
@@ -145,6 +163,12 @@ class RunFolder:
             if self.differences:
                 self._note_differences()
             yield JournalWriter(file, self.path / JOURNAL, whole=sum(size for _, size in self._journal_lines()))
+
+    def _repr_html_(self) -> str:
+        """The run's tables and its one-line summary, as a notebook shows it."""
+        from opbench.report.notebook import run_html
+
+        return run_html(self)
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary per planned cell with every column; None where there is no value."""
@@ -207,6 +231,7 @@ class RunFolder:
             "configuration": measurement.configuration or None,
             **derived_metrics(measurement),
         }
+        values |= limit_columns(self.ceilings, values)
         return {column: values[column] for column in COLUMNS}
 
     def _journal_lines(self) -> Iterator[tuple[Measurement, int]]:
@@ -224,6 +249,10 @@ class RunFolder:
                     yield _measurement(line, f"{path}:{number}"), len(line)
         except OSError as error:
             raise ResultsError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+Run = RunFolder
+"""The public name: `opbench.Run.open(path)`, and what `opbench.sweep` returns."""
 
 
 class JournalWriter:
@@ -296,17 +325,23 @@ def load_results(path: str | Path) -> "pandas.DataFrame":
     the integer columns) and its status and reason say why; it is never 0.
 
     Args:
-        path: folder of a run, as `opbench sweep` prints it.
+        path: folder of a run, as `opbench sweep` prints it; "published" for the paper's figures.
 
     Returns:
-        pandas.DataFrame with latencies in milliseconds, tflops in 1e12 FLOP/s, gbps in 1e9 byte/s.
+        pandas.DataFrame with latencies and limit_ms in milliseconds, tflops in 1e12 FLOP/s, gbps in 1e9 byte/s;
+        attrs["ceilings"] keeps the limits of the device for opbench.plots.
 
     Raises:
         ResultsError: there is no run at `path`, or it is damaged.
     """
     import pandas as pd
 
-    frame = pd.DataFrame(RunFolder.open(Path(path)).rows(), columns=list(COLUMNS))
+    from opbench.report.published import open_run
+
+    run = open_run(Path(path))
+    frame = pd.DataFrame(run.rows(), columns=list(COLUMNS))
+    if run.ceilings:
+        frame.attrs["ceilings"] = {run.run["run_id"]: run.ceilings.to_json()}
     return frame.astype(dict.fromkeys(INTEGER_COLUMNS, "Int64") | dict.fromkeys(FLOAT_COLUMNS, "float64"))
 
 

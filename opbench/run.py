@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from opbench import registry
 from opbench.case import Cell
+from opbench.ceiling_cache import ceilings_for
 from opbench.environment import collect_environment, device_slug, environment_differences
 from opbench.errors import ResultsError, UsageError
 from opbench.executor import Executor, InProcessExecutor, WorkerExecutor, cell_limit_s
@@ -137,6 +138,8 @@ def run_cells(
 ) -> None:
     """Measure the cells that the run's journal lacks; each is in the journal before the next begins.
 
+    The device's ceilings come first: kept ones, or measured now.
+
     Args:
         run: the run.
         operators: by name; used where cells are not isolated.
@@ -151,6 +154,9 @@ def run_cells(
     executor = _executor(run, operators, conduct)
     try:
         with run.append() as journal:
+            if not (run.path / "ceilings.json").exists():
+                progress.stage("measuring this device's ceilings, once")
+                run.write_ceilings(ceilings_for(run.run["environment"]))
             last_status = {measurement.cell.key: measurement.status for measurement in run.measurements()}
             finished = {key for key, status in last_status.items() if status not in conduct.retry}
             for number, cell in enumerate(cells, start=1):

@@ -1,6 +1,7 @@
 """Shared set-up: Triton kernels run in the interpreter where there is no CUDA device."""
 
 import os
+import tempfile
 
 import pytest
 import torch
@@ -15,3 +16,19 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device, none here"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _kept_ceilings():
+    """A cache of the tests' own, with made-up ceilings far above any machine: a sweep then measures none."""
+    from ceiling_fixtures import made_up_ceilings
+
+    from opbench.ceiling_cache import keep
+    from opbench.environment import collect_environment
+
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", folder)
+        for device in ("cpu", "cuda:0") if HAS_CUDA else ("cpu",):
+            environment = collect_environment(device)
+            keep(made_up_ceilings(environment), environment)
+        yield

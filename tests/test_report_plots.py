@@ -71,7 +71,7 @@ def _style():
 
 def test_files_are_readable_and_named_after_their_table(run):
     written = write_plots(run)
-    kinds = ("throughput", "flops", "speedup", "resolution")
+    kinds = ("throughput", "roofline", "flops", "speedup", "resolution", "scaling", "heatmap")
     assert [path.name for path in written] == [
         f"{kind}-standard-module-fwd{suffix}" for kind in kinds for suffix in (".png", ".svg")
     ]
@@ -247,6 +247,7 @@ def test_a_run_of_one_cell_draws_all_but_the_speedup(tmp_path):
     run = make_run(tmp_path, [measurement("my $op_$", SHAPES[0], "bf16", 1.0, provider="a_b")])
     assert [path.stem.split("-")[0] for path in write_plots(run)[::2]] == [
         "throughput",
+        "roofline",
         "flops",
         "resolution",
     ]

@@ -38,6 +38,8 @@ def test_a_wheel_from_the_sdist_sweeps_outside_the_checkout(tmp_path):
     for name in (
         "opbench/py.typed", "opbench_kernels/deform_triton.py", "opbench_shapes/smoke.yaml",
         "opbench_published/dcnv4_module_level.csv", "opbench/operators/dcnv4.py", "opbench/report/plots.py",
+        "opbench/report/page/page.html.j2", "opbench/report/page/echarts/echarts.min.js",
+        "opbench/report/page/echarts/LICENSE",
     ):  # fmt: skip
         assert name in names
     assert not any(name.startswith(("tests", "kernels/", "shapes/", "results/")) for name in names)

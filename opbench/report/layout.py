@@ -1,5 +1,6 @@
 """How a run's rows become lines and columns: labels, order, grouping and the text of one value."""
 
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 from opbench.case import Dtype, Shape
 from opbench.measurement import Status
 from opbench.results import RunFolder
+from opbench.stats import quantile
 
 __all__ = [
     "ABSENT",
@@ -26,6 +28,8 @@ __all__ = [
     "reason_notes",
     "row_shape",
     "shape_text",
+    "sparkline",
+    "suspicious_notes",
     "three_digits",
     "warning_notes",
 ]
@@ -51,6 +55,8 @@ DTYPE_ORDER = tuple(str(dtype) for dtype in Dtype)
 WIDE_INTERVAL = 0.05
 """Half width of the median's 95 % interval, as a fraction of the median, beyond which a figure is marked."""
 WIDE_MARK = "~"
+SUSPICIOUS_MARK = "!"
+SPARKS = " ▁▂▃▄▅▆▇█"
 REASON_LENGTH = 160
 REASON_COUNT = 12
 MAX_STEM_BYTES = 150
@@ -175,17 +181,25 @@ def three_digits(value: float) -> str:
 
 
 def cell_text(row: Row | None) -> str:
-    """The median latency in ms to three digits, marked where it is uncertain, or what stands in its place."""
+    """The median latency in ms to three digits, marked where it is uncertain or beats the device's limits, or what
+    stands in its place."""
     if row is None:
         return ABSENT
     if row["status"] != Status.OK:
         return STATUS_TEXT.get(row["status"], str(row["status"]))
-    return (WIDE_MARK if is_wide(row) else "") + three_digits(row["latency_ms"])
+    return marks(row) + three_digits(row["latency_ms"])
+
+
+def marks(row: Row) -> str:
+    """What stands before the figure of an ok cell: `~` uncertain, `!` suspicious."""
+    return (WIDE_MARK if is_wide(row) else "") + (SUSPICIOUS_MARK if row.get("suspicious") else "")
 
 
 def is_wide(row: Row) -> bool:
     """The median of an ok cell is uncertain by more than WIDE_INTERVAL."""
     middle = row["latency_ms"]
+    if row["ci_low_ms"] is None:  # a published figure
+        return False
     return bool(max(row["ci_high_ms"] - middle, middle - row["ci_low_ms"]) > WIDE_INTERVAL * middle)
 
 
@@ -215,6 +229,7 @@ def reason_notes(group: Group) -> list[str]:
             *notes[:REASON_COUNT],
             f"{hidden} more reasons: see the column `reason` of measurements.csv.",
         ]
+    notes += suspicious_notes(group.rows)
     wide = sum(row["status"] == Status.OK and is_wide(row) for row in group.rows)
     if wide:
         notes.append(
@@ -241,10 +256,40 @@ def warning_notes(group: Group) -> list[str]:
     ]
 
 
+def suspicious_notes(rows: Iterable[Row]) -> list[str]:
+    """One line per row that implies more than the device's measured ceilings allow, with the figures."""
+    found = [row for row in rows if row.get("suspicious")]
+    notes = [
+        f"{SUSPICIOUS_MARK}: suspicious: {OPERATOR_LABELS.get(row['operator'], row['operator'])} [{row['provider']}] "
+        f"{shape_text(row_shape(row), batch=True)} {row['dtype']}: {row['suspicious']}."
+        for row in found[:REASON_COUNT]
+    ]
+    if len(found) > REASON_COUNT:
+        notes.append(f"{len(found) - REASON_COUNT} more: see the column `suspicious` of measurements.csv.")
+    return notes
+
+
 def shorten(text: str) -> str:
     """Text on one line, cut to REASON_LENGTH characters, without a full stop at its end."""
     line = " ".join(text.split())
     return line.rstrip(".") if len(line) <= REASON_LENGTH else line[: REASON_LENGTH - 1].rstrip() + "…"
+
+
+def sparkline(samples: Sequence[float], bins: int = 10) -> str:
+    """The samples' histogram in one line of blocks, fastest left; the slowest 5 % share the last block.
+
+    A full block is the fullest bin; a bin with any sample shows at least the lowest block, an empty one a blank.
+    """
+    ordered = sorted(samples)
+    if not ordered:
+        return ""
+    low, high = ordered[0], quantile(ordered, 0.95)
+    if high <= low:
+        return SPARKS[-1]
+    counts = [0] * bins
+    for value in ordered:
+        counts[min(bins - 1, int((value - low) / (high - low) * bins))] += 1
+    return "".join(SPARKS[math.ceil(count / max(counts) * (len(SPARKS) - 1))] for count in counts)
 
 
 def count_cells(count: int) -> str:

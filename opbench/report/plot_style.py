@@ -2,7 +2,7 @@
 
 import io
 import textwrap
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from opbench.case import Shape
 from opbench.files import write_whole
 from opbench.measurement import Status
 from opbench.report.layout import OPERATOR_LABELS, Group, Row, Series, count_cells, shape_text
-from opbench.results import RunFolder
+from opbench.report.source import Source
 
 __all__ = [
     "FAINT",
@@ -148,25 +148,43 @@ class Page:
             self._drawn.add(series)
             axes.plot(*zip(*points, strict=True), **self.styles[series].options(line=self._lines), zorder=3)
 
+    def used(self, series: Series) -> None:
+        """Enter a series into the legend that was drawn by other means than draw."""
+        self._drawn.add(series)
+
     def label(self, x: str, y: str) -> None:
         """Name both axes of every panel."""
         for axes in self.axes:
             axes.set_xlabel(x)
             axes.set_ylabel(y)
 
-    def finish(self, run: RunFolder, title: str, dtypes: Iterable[str], *, missing: int) -> Figure:
-        """Add title, legend, and how many cells have no value."""
+    def finish(
+        self,
+        source: Source,
+        title: str,
+        dtypes: Iterable[str],
+        *,
+        missing: int = 0,
+        labels: Mapping[Series, str] | None = None,
+    ) -> Figure:
+        """Add title, legend (its texts replaced by `labels`), and how many cells have no value."""
         group = self.group
         timed = [row for row in group.rows if row["status"] == Status.OK]
         how = [", ".join(sorted({row[column] for row in timed})) for column in ("timer", "cache")]
-        facts = f"{run.device_name} · {', '.join(dtypes)} · {group.description} · {', '.join(how)}"
+        facts = f"{source.device_name} · {', '.join(dtypes)} · {group.description} · {', '.join(how)}"
         lines = [title, *textwrap.wrap(facts, 105)]
+        suspicious = sum(bool(row["suspicious"]) for row in timed)
+        if suspicious:
+            lines.append(f"{count_cells(suspicious)} suspicious, faster than the measured limits allow: see the table")
         if missing:
             lines.append(f"{count_cells(missing)} without a value: see the table")
         self.figure.suptitle("\n".join(lines), x=0.01, ha="left")
-        drawn = [style for series, style in self.styles.items() if series in self._drawn]
-        handles = [Line2D([], [], **style.options(line=self._lines), label=style.label) for style in drawn]
-        self.figure.legend(handles=handles, loc="outside lower center", ncols=4, frameon=False)
+        handles = [
+            Line2D([], [], **style.options(line=self._lines), label=(labels or {}).get(series, style.label))
+            for series, style in self.styles.items()
+            if series in self._drawn
+        ]
+        self.figure.legend(handles=handles, loc="outside lower center", ncols=2 if labels else 4, frameon=False)
         return self.figure
 
 

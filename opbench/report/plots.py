@@ -1,4 +1,4 @@
-"""The plots of a run: throughput, cost, half-precision speed-up and resolution, one set per table."""
+"""Plots of one table: throughput, cost, half-precision speed-up and resolution; and the files of a run."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator
 
 from opbench.files import make_folder
 from opbench.report.layout import Group, Row, Series, group_rows
+from opbench.report.pair_plots import heatmap_figure, launches_figure, precision_figure, split_figure
 from opbench.report.plot_style import (
     FAINT,
     GREY,
@@ -25,35 +26,38 @@ from opbench.report.plot_style import (
     shape_ticks,
     si,
 )
+from opbench.report.roofline_plot import ceiling_marks, roofline_figure
+from opbench.report.scaling_plot import scaling_figure
+from opbench.report.source import Source, source_of_run
 from opbench.report.tables import half_precision, speedup
 from opbench.results import RunFolder
 
 __all__ = ["write_plots"]
 
 
-def write_plots(run: RunFolder) -> list[Path]:
+def write_plots(run: RunFolder, *others: RunFolder) -> list[Path]:
     """Draw every plot of a run into its folder `plots`, each as PNG and SVG.
 
     A plot without a single value is not drawn; cells without a value are counted in the figure.
+
+    Args:
+        run: whose plots.
+        others: runs of the same device, for plots that compare two: events and graphs.
 
     Returns:
         The files written.
     """
     folder = run.path / "plots"
     make_folder(folder)
-    kinds: dict[str, Callable[[RunFolder, Group], Figure | None]] = {
-        "throughput": throughput_figure,
-        "flops": flops_figure,
-        "speedup": speedup_figure,
-        "resolution": resolution_figure,
-    }
+    alone, beside = source_of_run(run), source_of_run(run, *others)
     written = []
-    for group in group_rows(run.rows()):
-        for kind, draw in kinds.items():
-            with plot_style():
-                figure = draw(run, group)
-                if figure is not None:
-                    written += save(figure, folder / f"{kind}-{group.stem}")
+    for source, kinds in ((alone, KINDS), (beside, {"launches": launches_figure})):
+        for group in group_rows(source.rows):
+            for kind, draw in kinds.items():
+                with plot_style():
+                    figure = draw(source, group)
+                    if figure is not None:
+                        written += save(figure, folder / f"{kind}-{group.stem}")
     return written
 
 
@@ -73,46 +77,51 @@ THROUGHPUT = Axis("tflops", "TFLOP/s")
 FLOP_COUNT = Axis("flop_count", "FLOP count of one pass", "FLOP")
 
 
-def throughput_figure(run: RunFolder, group: Group) -> Figure | None:
-    """Achieved TFLOP/s (1e12 FLOP/s) against median latency (ms), with lines of equal FLOP count."""
+def throughput_figure(source: Source, group: Group) -> Figure | None:
+    """Achieved TFLOP/s (1e12 FLOP/s) against median latency (ms), and lines of equal FLOP count."""
     title = "Achieved throughput against latency; grey: equal FLOP count"
-    return _scatter(run, group, title, LATENCY, THROUGHPUT)
+    if source.ceilings:
+        title += "\ndashed: most matrix throughput measured on this device; dotted: shortest launch"
+    return _scatter(source, group, title, LATENCY, THROUGHPUT)
 
 
-def flops_figure(run: RunFolder, group: Group) -> Figure | None:
+def flops_figure(source: Source, group: Group) -> Figure | None:
     """Median latency (ms) against FLOP count."""
-    return _scatter(run, group, "Latency against FLOP count", FLOP_COUNT, LATENCY)
+    return _scatter(source, group, "Latency against FLOP count", FLOP_COUNT, LATENCY)
 
 
 def _has_rate(row: Row | None) -> TypeGuard[Row]:
     """Whether a row can stand on logarithmic axes of latency, FLOP count and throughput."""
-    return has_latency(row) and row["flop_count"] > 0
+    return has_latency(row) and bool(row["flop_count"])
 
 
-def _scatter(run: RunFolder, group: Group, title: str, x: Axis, y: Axis) -> Figure | None:
+def _scatter(source: Source, group: Group, title: str, x: Axis, y: Axis) -> Figure | None:
     """One marker per cell, one panel per dtype, both axes logarithmic."""
     rows = [row for row in group.rows if _has_rate(row)]
     if not rows:
         return None
     dtypes = [dtype for dtype in group.dtypes if any(row["dtype"] == dtype for row in rows)]
     page = Page(group, dtypes)
+    ceilings = source.ceilings if y == THROUGHPUT else None
+    tops = [top for dtype in dtypes if ceilings and (top := ceilings.compute_tflops(dtype))]
     for axes, dtype in zip(page.axes, dtypes, strict=True):
         for series in group.series:
             cells = [group.cell(series, shape, dtype) for shape in group.shapes]
             page.draw(axes, series, [(cell[x.column], cell[y.column]) for cell in cells if _has_rate(cell)])
         log_axis(axes.xaxis, [row[x.column] for row in rows], unit=x.unit)
-        log_axis(axes.yaxis, [row[y.column] for row in rows], unit=y.unit)
+        log_axis(axes.yaxis, [*(row[y.column] for row in rows), *tops], unit=y.unit)
     page.label(x.name, y.name)
-    figure = page.finish(run, title, dtypes, missing=len(group.rows) - len(rows))
+    figure = page.finish(source, title, dtypes, missing=len(group.rows) - len(rows))
     if (x, y) == (LATENCY, THROUGHPUT):
         figure.draw_without_rendering()  # lays out the panels, whose size sets the labels' angle and place
         for axes, dtype in zip(page.axes, dtypes, strict=True):
             points = [(row[x.column], row[y.column]) for row in rows if row["dtype"] == dtype]
             _equal_flop_lines(axes, points, [row["flop_count"] for row in rows])
+            ceiling_marks(axes, source, dtype, sorted({(row["timer"], row["cache"]) for row in rows}))
     return figure
 
 
-def speedup_figure(run: RunFolder, group: Group) -> Figure | None:
+def speedup_figure(source: Source, group: Group) -> Figure | None:
     """Latency in fp32 divided by latency in fp16 (else bf16), per operator and shape."""
     half = half_precision(group)
     if half is None:
@@ -140,7 +149,7 @@ def speedup_figure(run: RunFolder, group: Group) -> Figure | None:
         axes.vlines(moved, 1.0, heights, color=page.styles[series].colour, linewidth=1.0, zorder=2)
     _speedup_axes(axes, group, [ratio for found in ratios.values() for _, ratio in found])
     page.label(shape_axis_name(group), "speed-up")
-    return page.finish(run, f"Speed-up of {half} over fp32", ["fp32", half], missing=missing)
+    return page.finish(source, f"Speed-up of {half} over fp32", ["fp32", half], missing=missing)
 
 
 def _speedup_axes(axes: Axes, group: Group, ratios: list[float]) -> None:
@@ -156,7 +165,7 @@ def _speedup_axes(axes: Axes, group: Group, ratios: list[float]) -> None:
         axes.axvline(edge - 0.5, color=FAINT, linewidth=0.8)
 
 
-def resolution_figure(run: RunFolder, group: Group) -> Figure | None:
+def resolution_figure(source: Source, group: Group) -> Figure | None:
     """Median latency (ms) per operator, shapes ordered by pixels per image; one panel per dtype."""
     rows = [row for row in group.rows if has_latency(row)]
     if not rows:
@@ -174,7 +183,7 @@ def resolution_figure(run: RunFolder, group: Group) -> Figure | None:
         log_axis(axes.yaxis, [row["latency_ms"] for row in rows])
         shape_ticks(axes, shapes, batch=group.common_batch is None, room=6 if len(dtypes) > 1 else 10)
     page.label(f"{shape_axis_name(group)}, by pixels per image", LATENCY.name)
-    return page.finish(run, "Latency against resolution", dtypes, missing=len(group.rows) - len(rows))
+    return page.finish(source, "Latency against resolution", dtypes, missing=len(group.rows) - len(rows))
 
 
 def _equal_flop_lines(axes: Axes, points: list[Point], flop_counts: list[int]) -> None:
@@ -234,3 +243,17 @@ def _clearest_place(axes: Axes, flop_count: float, obstacles: Sequence[Point]) -
         if best is None or clearance > best[0]:
             best = (clearance, place)
     return None if best is None else best[1]
+
+
+KINDS: dict[str, Callable[[Source, Group], Figure | None]] = {
+    "throughput": throughput_figure,
+    "roofline": roofline_figure,
+    "flops": flops_figure,
+    "speedup": speedup_figure,
+    "resolution": resolution_figure,
+    "scaling": scaling_figure,
+    "split": split_figure,
+    "heatmap": heatmap_figure,
+    "precision": precision_figure,
+}
+"""Start of a plot's file name, and what draws it from one table's rows."""

@@ -1,15 +1,18 @@
-"""The paper's own figures, as shipped in results/published."""
+"""The paper's own figures, as shipped in results/published: by cell, and as a run that reports can show."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from opbench.case import Shape
-from opbench.measurement import Status
+from opbench.measurement import Measurement, Status
+from opbench.results import COLUMNS, RunFolder
 
-__all__ = ["PUBLISHED_LABEL", "PUBLISHED_SETUP", "PublishedCell", "published_cells"]
+__all__ = ["PUBLISHED_LABEL", "PUBLISHED_SETUP", "PublishedCell", "PublishedRun", "open_run", "published_cells"]
 
 PUBLISHED_LABEL = "A100 2023"
 """Stands beside every published figure that is shown."""
@@ -35,6 +38,34 @@ class PublishedCell:
     """None where the paper prints N/A or OOM."""
 
 
+class PublishedRun(RunFolder):
+    """The published figures as a run: latencies as printed, and nothing that the paper does not print."""
+
+    def __init__(self) -> None:
+        environment = {"device": "cuda:0", "device_name": f"{PUBLISHED_LABEL} (published)", "set-up": PUBLISHED_SETUP}
+        run = {"run_id": "published", "started_at": "2023", "environment": environment, "command": {}, "plan": []}
+        super().__init__(Path("published"), run)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One row per published cell; samples, intervals, costs and rates are None."""
+        return [_row(cell, self.run["run_id"], self.device_name) for cell in published_cells().values()]
+
+    def measurements(self) -> Iterator[Measurement]:
+        """None: there are no samples."""
+        return iter(())
+
+
+def open_run(path: Path) -> RunFolder:
+    """The run in a folder; a folder called `published` that holds no run means the published figures.
+
+    Raises:
+        ResultsError: as RunFolder.open.
+    """
+    if path.name == "published" and not (path / "run.json").exists():
+        return PublishedRun()
+    return RunFolder.open(path)
+
+
 @cache
 def published_cells() -> Mapping[tuple[str, Shape, str], PublishedCell]:
     """Every published figure by operator, shape and dtype."""
@@ -57,3 +88,29 @@ def _cell(row: Mapping[str, str]) -> PublishedCell:
         status=Status(row["status"]),
         latency_ms=float(row["latency_ms"]) if row["latency_ms"] else None,
     )
+
+
+def _row(cell: PublishedCell, run_id: str, device: str) -> dict[str, Any]:
+    reason = "" if cell.status is Status.OK else f"the paper prints {cell.status}"
+    values = {
+        "run_id": run_id,
+        "operator": cell.operator,
+        "provider": "published",
+        "level": "module",
+        "direction": "fwd",
+        "shape_list": cell.shape_list,
+        "shape": str(cell.shape),
+        "batch": cell.shape.batch,
+        "height": cell.shape.height,
+        "width": cell.shape.width,
+        "channels": cell.shape.channels,
+        "dtype": cell.dtype,
+        "device": device,
+        "timer": "not stated",
+        "cache": "not stated",
+        "settings": "",
+        "status": str(cell.status),
+        "reason": reason,
+        "latency_ms": cell.latency_ms,
+    }
+    return {column: values.get(column) for column in COLUMNS}

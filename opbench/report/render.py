@@ -3,22 +3,26 @@
 import csv
 import io
 import re
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from opbench.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
+    from rich.text import Text
 
-__all__ = ["FORMATS", "SUFFIXES", "Table", "print_tables", "render", "terminal"]
+__all__ = ["FORMATS", "SEPARATOR", "SUFFIXES", "Table", "print_tables", "render", "terminal"]
 
 SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
 """File suffix of each format that is written to files."""
 
 FORMATS = ("terminal", *SUFFIXES)
 TERMINAL_WIDTH = 160
+SEPARATOR = " / "
+"""Between the figures of several dtypes in a cell."""
+RANK_STYLES = {"best": "bold green", "worst": "red"}
 
 _LATEX_ESCAPES = str.maketrans(
     {
@@ -60,6 +64,8 @@ class Table:
     notes: tuple[str, ...] = ()
     text_columns: int = 2
     """How many columns, from the left, are words; the rest are figures and stand right-aligned."""
+    ranks: Mapping[tuple[int, int, int], str] = field(default_factory=dict)
+    """`best` or `worst` by row, column and place between the cell's slashes; a terminal shows it in colour."""
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -119,10 +125,23 @@ def terminal(table: Table) -> "Group":
             grid.add_column(Text(column), no_wrap=index == 0, vertical="middle")
         else:
             grid.add_column(Text(column), justify="right")
-    for row in table.rows:
-        grid.add_row(*(Text(value) for value in row))
+    for number, row in enumerate(table.rows):
+        grid.add_row(*(_ranked(table, number, column, value) for column, value in enumerate(row)))
     # Not the grid's own title, which is wrapped to the grid's width.
     return Group(Text(table.title, style="bold"), grid, *(Text(note, style="dim") for note in table.notes))
+
+
+def _ranked(table: Table, row: int, column: int, value: str) -> "Text":
+    """A cell's text with its best and worst figures in colour."""
+    from rich.text import Text
+
+    if not any((row, column, place) in table.ranks for place in range(value.count(SEPARATOR) + 1)):
+        return Text(value)
+    parts = [
+        Text(part, style=RANK_STYLES.get(table.ranks.get((row, column, place), ""), ""))
+        for place, part in enumerate(value.split(SEPARATOR))
+    ]
+    return Text(SEPARATOR).join(parts)
 
 
 def _terminal_text(table: Table) -> str:

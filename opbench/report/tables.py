@@ -16,14 +16,15 @@ from opbench.report.layout import (
     provenance,
     reason_notes,
     shape_text,
+    sparkline,
     three_digits,
     warning_notes,
 )
 from opbench.report.paper import matched_tables
-from opbench.report.render import SUFFIXES, Table, render
+from opbench.report.render import SEPARATOR, SUFFIXES, Table, render
 from opbench.results import RunFolder
 
-__all__ = ["half_precision", "run_tables", "speedup", "speedup_tables", "write_tables"]
+__all__ = ["half_precision", "run_tables", "sample_table", "speedup", "speedup_tables", "write_tables"]
 
 
 def run_tables(run: RunFolder) -> list[Table]:
@@ -33,6 +34,26 @@ def run_tables(run: RunFolder) -> list[Table]:
     says why: N/A, OOM, its status, or a dash where nothing was run.
     """
     return [_latency_table(run, group) for group in group_rows(run.rows())]
+
+
+def sample_table(run: RunFolder) -> Table:
+    """Every ok cell with the spread of its samples and their histogram, fastest left."""
+    finished = {measurement.cell.key: measurement for measurement in run.measurements()}
+    rows = []
+    for cell, row in zip(run.plan(), run.rows(), strict=False):
+        if row["status"] == Status.OK:
+            samples = finished[cell.key].latencies_ms
+            figures = (row[column] for column in ("latency_ms_min", "latency_ms", "latency_ms_p80"))
+            name = f"{row['operator']} {row['level']} {row['direction']} {row['shape']} {row['dtype']}"
+            rows.append((name, row["provider"], sparkline(samples), *map(three_digits, figures), str(len(samples))))
+    return Table(
+        name="samples",
+        title="Samples per cell",
+        columns=("Cell", "Provider", "Samples, ms", "min", "median", "80 %", "count"),
+        rows=tuple(rows),
+        notes=("Histogram: from the fastest sample, left, to the slowest twentieth, in the last block.",),
+        text_columns=3,
+    )
 
 
 def speedup_tables(run: RunFolder) -> list[Table]:
@@ -72,13 +93,13 @@ def speedup(full: Row | None, half: Row | None) -> float | None:
 
 
 def _latency_table(run: RunFolder, group: Group) -> Table:
-    dtypes = " / ".join(group.dtypes)
+    dtypes = SEPARATOR.join(group.dtypes)
     rows = tuple(
         (
             group.label(series),
             series.provider,
             *(
-                " / ".join(cell_text(group.cell(series, shape, dtype)) for dtype in group.dtypes)
+                SEPARATOR.join(cell_text(group.cell(series, shape, dtype)) for dtype in group.dtypes)
                 for shape in group.shapes
             ),
         )
@@ -94,7 +115,21 @@ def _latency_table(run: RunFolder, group: Group) -> Table:
         ),
         rows=rows,
         notes=(provenance(run, group.rows), *reason_notes(group), *warning_notes(group)),
+        ranks=_ranks(group, first_column=2),
     )
+
+
+def _ranks(group: Group, *, first_column: int) -> dict[tuple[int, int, int], str]:
+    """The fastest and the slowest cell of each shape and dtype that has two different latencies or more."""
+    ranks = {}
+    for column, shape in enumerate(group.shapes, start=first_column):
+        for place, dtype in enumerate(group.dtypes):
+            cells = [group.cell(series, shape, dtype) for series in group.series]
+            found = {n: float(row["latency_ms"]) for n, row in enumerate(cells) if row and row["status"] == Status.OK}
+            if len(set(found.values())) > 1:
+                ranks[min(found, key=found.__getitem__), column, place] = "best"
+                ranks[max(found, key=found.__getitem__), column, place] = "worst"
+    return ranks
 
 
 def _speedup_table(run: RunFolder, group: Group, half: str) -> Table:

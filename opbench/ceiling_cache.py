@@ -1,0 +1,65 @@
+"""Ceilings of a device, measured once in a process of their own and kept for later runs."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from opbench.ceilings import Ceilings, read_ceilings
+from opbench.environment import comparison_identity, device_slug
+from opbench.errors import ResultsError
+from opbench.files import write_whole
+
+__all__ = ["ceilings_for", "ceilings_path", "keep", "known_ceilings"]
+
+LIMIT_S = 300
+"""Seconds after which a measurement is given up."""
+
+
+def ceilings_path(environment: Mapping[str, object]) -> Path:
+    """Where the ceilings of a device are kept: under $XDG_CACHE_HOME, else ~/.cache; one file per identity."""
+    home = os.environ.get("XDG_CACHE_HOME")
+    folder = Path(home) if home else Path.home() / ".cache"
+    identity = json.dumps(comparison_identity(environment), sort_keys=True)
+    slug = device_slug(str(environment["device_name"]), str(environment["device"]).partition(":")[0])
+    return folder / "opbench" / f"ceilings-{slug}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"
+
+
+def known_ceilings(environment: Mapping[str, object]) -> Ceilings | None:
+    """The kept ceilings of a device with these versions; None where there are none, or they cannot be read."""
+    try:
+        return read_ceilings(ceilings_path(environment))
+    except ResultsError:
+        return None
+
+
+def keep(ceilings: Ceilings, environment: Mapping[str, object]) -> Path | None:
+    """Keep ceilings for later runs; None where the cache cannot be written, which is no reason to fail."""
+    path = ceilings_path(environment)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(ceilings.to_json(), indent=1) + "\n")
+    except OSError:
+        return None
+    return path
+
+
+def ceilings_for(environment: Mapping[str, object]) -> Ceilings | str:
+    """The kept ceilings of a device, else measured now in a process of its own; a text says why there are none."""
+    if known := known_ceilings(environment):
+        return known
+    # -P keeps the current folder off the path, as for the worker.
+    command = [sys.executable, "-P", "-m", "opbench", "ceilings", "--device", str(environment["device"]), "--json"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return f"not measured within {LIMIT_S} s"
+    if done.returncode:
+        return f"measuring failed: {(done.stderr.strip().splitlines() or ['no message'])[-1][:300]}"
+    try:
+        return Ceilings.from_json(json.loads(done.stdout))
+    except (ValueError, KeyError, TypeError) as error:
+        return f"measuring gave no ceilings: {error!r}"

@@ -1,0 +1,195 @@
+"""What a device can do at most, as measured on it, and what that allows a cell: its limit, and whether it beats it."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from opbench.case import Dtype
+from opbench.errors import ResultsError
+
+__all__ = ["BOUNDS", "Ceilings", "Limit", "Probe", "limit_columns", "limit_of", "read_ceilings"]
+
+BOUNDS = ("compute", "memory", "cache", "launch")
+"""What can hold a cell back, and the kinds of probes."""
+
+MARGIN = 0.05
+"""A cell may beat its limit by this much before it is suspicious: clocks move between the ceiling and the cell."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """One measurement of the device.
+
+    Attributes:
+        kind: one of BOUNDS.
+        name: the dtype for compute; copy, read or write for memory and cache; `timer/cache` for launch.
+        size: what was launched, for a person.
+        amount: FLOP or bytes of one launch; 0 for launch.
+        latency_ms: median of one launch.
+        latency_ms_min: its fastest sample.
+        samples: how many.
+    """
+
+    kind: str
+    name: str
+    size: str
+    amount: int
+    latency_ms: float
+    latency_ms_min: float
+    samples: int
+
+    @property
+    def best(self) -> float:
+        """The fastest sample: TFLOP/s for compute, GB/s for memory and cache, ms for launch."""
+        return self._figure(self.latency_ms_min)
+
+    @property
+    def typical(self) -> float:
+        """The median, in the unit of `best`."""
+        return self._figure(self.latency_ms)
+
+    def _figure(self, latency_ms: float) -> float:
+        if self.kind == "launch":
+            return latency_ms
+        return self.amount / latency_ms / (1e9 if self.kind == "compute" else 1e6)
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """The limits of one device.
+
+    Attributes:
+        device_name: of the device.
+        identity: what must be the same for these figures to hold: device, versions, driver or threads.
+        measured_at: date and time, ISO 8601.
+        l2_bytes: L2 cache; on the CPU of all cores that torch uses. None where the system does not tell.
+        cache_bytes: the largest working set that a warm cache keeps: the L2 of a GPU, the last level of a CPU.
+        probes: every measurement.
+        conditions: what else moved the figures: a GPU's clocks and power, or the CPU's load average, at the start.
+    """
+
+    device_name: str
+    identity: Mapping[str, str]
+    measured_at: str
+    l2_bytes: int | None
+    cache_bytes: int | None
+    probes: tuple[Probe, ...]
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+
+    def compute_tflops(self, dtype: str) -> float | None:
+        """Most matrix throughput seen, 1e12 FLOP/s; half precision may also compute in fp32, so the faster counts."""
+        names = {dtype, str(Dtype.FP32)}
+        return max((probe.best for probe in self.of("compute") if probe.name in names), default=None)
+
+    def bandwidth_gbps(self, kind: str) -> float | None:
+        """Most bandwidth seen, 1e9 byte/s, of "memory" or "cache": copy, read or write, whichever is fastest."""
+        return max((probe.best for probe in self.of(kind)), default=None)
+
+    def launch_ms(self, timer: str, cache: str) -> float | None:
+        """The shortest launch that a timer has seen with a cold or warm cache, milliseconds."""
+        return min((probe.best for probe in self.of("launch") if probe.name == f"{timer}/{cache}"), default=None)
+
+    def of(self, kind: str) -> list[Probe]:
+        """The probes of one kind."""
+        return [probe for probe in self.probes if probe.kind == kind]
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that from_json reads back."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The ceilings that to_json wrote; KeyError, TypeError or ValueError where they are damaged."""
+        probes = tuple(Probe(**probe) for probe in data["probes"])
+        for probe in probes:
+            if probe.kind not in BOUNDS or not 0 < probe.latency_ms_min <= probe.latency_ms < float("inf"):
+                raise ValueError(f"not a probe: {probe}")
+        return cls(**{**data, "probes": probes})
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The shortest time that the ceilings allow a cell.
+
+    Attributes:
+        limit_ms: milliseconds.
+        bound_by: one of BOUNDS.
+    """
+
+    limit_ms: float
+    bound_by: str
+
+
+def limit_of(
+    ceilings: Ceilings, *, dtype: str, flop_count: int | None, bytes_moved: int | None, timer: str, cache: str
+) -> Limit | None:
+    """The largest of a cell's compute, memory or cache, and launch times; None where none is known.
+
+    The cache stands in the memory's place where it is warm and the bytes fit in it. A cold cache was filled with
+    modified lines by the flush: each line that the cell touches then costs traffic to memory, even one only written.
+    """
+    times = {}
+    if flop_count and (tflops := ceilings.compute_tflops(dtype)):
+        times["compute"] = flop_count / tflops / 1e9
+    if bytes_moved and ceilings.cache_bytes is not None:
+        kind = "cache" if cache == "warm" and bytes_moved <= ceilings.cache_bytes else "memory"
+        if gbps := ceilings.bandwidth_gbps(kind):
+            times[kind] = bytes_moved / gbps / 1e6
+    if launch_ms := ceilings.launch_ms(timer, cache):
+        times["launch"] = launch_ms
+    if not times:
+        return None
+    bound_by = max(times, key=times.__getitem__)
+    return Limit(times[bound_by], bound_by)
+
+
+def limit_columns(ceilings: Ceilings | None, row: Mapping[str, Any]) -> dict[str, Any]:
+    """limit_ms, limit_fraction, bound_by and suspicious of a row; None where there is no value.
+
+    limit_fraction is limit_ms / latency_ms: 1 is as fast as the device can. `suspicious` holds the figures where it
+    is above 1 by more than MARGIN.
+    """
+    columns: dict[str, Any] = dict.fromkeys(("limit_ms", "limit_fraction", "bound_by", "suspicious"))
+    if ceilings is None:
+        return columns
+    given = {name: row[name] for name in ("dtype", "flop_count", "bytes_moved", "timer", "cache")}
+    limit = limit_of(ceilings, **given)
+    if limit is None:
+        return columns
+    columns |= {"limit_ms": limit.limit_ms, "bound_by": limit.bound_by}
+    if row["latency_ms"]:
+        columns["limit_fraction"] = limit.limit_ms / row["latency_ms"]
+        if columns["limit_fraction"] > 1 + MARGIN:
+            columns["suspicious"] = _beats(ceilings, row, limit)
+    return columns
+
+
+def _beats(ceilings: Ceilings, row: Mapping[str, Any], limit: Limit) -> str:
+    """The figures of a row that is faster than its limit."""
+    latency_ms = row["latency_ms"]
+    if limit.bound_by == "launch":
+        return f"{latency_ms:.3g} ms, but the shortest launch measured here takes {limit.limit_ms:.3g} ms"
+    if limit.bound_by == "compute":
+        implied, most = row["flop_count"] / latency_ms / 1e9, ceilings.compute_tflops(row["dtype"])
+        return f"implies {implied:.3g} TFLOP/s in {row['dtype']}, but {most:.3g} is the most measured here"
+    implied, most = row["bytes_moved"] / latency_ms / 1e6, ceilings.bandwidth_gbps(limit.bound_by)
+    return f"implies {implied:.3g} GB/s from {limit.bound_by}, but {most:.3g} is the most measured here"
+
+
+def read_ceilings(path: Path) -> Ceilings | None:
+    """The ceilings in a file; None where there is no file, or it says why there are none.
+
+    Raises:
+        ResultsError: the file is damaged or cannot be read.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return None if "reason" in data else Ceilings.from_json(data)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ResultsError(f"{path}: damaged: {error!r}") from None

@@ -1,0 +1,59 @@
+"""A device's measured ceilings as a table."""
+
+from opbench.ceilings import BOUNDS, Ceilings
+from opbench.report.layout import ABSENT, three_digits
+from opbench.report.render import Table
+
+__all__ = ["busy_note", "ceiling_table"]
+
+BUSY_LOAD = 0.5
+"""One-minute load average above which another process had about half a core or more."""
+UNITS = {"compute": "TFLOP/s", "memory": "GB/s", "cache": "GB/s", "launch": "µs"}
+
+
+def ceiling_table(ceilings: Ceilings) -> Table:
+    """Every probe with its fastest sample, which is the ceiling, and its median."""
+    rows = []
+    for kind in BOUNDS:
+        scale = 1e3 if kind == "launch" else 1.0
+        rows += [
+            (
+                kind,
+                probe.name,
+                probe.size,
+                three_digits(scale * probe.best),
+                three_digits(scale * probe.typical),
+                UNITS[kind],
+                str(probe.samples),
+            )
+            for probe in ceilings.of(kind)
+        ]
+    return Table(
+        name="ceilings",
+        title=f"Ceilings of {ceilings.device_name}",
+        columns=("Bound", "Probe", "Size", "Best", "Median", "Unit", "Samples"),
+        rows=tuple(rows),
+        notes=(
+            f"L2 cache: {_mib(ceilings.l2_bytes)}; a warm cache keeps up to {_mib(ceilings.cache_bytes)}.",
+            f"Measured {ceilings.measured_at} with "
+            + ", ".join(f"{name} {value}" for name, value in ceilings.identity.items() if name != "device")
+            + "; matrix products of random numbers; memory and cache count bytes read and bytes written.",
+            *busy_note(ceilings),
+        ),
+        text_columns=3,
+    )
+
+
+def busy_note(ceilings: Ceilings) -> list[str]:
+    """A warning where other work ran while the ceilings were measured: they may then be too low."""
+    load = ceilings.conditions.get("load_average_1min")
+    if load is None or load < BUSY_LOAD:
+        return []
+    return [
+        f"The machine was busy when this was measured (load {load:.2f}): the figures may be too low. When it is idle, "
+        "measure again with `opbench ceilings --again`."
+    ]
+
+
+def _mib(size_bytes: int | None) -> str:
+    return ABSENT if size_bytes is None else f"{size_bytes / 2**20:.4g} MiB"

@@ -1,0 +1,62 @@
+"""What a reader of a run should be wary of, one line each."""
+
+import json
+from typing import Any
+
+from opbench.errors import ResultsError
+from opbench.measurement import Status
+from opbench.report.ceiling_table import BUSY_LOAD, busy_note
+from opbench.report.layout import Row, count_cells, is_wide, suspicious_notes
+from opbench.results import RunFolder
+
+__all__ = ["run_warnings"]
+
+
+def run_warnings(run: RunFolder) -> list[str]:
+    """Warnings of one run: uncertain and suspicious cells, the machine's state, the code's state."""
+    rows = run.rows()
+    return [*_row_warnings(rows), *_environment_warnings(run.run["environment"]), *_ceiling_warnings(run)]
+
+
+def _row_warnings(rows: list[Row]) -> list[str]:
+    warnings = suspicious_notes(rows)
+    if wide := sum(row["status"] == Status.OK and is_wide(row) for row in rows):
+        warnings.append(
+            f"~: the median's 95 % interval is wider than ±5 % in {count_cells(wide)}: a busy machine, or too small a "
+            "time budget."
+        )
+    if not_run := sum(row["status"] == Status.NOT_RUN for row in rows):
+        warnings.append(f"{count_cells(not_run)} planned but not run: the run ended before.")
+    noted: dict[str, int] = {}
+    for row in rows:
+        if text := row.get("warnings"):
+            noted[str(text)] = noted.get(str(text), 0) + 1
+    return warnings + [f"{text} ({count_cells(count)})" for text, count in noted.items()]
+
+
+def _environment_warnings(environment: dict[str, Any]) -> list[str]:
+    cpu = environment.get("cpu") or {}
+    warnings = []
+    if str(environment.get("git_revision") or "").endswith("+dirty"):
+        warnings.append("The code differed from its revision (+dirty).")
+    if processes := environment.get("other_gpu_processes"):
+        warnings.append(f"{len(processes)} other processes were on the GPU when the run started.")
+    if (load := (cpu.get("load_average") or [0])[0]) >= BUSY_LOAD:
+        warnings.append(f"The machine was busy when the run started (load {load:.2f}).")
+    if environment.get("device") == "cpu" and cpu.get("governor") not in (None, "performance"):
+        warnings.append(f"The CPU's governor was {cpu['governor']}, not performance.")
+    return warnings
+
+
+def _ceiling_warnings(run: RunFolder) -> list[str]:
+    if run.run["run_id"] == "published":
+        return ["Published figures: not measured by this project; no samples, intervals, costs or limits."]
+    if run.ceilings is not None:
+        return busy_note(run.ceilings)
+    try:
+        reason = json.loads((run.path / "ceilings.json").read_text(encoding="utf-8"))["reason"]
+    except FileNotFoundError:
+        return ["No ceilings: the run holds no ceilings.json, so nothing is said about limits."]
+    except OSError as error:
+        raise ResultsError(f"{run.path / 'ceilings.json'}: cannot read: {error.strerror}") from None
+    return [f"No ceilings, so nothing is said about limits: {reason}"]

@@ -1,0 +1,123 @@
+"""What rows say together: pairs and fits by hand-worked figures, and the summary's sentence."""
+
+import pytest
+from ceiling_fixtures import example_ceilings
+from report_fixtures import make_run, measurement
+
+from opbench.case import Shape
+from opbench.measurement import Status
+from opbench.report.analysis import (
+    intensity,
+    launches,
+    precision_gains,
+    scaling_fits,
+    speedups,
+    time_splits,
+)
+from opbench.report.summary import fastest, summary_line
+
+SMALL, LARGE = Shape(1, 8, 8, 16), Shape(1, 16, 16, 16)
+
+
+def row(**changes):
+    values = {
+        "run_id": "r", "operator": "conv3x3", "provider": "torch", "level": "module", "direction": "fwd",
+        "shape_list": "tiny", "shape": "1x8x8x16", "batch": 1, "height": 8, "width": 8, "channels": 16,
+        "dtype": "fp32", "device": "d", "timer": "cuda-event", "cache": "warm", "settings": "", "status": "ok",
+        "latency_ms": 2.0, "max_rel_error": 1e-6, "flop_count": 100, "bytes_moved": 50,
+    }  # fmt: skip
+    return {**values, **changes}
+
+
+def test_projections_are_the_module_less_its_core():
+    module, core = row(latency_ms=5.0), row(level="core", latency_ms=3.0)
+    [split] = time_splits([module, core, row(dtype="fp16"), row(level="core", operator="dcnv4")])
+    assert split.module is module
+    assert split.core is core
+    assert split.projections_ms == 2.0
+    assert time_splits([module, row(level="core", timer="cuda-graph")]) == []  # never across timers
+    assert time_splits([module, row(level="core", run_id="other")]) == []
+    assert time_splits([module, row(level="core", status="error", latency_ms=None)]) == []
+
+
+def test_speed_ups_divide_by_the_first_provider_with_a_value():
+    slow = row(operator="dcnv3", provider="b", latency_ms=8.0)
+    rows = [row(operator="dcnv3", provider="a", status="error", latency_ms=None), slow, row(latency_ms=2.0)]
+    found = {ratio.row["operator"]: ratio for ratio in speedups(rows, "dcnv3")}
+    assert found["conv3x3"].speedup == 4.0
+    assert found["conv3x3"].base is slow
+    assert found["dcnv3"].speedup == 1.0
+    assert speedups(rows, "dcnv4") == []
+    assert len(speedups([*rows, row(shape="1x9x9x16")], "dcnv3")) == 2  # no base at that shape
+
+
+def test_a_precision_gain_has_its_error_beside_it():
+    full, half = row(latency_ms=4.0), row(dtype="fp16", latency_ms=1.0, max_rel_error=1e-3)
+    gains = precision_gains([full, half, row(dtype="bf16", operator="dcnv4")])
+    assert [(gain.speedup, gain.error, gain.full_error) for gain in gains] == [(1.0, 1e-6, 1e-6), (4.0, 1e-3, 1e-6)]
+
+
+def test_event_and_graph_time_pair_across_runs_of_one_device():
+    event, graph = row(latency_ms=0.010, run_id="a"), row(latency_ms=0.004, timer="cuda-graph", run_id="b")
+    [pair] = launches([event, graph, row(timer="wall-clock")])
+    assert pair.overhead_ms == pytest.approx(0.006)
+    assert launches([event, graph | {"device": "other"}]) == []
+    assert launches([event, graph | {"cache": "cold"}]) == []
+
+
+def scaled(side, latency_ms, channels=16):
+    return row(shape=f"1x{side}x{side}x{channels}", height=side, width=side, channels=channels, latency_ms=latency_ms)
+
+
+def test_the_exponent_is_found_again():
+    rows = [scaled(side, 3.0 * (side * side) ** 1.5) for side in (8, 16, 32, 64)]
+    [fit] = scaling_fits(rows)
+    assert fit.exponent == pytest.approx(1.5)
+    assert fit.scale_ms == pytest.approx(3.0)
+    assert fit.r_squared == pytest.approx(1.0)
+    assert fit.channels == 16
+    assert [r["height"] for r in fit.rows] == [8, 16, 32, 64]
+
+
+def test_changing_channels_are_said_and_two_points_are_no_fit():
+    mixed = [scaled(side, float(side), channels=1024 // side) for side in (8, 16, 32)]
+    [fit] = scaling_fits(mixed)
+    assert fit.channels is None
+    assert fit.exponent == pytest.approx(0.5)
+    assert scaling_fits(mixed[:2]) == []
+    # Three of equal channels are fitted alone, whatever else is in the list.
+    [clean] = scaling_fits([*[scaled(side, float(side) ** 2) for side in (8, 16, 32)], scaled(99, 1.0, channels=3)])
+    assert clean.channels == 16
+    assert clean.exponent == pytest.approx(1.0)
+
+
+def test_intensity_needs_both_counts():
+    assert intensity(row()) == 2.0
+    assert intensity(row(bytes_moved=None)) is None
+    assert intensity(row(flop_count=0)) is None
+
+
+def test_the_summary_says_who_is_fastest_what_precision_gave_and_how_far_the_limit_is(tmp_path):
+    cells = [
+        measurement("conv3x3", SMALL, "fp32", 4.0, flop_count=10**9),
+        measurement("conv3x3", SMALL, "fp16", 1.0, flop_count=10**9),
+        measurement("dcnv4", SMALL, "fp32", 2.0, flop_count=10**9),
+        measurement("dcnv4", SMALL, "fp16", 1.6, flop_count=10**9),
+        measurement("dcnv4", LARGE, "fp32", Status.ERROR),
+    ]
+    run = make_run(tmp_path, cells)
+    run.write_ceilings(example_ceilings())
+    rows = run.rows()
+    assert [(r["operator"], r["dtype"]) for r in fastest(rows)] == [("dcnv4", "fp32"), ("conv3x3", "fp16")]
+    # Limits: 1e9 FLOP at 10 TFLOP/s are 0.1 ms, at 40 TFLOP/s 0.025 ms: 2.5, 2.5, 5 and 1.6 % of the latencies.
+    assert summary_line(run) == (
+        "fastest of 2 columns: DCNv4 in 1, Conv (3×3) in 1; largest precision gain: 4.00× from fp16 "
+        "(Conv (3×3) module 1×8×8×16); 4 of 4 cells below 10 % of their limit, closest DCNv4 module 1×8×8×16 fp32 at "
+        "5.00 % (compute)."
+    )
+
+
+def test_a_run_without_a_value_has_a_summary_too(tmp_path):
+    assert (
+        summary_line(make_run(tmp_path, [measurement("dcnv4", SMALL, "fp32", Status.ERROR)])) == "No cell has a value."
+    )

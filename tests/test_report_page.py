@@ -1,0 +1,524 @@
+"""The HTML page: what it holds, that nothing in a run can become markup, and how it behaves in a real browser.
+
+The browser tests need Chromium and its driver (Debian: chromium, chromium-driver). Without them they are skipped, and
+say so; with OPBENCH_REQUIRE_BROWSER set, as in .ci/run, they fail.
+"""
+
+import base64
+import csv
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+import time
+from html.parser import HTMLParser
+from importlib import resources
+
+import pytest
+from browser import DESKTOP, PHONE, chromium, console_errors, missing_browser, open_page, requested_addresses
+from ceiling_fixtures import example_ceilings
+from report_fixtures import make_run, measurement
+
+from opbench.case import Direction, Dtype, Level, Shape
+from opbench.measurement import Status
+from opbench.report import write_page
+from opbench.report.html import page
+from opbench.report.layout import OPERATOR_LABELS, cell_text
+from opbench.report.page_data import MOST_SAMPLES, flat, page_data
+from opbench.report.published import PublishedRun, open_run
+from opbench.results import RunFolder, load_results
+
+SHAPES = [Shape(64, 56, 56, 128), Shape(64, 28, 28, 256), Shape(64, 14, 14, 512)]
+HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>\"'&{{7*7}}"
+
+
+def example_cells(factor=1.0, operators=tuple(OPERATOR_LABELS)):
+    """Both levels of every operator; one cell of each kind of failure; one that beats the example ceilings."""
+    cells = []
+    for (rank, operator), level, dtype, (place, shape) in itertools.product(
+        enumerate(operators), ("module", "core"), ("fp32", "fp16"), enumerate(SHAPES)
+    ):
+        value = factor * (rank + 1.37) * (3.1 - place) * (1.0 if dtype == "fp32" else 0.43)
+        value *= 1.0 if level == "module" else 0.71
+        if operator == "flash_attention_2" and dtype == "fp32":
+            value = Status.NOT_APPLICABLE
+        elif operator == "attention" and place == 0:
+            value = Status.OUT_OF_MEMORY
+        elif operator == "dcnv3" and place == 1 and level == "core":
+            value = Status.ERROR
+        flop_count = 10**9 if (operator, place) != ("conv3x3", 0) else 10**12
+        cells.append(measurement(operator, shape, dtype, value, level=level, flop_count=flop_count))
+    return cells
+
+
+@pytest.fixture(scope="module")
+def example(tmp_path_factory):
+    run = make_run(tmp_path_factory.mktemp("runs") / "first", example_cells())
+    run.write_ceilings(example_ceilings())
+    return RunFolder.open(run.path)
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("runs") / "second", example_cells(factor=0.8))
+
+
+class Markup(HTMLParser):
+    """Tags with their attributes, and the content of each script."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.scripts, self._inside = [], [], None
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag == "script":
+            self.scripts.append("")
+            self._inside = True
+
+    def handle_endtag(self, tag):
+        if tag == "script":
+            self._inside = False
+
+    def handle_data(self, data):
+        if self._inside:
+            self.scripts[-1] += data
+
+
+def data_of(text):
+    return json.loads(Markup(text).scripts[0])
+
+
+# What the page holds
+
+
+def test_the_page_names_no_other_host_and_its_policy_names_its_scripts(example):
+    text = page([example])
+    markup = Markup(text)
+    for tag, attributes in markup.tags:
+        for name in ("src", "href", "action", "data", "poster", "srcset"):
+            assert attributes.get(name, "#").startswith(("#", "data:,")), (tag, attributes)
+        assert not any(name.startswith("on") for name in attributes), (tag, attributes)
+    assert {tag for tag, _ in markup.tags}.isdisjoint({"iframe", "object", "embed", "base"})
+    css = text[text.index("<style>") : text.index("</style>")]
+    assert "url(" not in css
+    assert "@import" not in css
+    [policy] = [a["content"] for tag, a in markup.tags if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy.startswith("default-src 'none'; script-src 'sha256-")
+    named = re.findall(r"'sha256-([^']+)'", policy)
+    own = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in markup.scripts[1:]]
+    assert named == own
+
+
+def test_every_row_is_in_the_data_as_it_is(example, second):
+    data = data_of(page([example, second]))
+    assert data == json.loads(json.dumps(page_data([example, second]) | {"runs": data["runs"]}))
+    expected = [*example.rows(), *second.rows()]
+    assert [dict(zip(data["columns"], row, strict=True)) for row in data["rows"]] == expected
+    assert data["owner"] == [0] * len(example.rows()) + [1] * len(second.rows())
+    count = len(example.rows())
+    assert data["base"] == [*range(count), *range(count)]  # the same cell of the first run
+
+
+def test_tables_point_at_the_rows_of_their_cells(example, second):
+    data = page_data([example, second])
+    rows = [dict(zip(data["columns"], row, strict=True)) for row in data["rows"]]
+    seen = []
+    for table in data["tables"]:
+        for line in table["lines"]:
+            for shape, cells in zip(table["shapes"], line["cells"], strict=True):
+                for dtype, cell in zip(table["dtypes"], cells, strict=True):
+                    row = rows[cell]
+                    assert (row["operator"], row["dtype"], row["level"]) == (line["operator"], dtype, table["level"])
+                    assert f"{row['height']}×{row['width']}×{row['channels']}" == shape
+                    assert data["owner"][cell] == line["run"]
+                    seen.append(cell)
+    assert sorted(seen) == list(range(len(rows)))
+    assert [line["run"] for line in data["tables"][0]["lines"][:4]] == [0, 1, 0, 1]  # side by side
+
+
+def test_samples_are_kept_or_stand_as_percentiles(tmp_path):
+    shape = SHAPES[0]
+    few = measurement("conv3x3", shape, "fp32", 1.25)
+    many = measurement("dcnv4", shape, "fp32", 2.0)
+    object.__setattr__(many, "latencies_ms", tuple(float(n) for n in range(1, 2 * MOST_SAMPLES + 2)))
+    data = page_data([make_run(tmp_path, [few, many])])
+    assert data["samples"]["0"] == list(few.latencies_ms)
+    percentiles = data["samples"]["1"]
+    assert len(percentiles) == 101
+    assert percentiles[0] == 1.0
+    assert percentiles[50] == 201.0
+    assert percentiles[100] == 401.0
+
+
+def test_published_figures_load_as_a_run(example):
+    run = open_run(type(example.path)("published"))
+    assert isinstance(run, PublishedRun)
+    frame = load_results("published")
+    assert len(frame) == 140
+    assert set(frame["device"]) == {"A100 2023 (published)"}
+    assert frame["latency_ms"].count() == (frame["status"] == "ok").sum()
+    data = page_data([run])
+    texts = [cell_text(row) for row in run.rows()]
+    assert len(data["tables"]) == 2
+    assert "0.833" in texts
+    assert not data["samples"]
+    assert not any(data["charts"][name] for name in ("roofline", "throughput", "split", "launches"))
+    assert "not measured by this project" in page([run])
+
+
+def test_published_figures_stand_beside_a_runs_own(example):
+    data = page_data([example, PublishedRun()])
+    rows = [dict(zip(data["columns"], row, strict=True)) for row in data["rows"]]
+    [published] = [
+        number for number, row in enumerate(rows)
+        if [row[column] for column in ("provider", "operator", "shape", "dtype")]
+        == ["published", "dcnv4", "64x56x56x128", "fp16"]
+    ]  # fmt: skip
+    base = rows[data["base"][published]]
+    assert (base["operator"], base["provider"], base["shape"]) == ("dcnv4", "torch", "64x56x56x128")
+
+
+def test_nested_environments_become_lines():
+    assert flat({"a": {"b": None, "c": [1, 2]}, "d": []}) == {"a.b": "none", "a.c": "1, 2", "d": "none"}
+
+
+def test_a_page_of_two_thousand_rows_is_under_five_megabytes(tmp_path):
+    page_path = write_page([two_thousand_rows(tmp_path)])
+    assert page_path == tmp_path / "report.html"
+    assert page_path.stat().st_size < 5_000_000
+
+
+def two_thousand_rows(path):
+    """2,016 rows with 400 samples each: every operator at ten shapes in four dtypes, both levels, three directions."""
+    cells = []
+    shapes = [*SHAPES, *(Shape(1, 8 * n, 8 * n, 64) for n in range(1, 10))]
+    for (rank, operator), shape, dtype, level, direction in itertools.product(
+        enumerate(OPERATOR_LABELS), shapes, map(str, Dtype), map(str, Level), map(str, Direction)
+    ):
+        cell = measurement(operator, shape, dtype, 1.0, level=level, direction=direction)
+        samples = tuple((rank + 1) * (1 + 1e-3 * ((7919 * n) % 400)) for n in range(400))
+        object.__setattr__(cell, "latencies_ms", samples)
+        cells.append(cell)
+    run = make_run(path, cells)
+    run.write_ceilings(example_ceilings())
+    return run
+
+
+# Hostile runs
+
+
+def hostile_run(folder):
+    """A run in which every text that a person or another program could have written is an attack."""
+    shape = Shape(1, 4, 4, 8)
+    texts = {"provider": HOSTILE, "shape_list": HOSTILE, "settings": ((HOSTILE, HOSTILE),)}
+    path = folder / "<img src=x onerror=window.hacked=1>"
+    make_run(
+        path,
+        [
+            measurement(HOSTILE, shape, "fp32", 1.0, reason=HOSTILE, **texts),
+            measurement(HOSTILE, shape, "fp16", Status.ERROR, reason=HOSTILE, **texts),
+            measurement("conv3x3", shape, "fp32", 2.0, shape_list=HOSTILE),
+        ],
+    )
+    document = json.loads((path / "run.json").read_text())
+    document["environment"] |= {
+        "device_name": HOSTILE,
+        "git_revision": HOSTILE + "+dirty",
+        HOSTILE: HOSTILE,
+        "lone": "\ud800",
+    }
+    document["command"][HOSTILE] = [HOSTILE]
+    document["started_at"] = document["run_id"] = HOSTILE
+    (path / "run.json").write_text(json.dumps(document))
+    (path / "ceilings.json").write_text(json.dumps({"reason": HOSTILE}))
+    return RunFolder.open(path)
+
+
+def test_nothing_in_a_run_folder_becomes_markup(tmp_path, example):
+    harmless, hostile = Markup(page([example])), Markup(page([hostile_run(tmp_path)]))
+    assert len(hostile.scripts) == len(harmless.scripts)
+    assert hostile.scripts[1:] == harmless.scripts[1:]
+    assert {tag for tag, _ in hostile.tags} <= {tag for tag, _ in harmless.tags}
+    assert not any(name.startswith("on") for _, attributes in hostile.tags for name in attributes)
+    assert data_of(page([hostile_run(tmp_path / "again")]))["rows"][0][1] == HOSTILE
+
+
+# In a browser
+
+browser_test = pytest.mark.skipif(
+    missing_browser() is not None and "OPBENCH_REQUIRE_BROWSER" not in os.environ, reason=str(missing_browser())
+)
+
+
+@pytest.fixture(scope="module", params=[DESKTOP, PHONE], ids=["desktop", "phone"])
+def driver(request):
+    assert missing_browser() is None, missing_browser()
+    with chromium(request.param) as driver:
+        yield driver
+
+
+@pytest.fixture
+def shown(driver, example, second, tmp_path):
+    open_page(driver, write_page([example, second], tmp_path / "page.html"))
+    driver.execute_script("document.querySelector('#filters details').open = true")
+    yield driver
+    assert console_errors(driver) == []
+    assert all(address.startswith(("file:", "data:", "blob:")) for address in requested_addresses(driver))
+
+
+def column_texts(driver, table, column):
+    cells = f"[data-table='{table}'] tbody tr td:nth-of-type({column})"
+    return driver.execute_script(f'return [...document.querySelectorAll("{cells}")].map(c => c.textContent)')
+
+
+def click(driver, selector):
+    driver.execute_script("document.querySelector(arguments[0]).click()", selector)
+
+
+@browser_test
+def test_every_figure_shown_is_its_rows(shown, example, second):
+    rows = [*example.rows(), *second.rows()]
+    figures = shown.execute_script(
+        "return [...document.querySelectorAll('.figure')].map(f => [f.dataset.row, f.textContent])"
+    )
+    assert len(figures) == len(rows)
+    for row, text in figures:
+        assert text == cell_text(rows[int(row)])
+    assert "!" in "".join(text for _, text in figures)
+
+
+@browser_test
+def test_a_heading_sorts_and_the_keyboard_reaches_it(shown):
+    before = column_texts(shown, 0, 1)
+    click(shown, "[data-table='0'] [data-column='0-0']")
+    up = [float(text.strip("~!")) for text in column_texts(shown, 0, 1) if text[-1].isdigit()]
+    assert up == sorted(up)
+    assert column_texts(shown, 0, 1)[-1] in ("N/A", "OOM")  # what has no figure stands last
+    assert shown.execute_script("return document.activeElement.dataset.column") == "0-0"
+    assert shown.execute_script("return document.querySelector('[aria-sort]').getAttribute('aria-sort')") == "ascending"
+    shown.switch_to.active_element.send_keys("\ue007")  # Enter
+    down = [float(text.strip("~!")) for text in column_texts(shown, 0, 1) if text[-1].isdigit()]
+    assert down == up[::-1]
+    shown.switch_to.active_element.send_keys("\ue007")
+    assert column_texts(shown, 0, 1) == before
+
+
+@browser_test
+def test_arrow_keys_move_between_figures_and_enter_opens_one(shown):
+    shown.execute_script("document.querySelector('.figure').focus()")
+    tab_stops = shown.execute_script("return document.querySelectorAll('.figure[tabindex=\"0\"]').length")
+    assert tab_stops == 2  # one a table
+    for key in ("\ue014", "\ue015", "\ue012", "\ue015"):  # right, down, left, down
+        shown.switch_to.active_element.send_keys(key)
+    place = shown.execute_script(
+        "return [document.activeElement.closest('td').cellIndex, document.activeElement.closest('tr').rowIndex]"
+    )
+    assert place == [1, 4]
+    row = shown.execute_script("return document.activeElement.dataset.row")
+    shown.switch_to.active_element.send_keys("\ue007")
+    shown_row = shown.execute_script("return [byId('cell').open, byId('cell-title').textContent]")
+    assert shown_row[0]
+    assert shown_row[1] == shown.execute_script(f"return rowName({row})")
+    shown.switch_to.active_element.send_keys("\ue00c")  # Escape
+    assert not shown.execute_script("return byId('cell').open")
+
+
+@browser_test
+@pytest.mark.parametrize(
+    ("facet", "choice", "column"),
+    [("operator", "dcnv4", "operator"), ("dtype", "fp16", "dtype"), ("level", "core", "level"), ("run", "B", None)],
+)
+def test_a_filter_hides_its_rows_from_tables_and_chart(shown, facet, choice, column):
+    left = "return [...document.querySelectorAll('.figure')].map(f => Number(f.dataset.row))"
+    before = shown.execute_script(left)
+    points = (
+        "return chart.getOption().series.filter(s => s.type === 'scatter').reduce((sum, s) => sum + s.data.length, 0)"
+    )
+    points_before = shown.execute_script(points)
+    click(shown, f"[data-facet='{facet}'] input[value='{choice}']")
+    after = shown.execute_script(left)
+    assert 0 < len(after) < len(before)
+    if column:
+        values = shown.execute_script(f"return arguments[0].map(row => value(row, '{column}'))", after)
+        assert choice not in values
+        assert len(after) == sum(
+            v != choice for v in shown.execute_script(f"return arguments[0].map(row => value(row, '{column}'))", before)
+        )
+    assert (shown.execute_script(points) < points_before) == (facet != "level")  # the chart shows one level anyway
+    click(shown, "#reset")
+    assert shown.execute_script(left) == before
+    assert shown.execute_script(points) == points_before
+
+
+@browser_test
+def test_nothing_left_is_said(shown):
+    for choice in ("fp32", "fp16"):
+        click(shown, f"[data-facet='dtype'] input[value='{choice}']")
+    assert shown.execute_script("return byId('nothing').checkVisibility()")
+    assert shown.execute_script("return chart.getOption().title[0].text") == "Every cell is filtered out"
+
+
+def choose(driver, select, choice):
+    driver.execute_script(
+        "byId(arguments[0]).value = arguments[1]; byId(arguments[0]).dispatchEvent(new Event('change'))", select, choice
+    )
+
+
+@browser_test
+def test_other_figures_than_latency(shown, example, second):
+    rows = [*example.rows(), *second.rows()]
+    choose(shown, "metric", "ratio")
+    text = {
+        int(row): text
+        for row, text in shown.execute_script(
+            "return [...document.querySelectorAll('.figure')].map(f => [f.dataset.row, f.textContent])"
+        )
+    }
+    for number, row in enumerate(rows):
+        if row["status"] == "ok":
+            expected = "1.00" if number < len(rows) / 2 else "0.800"
+            assert text[number].strip("~!") == expected
+    choose(shown, "metric", "limit")
+    assert (
+        shown.execute_script("return document.querySelector('caption').textContent")
+        == "share of the device's limit (%)"
+    )
+
+
+# The last of a series' data: of a long bar chart the first ones are out of its window.
+SHOW_TIP = """const last = chart.getOption().series[0].data.length - 1;
+  chart.dispatchAction({type: 'showTip', seriesIndex: 0, dataIndex: last}); return byId('chart').textContent"""
+
+
+@browser_test
+def test_every_chart_draws_hovers_and_toggles(shown):
+    kinds = shown.execute_script("return [...byId('chart-kind').options].map(o => o.value)")
+    assert kinds == ["throughput", "roofline", "split", "speedup", "scaling"]  # no errors, no two timers in this run
+    for kind in kinds:
+        choose(shown, "chart-kind", kind)
+        drawn = shown.execute_script("return chart.getOption().series.map(s => s.data.length)")
+        assert sum(drawn) > 0, kind
+        assert "64x" in shown.execute_script(SHOW_TIP), kind
+        figures = shown.execute_script("return document.querySelectorAll('#chart-data tbody tr').length")
+        assert figures > 0, kind
+        assert kind != "throughput" or figures == shown.execute_script("return pointsOf('throughput').length")
+    choose(shown, "chart-kind", "roofline")
+    assert shown.execute_script("return chart.getOption().xAxis[0].type") == "log"
+    click(shown, "#log-x")
+    assert shown.execute_script("return chart.getOption().xAxis[0].type") == "value"
+    lines = "return chart.getOption().series.filter(s => s.silent).length"
+    assert shown.execute_script(lines) > 0
+    click(shown, "#ceilings")
+    assert shown.execute_script(lines) == 0
+
+
+@browser_test
+def test_the_speed_up_is_the_quotient_of_two_rows(shown):
+    choose(shown, "chart-kind", "speedup")
+    choose(shown, "chart-against", "dcnv4")
+    wrong = """return chart.getOption().series[0].data.filter(({item, value: [, , z]}) =>
+      value(item.rows[1], 'operator') !== 'dcnv4'
+      || value(item.rows[0], 'shape') !== value(item.rows[1], 'shape')
+      || Math.abs(2 ** z - value(item.rows[1], 'latency_ms') / value(item.rows[0], 'latency_ms')) > 1e-9).length"""
+    assert shown.execute_script(wrong) == 0
+
+
+@browser_test
+def test_a_cell_shows_its_samples_and_every_column(shown, example):
+    click(shown, ".figure[data-row='0']")
+    row = example.rows()[0]
+    assert shown.execute_script(
+        "return byId('cell-facts').querySelector('[data-column=\"latency_ms\"]').textContent"
+    ) == str(row["latency_ms"])
+    counts = shown.execute_script(
+        "return cellChart.getOption().series[0].data.map(d => d.value[1]).reduce((a, b) => a + b, 0)"
+    )
+    assert counts == row["samples"]
+    assert "row 1 of measurements.csv of run A (first)" in shown.execute_script("return byId('cell-facts').textContent")
+    shown.execute_script("byId('cell').close()")
+    failed = next(n for n, r in enumerate(example.rows()) if r["status"] == "error")
+    click(shown, f".figure[data-row='{failed}']")
+    assert shown.execute_script("return byId('cell-note').textContent") == "error: made to be error"
+
+
+@browser_test
+def test_failures_warnings_and_environment_are_listed(shown, example, second):
+    text = shown.execute_script("return byId('failed').textContent")
+    failed = [row for row in (*example.rows(), *second.rows()) if row["status"] in ("error", "out_of_memory")]
+    assert text.count("made to be") == len(failed)
+    assert "made to be out_of_memory" in text
+    suspicious = shown.execute_script("return byId('suspicious').textContent")
+    assert "implies" in suspicious
+    assert "No ceilings: the run holds no ceilings.json" in shown.execute_script("return byId('warnings').textContent")
+    assert "device_name" in shown.execute_script("return byId('environment').textContent")
+
+
+@browser_test
+def test_the_csv_is_measurements_csv(shown, example):
+    text = shown.execute_script("return csvOf(0)")
+    with (example.write_measurements_csv()).open(newline="") as file:
+        expected = list(csv.DictReader(file))
+    got = list(csv.DictReader(io.StringIO(text)))
+    assert len(got) == len(expected)
+    for one, other in zip(got, expected, strict=True):
+        for column in expected[0]:
+            same = one[column] == other[column] or float(one[column]) == float(other[column])
+            assert same, column
+    click(shown, ".download")  # leaves no error in the console
+
+
+@browser_test
+def test_the_page_is_accessible(shown):
+    axe = resources.files("axe_core_python").joinpath("axe.min.js").read_text("utf-8")
+    shown.execute_script(axe + "\nwindow.axe = axe;")
+    for theme in ("light", "dark"):
+        choose(shown, "theme", theme)
+        result = shown.execute_async_script("axe.run().then(arguments[0])")
+        found = [(v["id"], v["nodes"][0]["html"][:200], v["nodes"][0]["failureSummary"]) for v in result["violations"]]
+        assert found == [], theme
+        assert len(result["passes"]) > 10
+
+
+@browser_test
+def test_the_page_fits_its_window(shown):
+    assert shown.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    chart = shown.execute_script("return byId('chart').getBoundingClientRect().width")
+    assert 0.8 * shown.execute_script("return innerWidth") < chart <= shown.execute_script("return innerWidth")
+
+
+@browser_test
+def test_a_hostile_run_runs_no_script(driver, tmp_path):
+    run = hostile_run(tmp_path)
+    open_page(driver, write_page([run], tmp_path / "page.html"))
+    for kind in driver.execute_script("return [...byId('chart-kind').options].map(o => o.value)"):
+        choose(driver, "chart-kind", kind)
+        choose(driver, "chart-against", HOSTILE)
+        assert HOSTILE in driver.execute_script(SHOW_TIP)
+    driver.execute_script("for (const f of document.querySelectorAll('.figure')) { f.click(); byId('cell').close(); }")
+    time.sleep(0.2)  # an image's onerror comes later
+    assert driver.execute_script("return window.hacked") is None
+    assert driver.execute_script("return document.querySelectorAll('img, body svg, iframe').length") == 0
+    assert HOSTILE in driver.execute_script("return byId('failed').textContent")
+    assert console_errors(driver) == []
+    # Even a script that got in would not run: the policy names the page's own by their hashes.
+    driver.execute_script(
+        "const s = document.createElement('script'); s.textContent = 'window.hacked = 1'; document.body.append(s)"
+    )
+    assert driver.execute_script("return window.hacked") is None
+    driver.get_log("browser")  # the policy's own complaint
+
+
+@browser_test
+def test_two_thousand_rows_are_painted_before_the_charts(driver, tmp_path):
+    open_page(driver, write_page([two_thousand_rows(tmp_path / "run")], tmp_path / "page.html"))
+    assert driver.execute_script("return document.querySelectorAll('.figure').length") == 2016
+    paint = driver.execute_script("return performance.getEntriesByName('first-contentful-paint')[0].startTime")
+    charts = driver.execute_script("return performance.getEntriesByName('charts')[0].startTime")
+    assert 0 < paint < charts
+    print(f"first paint after {paint:.0f} ms, charts after {charts:.0f} ms")
+    assert console_errors(driver) == []

@@ -1,0 +1,168 @@
+"""What a person sees in a terminal, and what a pipe gets: colours, sparklines, the summary, progress, completion."""
+
+import io
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from builders import make_cell
+from report_fixtures import make_run, measurement
+from rich.console import Console
+
+from opbench.case import Shape
+from opbench.measurement import Measurement, Status
+from opbench.progress import ConsoleProgress
+from opbench.report import print_tables, run_tables, sample_table, summary_line
+from opbench.report.layout import sparkline
+
+ROOT = Path(__file__).parents[1]
+SHAPE = Shape(1, 8, 8, 16)
+GREEN, RED = "\x1b[1;32m", "\x1b[31m"
+
+
+@pytest.fixture
+def run(tmp_path):
+    cells = [("conv3x3", "fp32", 1.25), ("dcnv4", "fp32", 2.5), ("dcnv3", "fp32", 4.5)]
+    cells += [("conv3x3", "fp16", 7.25), ("dcnv4", "fp16", 0.625), ("dcnv3", "fp16", Status.OUT_OF_MEMORY)]
+    return make_run(tmp_path / "run", [measurement(operator, SHAPE, dtype, value) for operator, dtype, value in cells])
+
+
+def printed(tables, **options):
+    console = Console(file=io.StringIO(), force_terminal=True, color_system="standard", width=120, **options)
+    print_tables(tables, "terminal", console)
+    return console.file.getvalue()
+
+
+def test_best_and_worst_of_each_dtype_are_coloured(run):
+    text = printed(run_tables(run))
+    coloured = [part.partition("\x1b")[0] for colour in (GREEN, RED) for part in text.split(colour)[1:]]
+    assert coloured == ["1.25", "0.625", "7.25", "4.50"]  # best of fp32 and fp16, then worst
+    assert f"{GREEN}1.25\x1b[0m / {RED}7.25" in text
+
+
+def test_one_value_is_neither_best_nor_worst(tmp_path):
+    text = printed(run_tables(make_run(tmp_path, [measurement("dcnv4", SHAPE, "fp32", 1.0)])))
+    assert GREEN not in text
+    assert RED not in text
+
+
+def test_without_colours_the_words_are_the_same(run):
+    plain = printed(run_tables(run), no_color=True)
+    assert "\x1b[1;32m" not in plain
+    assert "\x1b[31m" not in plain
+    assert "7.25" in plain
+
+
+def in_a_terminal(*arguments, **environment):
+    """What `opbench` writes to a terminal of 100 columns."""
+    master, slave = pty.openpty()
+    variables = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "CI")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "opbench", *map(str, arguments)], stdout=slave, stderr=slave, cwd=ROOT,
+        env=variables | {"TERM": "xterm-256color", "COLUMNS": "100", **environment},
+    )  # fmt: skip
+    os.close(slave)
+    text = b""
+    while True:
+        try:
+            part = os.read(master, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        text += part
+    os.close(master)
+    assert process.wait(timeout=60) == 0
+    return text.decode()
+
+
+def test_no_color_and_its_variable_reach_the_output(run):
+    assert GREEN in in_a_terminal("report", run.path)
+    assert "\x1b[1;32m" not in in_a_terminal("report", run.path, "--no-color")
+    assert "\x1b[1;32m" not in in_a_terminal("report", run.path, NO_COLOR="1")
+
+
+def test_a_pipe_gets_plain_text_with_the_summary(run):
+    done = subprocess.run(
+        [sys.executable, "-m", "opbench", "report", str(run.path), "--samples"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "\x1b" not in done.stdout
+    assert done.stdout.rstrip().splitlines()[-1] == summary_line(run)
+    assert "Samples per cell" in done.stdout
+
+
+def test_a_sparkline_is_the_histogram():
+    assert sparkline([]) == ""
+    assert sparkline([1.0] * 30) == "█"
+    # Ten bins from 0 to the 95 % quantile, 95: ten or nine samples each, and 86 to 100, fifteen, in the last.
+    assert sparkline([float(n) for n in range(101)]) == "▆▅▆▅▆▅▆▅▆█"
+    skewed = [0.0] * 80 + [10.0] * 20
+    assert sparkline(skewed) == "█        ▂"
+
+
+def test_every_ok_cell_has_its_samples(run):
+    table = sample_table(run)
+    assert len(table.rows) == 5
+    row = next(row for row in table.rows if row[0].startswith("dcnv4 module fwd 1x8x8x16 fp32"))
+    assert row[3:] == ("2.25", "2.50", "2.50", "30")
+
+
+def measured_cells(count):
+    return [Measurement(make_cell(), Status.OK, latencies_ms=(1.0, 1.5, 2.0)) for _ in range(count)]
+
+
+def show_progress(**options):
+    console = Console(file=io.StringIO(), width=100, **options)
+    with ConsoleProgress(console=console) as progress:
+        for number, measurement_ in enumerate(measured_cells(3), start=1):
+            progress.started(measurement_.cell, number, 3)
+            progress.stage("timing")
+            progress._bar.refresh()
+            progress.ended(measurement_)
+    return console.file.getvalue()
+
+
+def test_a_terminal_shows_the_cell_the_count_and_the_time_left():
+    text = show_progress(force_terminal=True)
+    assert "1/3" in text
+    assert "[2/3] double (right) core fwd 1x4x4x8 fp32: timing" in text
+    assert "━" in text
+    assert "--:--" in text or "00:00" in text  # time left, once there is one
+
+
+def test_a_pipe_gets_one_line_a_cell():
+    text = show_progress(force_terminal=False)
+    assert "\x1b" not in text
+    lines = text.splitlines()
+    assert [line.partition("]")[0] for line in lines] == ["[1/3", "[2/3", "[3/3"]
+    assert "1.50 ms ±33.3 % " in lines[0]
+    assert "(3 samples" in lines[0]
+
+
+def complete(words):
+    code = "import sys; sys.argv = ['opbench']; from opbench.cli import main; main()"
+    variables = {"_OPBENCH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | variables)
+    return done.stdout.split()
+
+
+def test_the_shell_completes_commands_options_and_shape_lists():
+    assert complete("opbench ce") == ["ceilings"]
+    assert complete("opbench report --no-c") == ["--no-color"]
+    assert complete("opbench sweep --shapes s") == ["smoke", "standard"]
+    assert complete("opbench report --format h") == ["html"]
+
+
+def test_the_example_runs(tmp_path):
+    run = ROOT / "results" / "xeon-2core"
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "read_a_run.py", run, tmp_path / "figures"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Fastest per shape and dtype" in done.stdout
+    assert {path.name for path in (tmp_path / "figures").iterdir()} >= {"roofline-smoke-module-fwd.png"}
