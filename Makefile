@@ -4,13 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: sweep test lint pictures inspect bench gpu clean
+.PHONY: sweep test test-slow lint pictures inspect bench gpu clean
 
 sweep: $(VENV)/.installed
 	$(BIN)/opbench sweep
 
 test: $(VENV)/.installed-dev
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest
+
+# The long versions: soak, random faults and kills over several seeds, thousands of fuzzed files.
+test-slow: $(VENV)/.installed-dev
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m slow
+	CUDA_VISIBLE_DEVICES= OPBENCH_FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/test_fuzz.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

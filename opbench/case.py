@@ -9,6 +9,10 @@ __all__ = ["Case", "Cell", "Direction", "Dtype", "Level", "SettingValue", "Shape
 
 SettingValue = int | float | str
 
+MAX_NAME_LENGTH = 255
+MAX_COUNT = 2**63
+"""What a 64-bit integer column holds."""
+
 
 class Level(StrEnum):
     """How much of the operator is timed."""
@@ -148,14 +152,40 @@ class Cell:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The cell that to_json wrote."""
+        """The cell that to_json wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: to_json did not write that.
+        """
         case = Case(
-            operator=data["operator"],
+            operator=_name(data["operator"]),
             level=Level(data["level"]),
             direction=Direction(data["direction"]),
-            shape_list=data["shape_list"],
-            shape=Shape(**data["shape"]),
+            shape_list=_name(data["shape_list"]),
+            shape=Shape(**{name: _count(size, 1) for name, size in data["shape"].items()}),
             dtype=Dtype(data["dtype"]),
-            settings=tuple(data["settings"].items()),
+            settings=tuple((_name(name), _setting(value)) for name, value in data["settings"].items()),
         )
-        return cls(case, data["provider"], data["flop_count"], data["bytes_moved"], data["memory_bytes"])
+        counts = (_count(data[name]) for name in ("flop_count", "bytes_moved", "memory_bytes"))
+        return cls(case, _name(data["provider"]), *counts)
+
+
+def _name(value: object) -> str:
+    """A text that may stand in a line of a terminal and, but for its slashes, in a file's name."""
+    if not (isinstance(value, str) and value.isprintable() and len(value) <= MAX_NAME_LENGTH):
+        raise ValueError(f"a name must be printable text of at most {MAX_NAME_LENGTH} characters, got {value!r:.60}")
+    return value
+
+
+def _count(value: object, minimum: int = 0) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value < MAX_COUNT:
+        raise ValueError(f"a count must be an integer from {minimum} to 2**63 - 1, got {value!r:.60}")
+    return value
+
+
+def _setting(value: object) -> SettingValue:
+    if isinstance(value, str):
+        return _name(value)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MAX_COUNT:
+        raise ValueError(f"a setting must be a number or a text, got {value!r:.60}")
+    return value

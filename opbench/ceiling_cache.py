@@ -10,8 +10,8 @@ from pathlib import Path
 
 from opbench.ceilings import Ceilings, read_ceilings
 from opbench.environment import comparison_identity, device_slug
-from opbench.errors import ResultsError
-from opbench.results import write_text
+from opbench.errors import ResultsError, StorageError
+from opbench.files import write_whole
 
 __all__ = ["ceilings_for", "ceilings_path", "keep", "known_ceilings"]
 
@@ -41,8 +41,8 @@ def keep(ceilings: Ceilings, environment: Mapping[str, object]) -> Path | None:
     path = ceilings_path(environment)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, json.dumps(ceilings.to_json(), indent=1) + "\n")
-    except OSError:
+        write_whole(path, json.dumps(ceilings.to_json(), indent=1) + "\n")
+    except (OSError, StorageError):
         return None
     return path
 

@@ -1,7 +1,6 @@
 """Measures a device's ceilings: matrix products, memory and cache traffic, and launches of next to nothing."""
 
 import gc
-import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -14,7 +13,8 @@ import torch
 
 from opbench.case import Dtype
 from opbench.ceilings import Ceilings, Probe
-from opbench.environment import collect_environment, comparison_identity, gpu_conditions
+from opbench.conditions import conditions as device_conditions
+from opbench.environment import collect_environment, comparison_identity
 from opbench.precision import torch_precision
 from opbench.stats import median
 from opbench.timing import CACHES, Launch, StoppingRule, Timer, collect_samples, make_timer
@@ -82,7 +82,7 @@ def measure_ceilings(
     timer_of = timer_of or (lambda name, cache: make_timer(name, cache, device))
     place = torch.device(tensors_on or device)
     environment = collect_environment(place.type if tensors_on else device)
-    conditions = {"load_average_1min": os.getloadavg()[0]} if place.type == "cpu" else gpu_conditions(device)
+    conditions = device_conditions(device)
     probes = []
     with torch.cuda.device(place) if place.type == "cuda" else nullcontext(), torch.no_grad():
         specs = list(probe_specs(facts))

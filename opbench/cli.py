@@ -1,15 +1,17 @@
 """The command line: parse, call, print. Heavy imports stay inside the commands that need them."""
 
+import io
+import os
 import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
-from opbench.errors import OpbenchError
+from opbench.errors import OpbenchError, StorageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +31,10 @@ app = typer.Typer(
 
 EXIT_FAILED_CELLS = 1
 EXIT_USAGE = 2
+EXIT_STORAGE = 3
+EXIT_INTERNAL = 70
 EXIT_INTERRUPTED = 130
+TRACEBACK_VARIABLE = "OPBENCH_TRACEBACK"
 
 NoColor = Annotated[bool, typer.Option("--no-color", help="No colours; the variable NO_COLOR does the same.")]
 
@@ -57,14 +62,27 @@ class Format(StrEnum):
 
 
 def main() -> None:
-    """Run the command line; what opbench raises on purpose is one line on standard error and exit code 2."""
+    """Run the command line; whatever is raised is one line on standard error and an exit code of its kind."""
+    # A path on the command line may hold bytes that are no text.
+    cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
     try:
         app()
     except OpbenchError as error:
-        print(f"opbench: {error}", file=sys.stderr)
-        sys.exit(EXIT_USAGE)
+        _fail(str(error), EXIT_STORAGE if isinstance(error, StorageError) else EXIT_USAGE)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
+    except Exception as error:
+        if os.environ.get(TRACEBACK_VARIABLE):
+            raise
+        from opbench.measurement import one_line
+
+        what = one_line(f"{type(error).__name__}: {error}")
+        _fail(f"internal error: {what}; {TRACEBACK_VARIABLE}=1 shows where, for a bug report", EXIT_INTERNAL)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"opbench: {message}", file=sys.stderr)
+    sys.exit(code)
 
 
 def _shape_lists() -> list[str]:
@@ -122,11 +140,29 @@ def sweep(
         float | None, typer.Option(metavar="GIB", help="Memory that a cell may take. [default: no limit]")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of inputs and parameters. [default: 0]")] = None,
+    isolation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="process|none",
+            help="A worker process for each operator and shape, or none, for debugging. [default: process]",
+        ),
+    ] = None,
+    cell_timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Stop a cell after that. [default: 120 and ten time budgets]"),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Results folder. [default: results/<date>-<device>-<n>]"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    retry: Annotated[
+        str | None,
+        typer.Option(metavar="error,timeout", help="With --resume, measure cells of these statuses again."),
+    ] = None,
+    accept_differences: Annotated[
+        bool, typer.Option("--accept-differences", help="Resume although the plan or the environment differs.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and run nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only where the results are.")] = False,
     no_color: NoColor = False,
@@ -134,7 +170,7 @@ def sweep(
     """Check and time operators; write raw samples, tables and plots.
 
     Exit codes: 0 every cell measured (or not applicable, or out of memory), 1 some cell wrong, error, timeout or
-    unavailable, 2 usage or bad input, 130 interrupted (what was finished is kept).
+    unavailable, 2 usage or bad input, 3 results cannot be written, 130 interrupted (what was finished is kept).
     """
     options = {
         "shapes": shapes, "ops": _split("--ops", ops), "providers": _split("--providers", providers),
@@ -149,20 +185,22 @@ def sweep(
     from opbench.progress import ConsoleProgress
 
     known = registry.registered()
+    ways = {"isolation": isolation, "cell_timeout": cell_timeout, "retry": _split("--retry", retry)}
+    conduct = api.make_conduct(ways, resume=resume)
     if dry_run:
         _print_plan(api.plan(api.make_request(options, known), known))
         return
     if resume and out is None:
         raise typer.BadParameter("--resume needs --out: the folder of the run to continue")
     if resume and out is not None:
-        run = api.continue_run(out, options, known)
+        run = api.continue_run(out, options, known, accept_differences=accept_differences)
     else:
-        run = api.start_run(api.make_request(options, known), known, out)
+        run = api.start_run(api.make_request(options, known), known, out, conduct)
     interrupted = False
     progress = ConsoleProgress(quiet=quiet, no_color=no_color)
     try:
         with progress:
-            api.run_cells(run, known, progress)
+            api.run_cells(run, known, progress, conduct)
     except KeyboardInterrupt:
         interrupted = True
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -356,6 +394,9 @@ def _conclude(run: "RunFolder", *, interrupted: bool, quiet: bool, no_color: boo
         if row["status"] in FAILURES:
             cell = f"{row['operator']} {row['level']} {row['direction']} {row['shape']} {row['dtype']}"
             print(f"{row['status']}: {cell} ({row['provider']}): {row['reason']}", file=sys.stderr)
+    disturbed = sum(bool(row["warnings"]) for row in rows)
+    if disturbed and not quiet:
+        print(f"warnings: {disturbed} of {len(rows)} cells; see the notes under the tables", file=sys.stderr)
     print(f"{len(rows)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
     print(f"results: {run.path}")
     if not quiet:

@@ -10,8 +10,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from opbench.conditions import scaling_governor
 from opbench.errors import UsageError
-from opbench.nvml import Nvml, nvml_of, watts
+from opbench.nvml import Nvml, nvml_of
 from opbench.precision import float32_precision
 
 __all__ = [
@@ -21,7 +22,6 @@ __all__ = [
     "environment_differences",
     "environment_lines",
     "git_revision",
-    "gpu_conditions",
     "resolve_device",
 ]
 
@@ -113,18 +113,6 @@ def device_slug(device_name: str, device_type: str) -> str:
     return re.sub(r"^(nvidia|amd|intel)-", "", slug) or "gpu"
 
 
-def gpu_conditions(device: str) -> dict[str, Any]:
-    """A cheap snapshot of what moves a GPU's speed: clocks (MHz), power (W), temperature (C), what limits the clocks.
-
-    Returns:
-        sm_clock_mhz, memory_clock_mhz, power_w, temperature_c, clock_event_reasons; None for each that the GPU does
-        not report; {} on the CPU and where NVML does not answer.
-    """
-    with nvml_of(device) as nvml:
-        conditions = nvml.conditions()
-    return {} if all(value is None for value in conditions.values()) else conditions
-
-
 def comparison_identity(environment: Mapping[str, Any]) -> dict[str, str]:
     """What must be equal for two runs to be one, or to be compared; the driver on a GPU, the threads on the CPU."""
     packages = environment.get("packages") or {}
@@ -206,7 +194,6 @@ def git_revision(file: Path) -> str | None:
 
 def _gpu(properties: Any, nvml: Nvml) -> dict[str, Any]:  # noqa: ANN401 - torch's class is private
     persistence = nvml.about_gpu("nvmlDeviceGetPersistenceMode")
-    mig = nvml.about_gpu("nvmlDeviceGetMigMode")
     return {
         "compute_capability": f"{properties.major}.{properties.minor}",
         "multiprocessors": properties.multi_processor_count,
@@ -215,9 +202,8 @@ def _gpu(properties: Any, nvml: Nvml) -> dict[str, Any]:  # noqa: ANN401 - torch
         **nvml.conditions(),
         "max_sm_clock_mhz": nvml.about_gpu("nvmlDeviceGetMaxClockInfo", 1),
         "max_memory_clock_mhz": nvml.about_gpu("nvmlDeviceGetMaxClockInfo", 2),
-        "power_limit_w": watts(nvml.about_gpu("nvmlDeviceGetEnforcedPowerLimit")),
+        **nvml.limits(),
         "persistence_mode": None if persistence is None else bool(persistence),
-        "mig_mode": None if mig is None else bool(mig[0]),
     }
 
 
@@ -250,7 +236,7 @@ def _cpu() -> dict[str, Any]:
         "logical_cores": os.cpu_count(),
         "usable_cores": len(usable) if usable else os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "governor": _first_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        "governor": scaling_governor(),
         "load_average": _load_average(),
     }
 
@@ -261,12 +247,6 @@ def _cpu_model(cpuinfo: Path) -> str:
         if match:
             return match[1].strip()
     return platform.processor() or "cpu"
-
-
-def _first_line(path: Path) -> str | None:
-    with suppress(OSError):
-        return path.read_text(errors="replace").split("\n", 1)[0].strip() or None
-    return None
 
 
 def _load_average() -> list[float]:

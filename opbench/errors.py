@@ -5,6 +5,7 @@ OpbenchError                 one line for a person; the command line prints it a
 │   └── UnknownNameError     a name that is not known; the message lists the known ones
 ├── ShapeFileError           a shape file that cannot be read, with file, line and field
 ├── ResultsError             a run folder that is missing, damaged, taken or not comparable
+├── StorageError             a file that cannot be written: the disk is full or refuses; exit code 3
 └── RegistryError            an operator that cannot be registered
 
 What goes wrong inside one cell of a sweep is not raised: it is a row with a status and a reason.
@@ -17,6 +18,7 @@ __all__ = [
     "RegistryError",
     "ResultsError",
     "ShapeFileError",
+    "StorageError",
     "UnknownNameError",
     "UsageError",
 ]
@@ -43,6 +45,10 @@ class ShapeFileError(OpbenchError):
 
 class ResultsError(OpbenchError):
     """A run folder that is missing, damaged, already taken or not comparable."""
+
+
+class StorageError(OpbenchError):
+    """A file that cannot be written: the disk is full, read-only or gone."""
 
 
 class RegistryError(OpbenchError):

@@ -7,9 +7,15 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
-from opbench.case import Cell
+from opbench.case import MAX_COUNT, Cell
 
-__all__ = ["FAILURES", "Measurement", "Status", "StopReason"]
+__all__ = ["FAILURES", "Measurement", "Status", "StopReason", "one_line"]
+
+
+SHORTEST_MS = 1e-9
+LONGEST_MS = 1e12
+"""A femtosecond and thirty years: no latency lies beyond."""
+MAX_REASON_LENGTH = 500
 
 
 class Status(StrEnum):
@@ -64,11 +70,15 @@ class Measurement:
     seconds: float = 0.0
     """Wall-clock time of the whole cell: build, check, warm-up and samples."""
     conditions: Mapping[str, Any] = field(default_factory=dict)
-    """Clocks, power and throttling around the samples, where the device reports them."""
+    """Clocks, power, load and throttling around the samples, where the device reports them."""
+    warnings: tuple[str, ...] = ()
+    """What disturbed the samples, and what the cell left changed, each as `kind: detail`; the figures stand."""
 
     def __post_init__(self) -> None:
         if self.status is not Status.OK and not self.reason:
             raise ValueError(f"a cell that is {self.status} needs a reason")
+        if isinstance(self.reason, str) and not self.reason.isprintable():  # it may quote what a cell printed
+            object.__setattr__(self, "reason", one_line(self.reason, MAX_REASON_LENGTH) or "unprintable")
 
     def to_json_line(self) -> str:
         """One line of strict JSON; a non-finite error becomes null (the reason says what it was)."""
@@ -79,10 +89,58 @@ class Measurement:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The measurement that to_json_line wrote."""
+        """The measurement that to_json_line wrote.
+
+        Raises:
+            KeyError, TypeError, ValueError: to_json_line did not write that.
+        """
         values = dict(data)
         values["cell"] = Cell.from_json(data["cell"])
         values["status"] = Status(data["status"])
-        values["latencies_ms"] = tuple(data["latencies_ms"])
+        values["latencies_ms"] = _latencies(data["latencies_ms"])
         values["stop_reason"] = StopReason(data["stop_reason"]) if data["stop_reason"] else None
-        return cls(**values)
+        values["warnings"] = tuple(data.get("warnings", ()))
+        measurement = cls(**values)
+        measurement._check_types()
+        return measurement
+
+    def _check_types(self) -> None:
+        """Refuse what a journal that was not written by this class may hold."""
+        texts = (self.reason, self.timer, self.cache, self.checked_shape, self.kernel_source_hash, *self.warnings)
+        if not all(isinstance(text, str) and text.isprintable() for text in texts):
+            raise ValueError(f"must be printable texts: {texts!r:.100}")
+        for number in (self.max_rel_error, self.tolerance, self.seconds):
+            if number is not None and not _is_number(number):
+                raise ValueError(f"must be a number, got {number!r:.60}")
+        for count in (self.launches_per_sample, self.peak_memory_bytes):
+            if count is not None and not (isinstance(count, int) and 0 <= count < MAX_COUNT):
+                raise ValueError(f"must be a count, got {count!r:.60}")
+        if not isinstance(self.conditions, dict):
+            raise TypeError(f"conditions must be an object, got {self.conditions!r:.60}")
+        if self.status is Status.OK and not self.latencies_ms:
+            raise ValueError("a cell that is ok needs samples")
+
+
+def one_line(text: str, length: int = 300) -> str:
+    """A text cut to one printable line: what breaks a line is a space, other control characters are escaped."""
+    if len(text) <= length and text.isprintable():
+        return text
+    words = " ".join(text[: 4 * length].split())
+    printable = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
+    return printable if len(printable) <= length else f"{printable[: length - 1]}…"
+
+
+def _latencies(values: Any) -> tuple[float, ...]:  # noqa: ANN401 - of unknown origin
+    if not isinstance(values, list | tuple):
+        raise TypeError(f"latencies must be a list, got {values!r:.60}")
+    # Whole lists at a time, for journals of 100,000 cells; nan and inf show in the sum.
+    if not {*map(type, values)} <= {float, int} or not math.isfinite(sum(values)):
+        raise ValueError(f"latencies must be numbers, got {values!r:.60}")
+    positive = [value for value in values if value]  # an event timer's step is coarse enough for a 0
+    if positive and not (min(positive) >= SHORTEST_MS and max(positive) <= LONGEST_MS):
+        raise ValueError(f"a latency must be 0 or from {SHORTEST_MS:g} to {LONGEST_MS:g} ms, got {values!r:.60}")
+    return tuple(values)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < math.inf

@@ -18,6 +18,7 @@ def derived_metrics(measurement: Measurement) -> dict[str, float | int | None]:
     return {
         **dict(zip(names, values, strict=True)),
         "samples": len(ordered),
-        "tflops": measurement.cell.flop_count / latency_ms / 1e9,
-        "gbps": measurement.cell.bytes_moved / latency_ms / 1e6,
+        # A median below the timer's resolution is 0, and no rate follows from it.
+        "tflops": measurement.cell.flop_count / latency_ms / 1e9 if latency_ms else None,
+        "gbps": measurement.cell.bytes_moved / latency_ms / 1e6 if latency_ms else None,
     }

@@ -1,7 +1,7 @@
 """NVIDIA's management library, asked about one GPU; None wherever it does not answer."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import PurePath
 from types import ModuleType
@@ -21,6 +21,9 @@ CLOCK_EVENT_REASONS = {
     0x100: "display_clock_setting",
 }
 """Bits of nvmlClocksEventReason*, in NVML's own words."""
+
+INITIAL_PID_NAMESPACE = "pid:[4026531836]"
+"""Of the host; the number is fixed in the kernel's headers (PROC_PID_INIT_INO)."""
 
 
 class Nvml:
@@ -71,13 +74,30 @@ class Nvml:
             "clock_event_reasons": None if reasons is None else _reason_names(reasons),
         }
 
-    def other_processes(self) -> list[dict[str, Any]]:
-        """Everyone else on the GPU: pid, program name without its folder, memory in bytes where known."""
+    def limits(self) -> dict[str, Any]:
+        """Power limits (W): the one in force and the card's own; and whether the GPU is cut into MIG slices."""
+        mig = self.about_gpu("nvmlDeviceGetMigMode")
+        return {
+            "power_limit_w": watts(self.about_gpu("nvmlDeviceGetEnforcedPowerLimit")),
+            "default_power_limit_w": watts(self.about_gpu("nvmlDeviceGetPowerManagementDefaultLimit")),
+            "mig_mode": None if mig is None else bool(mig[0]),
+        }
+
+    def other_processes(self, own: Collection[int] = ()) -> list[dict[str, Any]]:
+        """Everyone else on the GPU: pid, program name without its folder, memory in bytes where known.
+
+        Args:
+            own: processes that are not someone else; this one where none are given. In a container NVML counts pids
+                as the host does, so ours may not be recognised: then one process alone is taken for this one.
+        """
+        own = own or {os.getpid()}
         by_pid = {
             process.pid: process
             for kind in ("Graphics", "Compute")
             for process in self.about_gpu(f"nvmlDeviceGet{kind}RunningProcesses") or ()
         }
+        if len(by_pid) == 1 and not by_pid.keys() & set(own) and _in_container():
+            return []
         return [
             {
                 "pid": pid,
@@ -86,7 +106,7 @@ class Nvml:
                 "used_memory_bytes": process.usedGpuMemory,
             }
             for pid, process in sorted(by_pid.items())
-            if pid != os.getpid()
+            if pid not in own
         ]
 
 
@@ -111,6 +131,13 @@ def nvml_of(device: str) -> Iterator[Nvml]:
     finally:
         with suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
+
+
+def _in_container() -> bool:
+    """This process has a pid of its own namespace, beside the host's or in place of it."""
+    with suppress(OSError):
+        return os.readlink("/proc/self/ns/pid") != INITIAL_PID_NAMESPACE
+    return False
 
 
 def _reason_names(bits: int) -> list[str]:

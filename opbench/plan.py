@@ -10,7 +10,7 @@ from opbench.measurement import Status
 from opbench.operator import Operator, Provider
 from opbench.shapes import ShapeList
 
-__all__ = ["DEFAULT_DTYPES", "DEFAULT_SHAPES", "SweepRequest", "applicability", "plan_cells"]
+__all__ = ["DEFAULT_DTYPES", "DEFAULT_SHAPES", "SweepRequest", "applicability", "plan_cells", "plan_differences"]
 
 DEFAULT_SHAPES = {"cuda": ("standard", "high_resolution"), "cpu": ("smoke",)}
 """Shape lists where none are named, by device type."""
@@ -113,6 +113,17 @@ def plan_cells(
                                 for provider in _providers(choice, case, request.device_type)
                             ]
     return cells
+
+
+def plan_differences(there: Sequence[Cell], now: Sequence[Cell]) -> list[str]:
+    """One line for each way in which a run's plan is not what the same request gives now."""
+    stored, planned = ({cell.key: cell for cell in cells} for cells in (there, now))
+    kinds = {
+        "no longer planned": [key for key in stored if key not in planned],
+        "not in the run's plan": [key for key in planned if key not in stored],
+        "with other costs": [key for key, cell in stored.items() if planned.get(key, cell) != cell],
+    }
+    return [f"plan: {len(keys)} cells {kind}, first {keys[0]}" for kind, keys in kinds.items() if keys]
 
 
 def _choices(request: SweepRequest, operators: Mapping[str, Operator]) -> list[Choice]:

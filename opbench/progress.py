@@ -91,10 +91,11 @@ def _bar(console: Console, *, quiet: bool) -> Progress:
 
 
 def _outcome(measurement: Measurement) -> str:
+    warnings = "".join(f"; {warning}" for warning in measurement.warnings)
     if measurement.status is not Status.OK:
-        return f"{measurement.status}: {measurement.reason}"
+        return f"{measurement.status}: {measurement.reason}{warnings}"
     samples = measurement.latencies_ms
-    note = f"; {measurement.reason}" if measurement.reason else ""
+    note = (f"; {measurement.reason}" if measurement.reason else "") + warnings
     return (
         f"{three_digits(median(samples))} ms ±{100 * relative_half_width(samples):.1f} % {sparkline(samples)} "
         f"({len(samples)} samples, {measurement.stop_reason}){note}"

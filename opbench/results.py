@@ -5,11 +5,11 @@ Reading needs neither torch nor a GPU; only load_results needs pandas.
 """
 
 import csv
+import io
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -18,19 +18,23 @@ from typing import IO, TYPE_CHECKING, Any, Self
 from opbench.case import Cell
 from opbench.ceilings import Ceilings, limit_columns, read_ceilings
 from opbench.errors import ResultsError
-from opbench.measurement import Measurement, Status
+from opbench.files import lock, open_journal, remove_leftovers, storage_errors, write_whole
+from opbench.measurement import Measurement, Status, one_line
 from opbench.metrics import derived_metrics
 
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["COLUMNS", "SCHEMA_VERSION", "RunFolder", "free_run_path", "load_results", "write_text"]
+__all__ = ["CEILINGS", "COLUMNS", "SCHEMA_VERSION", "Run", "RunFolder", "free_run_path", "load_results"]
 
 SCHEMA_VERSION = 1
+RUN = "run.json"
+JOURNAL = "journal.jsonl"
+CEILINGS = "ceilings.json"
 
 COLUMNS = (
     "run_id", "operator", "provider", "level", "direction", "shape_list", "shape", "batch", "height", "width",
-    "channels", "dtype", "device", "timer", "cache", "settings", "status", "reason", "latency_ms",
+    "channels", "dtype", "device", "timer", "cache", "settings", "status", "reason", "warnings", "latency_ms",
     "latency_ms_p20", "latency_ms_p80", "latency_ms_min", "ci_low_ms", "ci_high_ms", "samples", "stop_reason",
     "flop_count", "bytes_moved", "tflops", "gbps", "peak_memory_bytes", "max_rel_error", "kernel_source_hash",
     "configuration", "limit_ms", "limit_fraction", "bound_by", "suspicious",
@@ -50,6 +54,9 @@ class RunFolder:
     def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
         self.path = path
         self.run = run
+        self._plan = [Cell.from_json(cell) for cell in run["plan"]]
+        self.differences: tuple[str, ...] = ()
+        """How what is measured from now on differs from what run.json says, accepted by whoever resumed the run."""
 
     @classmethod
     def create(
@@ -58,10 +65,9 @@ class RunFolder:
         """Make the folder and write run.json.
 
         Raises:
-            ResultsError: the folder already holds a run, or cannot be written.
+            ResultsError: the folder already holds a run, or another sweep is making one there.
+            StorageError: it cannot be written.
         """
-        if (path / "run.json").exists():
-            raise ResultsError(f"{path} already holds a run; choose another --out, or continue it with --resume")
         started = datetime.now(UTC)
         run = {
             "schema_version": SCHEMA_VERSION,
@@ -71,12 +77,16 @@ class RunFolder:
             "command": dict(command),
             "plan": [cell.to_json() for cell in plan],
         }
-        try:
+        with storage_errors(path):
             path.mkdir(parents=True, exist_ok=True)
-            write_text(path / "run.json", json.dumps(run, indent=1, allow_nan=False) + "\n")
-            (path / "journal.jsonl").touch()
-        except OSError as error:
-            raise ResultsError(f"{path}: cannot write a run there: {error.strerror}") from None
+            with open_journal(path / JOURNAL) as journal:
+                lock(journal, path)
+                if (path / RUN).exists() or journal.read(1):
+                    raise ResultsError(
+                        f"{path} already holds a run; choose another --out, or continue it with --resume"
+                    )
+                remove_leftovers(path)
+                write_whole(path / RUN, json.dumps(run, indent=1, allow_nan=False) + "\n")
         return cls(path, run)
 
     @classmethod
@@ -86,23 +96,25 @@ class RunFolder:
         Raises:
             ResultsError: there is no run, it is damaged, or a newer opbench wrote it.
         """
+        file = path / RUN
         try:
-            run = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            if not file.exists():
+                raise ResultsError(f"{path}: no run there (run.json is missing)")
+            if not file.is_file():
+                raise ResultsError(f"{file}: must be a regular file")
+            run = json.loads(file.read_text(encoding="utf-8"))
             version = run["schema_version"]
-            for field in ("run_id", "environment", "command", "plan"):
-                run[field]
-        except FileNotFoundError:
-            raise ResultsError(f"{path}: no run there (run.json is missing)") from None
+            if version != SCHEMA_VERSION:
+                raise ResultsError(
+                    f"{file}: schema_version must be {SCHEMA_VERSION}, got {one_line(repr(version), 60)}; "
+                    "another version of opbench wrote it"
+                )
+            _check_run(run)
+            return cls(path, run)
         except OSError as error:
             raise ResultsError(f"{path}: cannot read run.json: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError) as error:
-            raise ResultsError(f"{path / 'run.json'}: damaged: {error!r}") from None
-        if version != SCHEMA_VERSION:
-            raise ResultsError(
-                f"{path / 'run.json'}: schema_version must be {SCHEMA_VERSION}, got {version!r}; "
-                "another version of opbench wrote it"
-            )
-        return cls(path, run)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise ResultsError(f"{file}: damaged: {one_line(repr(error))}") from None
 
     @cached_property
     def ceilings(self) -> Ceilings | None:
@@ -111,12 +123,12 @@ class RunFolder:
         Raises:
             ResultsError: ceilings.json is damaged.
         """
-        return read_ceilings(self.path / "ceilings.json")
+        return read_ceilings(self.path / CEILINGS)
 
     def write_ceilings(self, ceilings: Ceilings | str) -> None:
         """Write ceilings.json; a text says why there are none."""
         data = {"reason": ceilings} if isinstance(ceilings, str) else ceilings.to_json()
-        write_text(self.path / "ceilings.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
+        write_whole(self.path / CEILINGS, json.dumps(data, indent=1, allow_nan=False) + "\n")
         self.__dict__.pop("ceilings", None)
 
     @property
@@ -126,26 +138,32 @@ class RunFolder:
 
     def plan(self) -> list[Cell]:
         """Every cell of the run, finished or not."""
-        return [Cell.from_json(cell) for cell in self.run["plan"]]
+        return list(self._plan)
 
-    def measurements(self) -> list[Measurement]:
-        """Every finished cell, in the order in which they ended.
+    def measurements(self) -> Iterator[Measurement]:
+        """Every line of the journal, in the order in which the cells ended; of a cell that was retried, each.
 
         A last line that a kill cut short is left out; any other damage is an error.
 
         Raises:
-            ResultsError: a line of the journal is not a measurement.
+            ResultsError: there is no journal, or a line of it is not a measurement.
         """
-        return [Measurement.from_json(data) for data, _ in self._journal_lines()]
+        return (measurement for measurement, _ in self._journal_lines())
 
     @contextmanager
     def append(self) -> Iterator["JournalWriter"]:
-        """Open the journal to add measurements, after cutting off a line that a kill left unfinished."""
-        whole = sum(size for _, size in self._journal_lines())
-        with (self.path / "journal.jsonl").open("r+b") as file:
-            file.truncate(whole)
-            file.seek(whole)
-            yield JournalWriter(file)
+        """Open the journal to add measurements, after cutting off a line that a kill left unfinished.
+
+        Raises:
+            ResultsError: another sweep has it open.
+            StorageError: it cannot be written.
+        """
+        with open_journal(self.path / JOURNAL) as file:
+            lock(file, self.path)
+            remove_leftovers(self.path)
+            if self.differences:
+                self._note_differences()
+            yield JournalWriter(file, self.path / JOURNAL, whole=sum(size for _, size in self._journal_lines()))
 
     def _repr_html_(self) -> str:
         """The run's tables and its one-line summary, as a notebook shows it."""
@@ -167,13 +185,21 @@ class RunFolder:
     def write_measurements_csv(self) -> Path:
         """Write measurements.csv from the journal."""
         path = self.path / "measurements.csv"
-        temporary = path.with_suffix(".csv.part")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(self.rows())
-        temporary.replace(path)
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS)
+        writer.writeheader()
+        writer.writerows(self.rows())
+        write_whole(path, text.getvalue())
         return path
+
+    def _note_differences(self) -> None:
+        """Keep in run.json that the run goes on under other circumstances, and which."""
+        noted = {
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "differences": list(self.differences),
+        }
+        self.run = {**self.run, "resumed": [*self.run.get("resumed", ()), noted]}
+        write_whole(self.path / RUN, json.dumps(self.run, indent=1, allow_nan=False) + "\n")
 
     def _row(self, measurement: Measurement) -> dict[str, Any]:
         case = measurement.cell.case
@@ -185,7 +211,10 @@ class RunFolder:
             "direction": str(case.direction),
             "shape_list": case.shape_list,
             "shape": str(case.shape),
-            **asdict(case.shape),
+            "batch": case.shape.batch,
+            "height": case.shape.height,
+            "width": case.shape.width,
+            "channels": case.shape.channels,
             "dtype": str(case.dtype),
             "device": self.device_name,
             "timer": measurement.timer or self.run["command"]["timer"],
@@ -193,6 +222,7 @@ class RunFolder:
             "settings": case.settings_text,
             "status": str(measurement.status),
             "reason": measurement.reason,
+            "warnings": "; ".join(measurement.warnings),
             "stop_reason": str(measurement.stop_reason) if measurement.stop_reason else None,
             "flop_count": measurement.cell.flop_count,
             "bytes_moved": measurement.cell.bytes_moved,
@@ -205,24 +235,21 @@ class RunFolder:
         values |= limit_columns(self.ceilings, values)
         return {column: values[column] for column in COLUMNS}
 
-    def _journal_lines(self) -> list[tuple[dict[str, Any], int]]:
-        """Parsed lines with their sizes in bytes."""
-        path = self.path / "journal.jsonl"
+    def _journal_lines(self) -> Iterator[tuple[Measurement, int]]:
+        """Measurements with the sizes of their lines in bytes."""
+        path = self.path / JOURNAL
+        if not path.exists():
+            raise ResultsError(f"{self.path}: no journal there (journal.jsonl is missing)")
+        if not path.is_file():
+            raise ResultsError(f"{path}: must be a regular file")
         try:
-            lines = path.read_bytes().splitlines(keepends=True)
-        except FileNotFoundError:
-            raise ResultsError(f"{self.path}: no journal there (journal.jsonl is missing)") from None
-        parsed = []
-        for number, line in enumerate(lines, start=1):
-            if not line.endswith(b"\n"):  # only the last one can be: a write was cut short
-                break
-            try:
-                data = json.loads(line)
-                Measurement.from_json(data)
-            except (ValueError, KeyError, TypeError) as error:
-                raise ResultsError(f"{path}:{number}: damaged line: {error!r}") from None
-            parsed.append((data, len(line)))
-        return parsed
+            with path.open("rb") as file:
+                for number, line in enumerate(file, start=1):
+                    if not line.endswith(b"\n"):  # only the last one can be: a write was cut short
+                        return
+                    yield _measurement(line, f"{path}:{number}"), len(line)
+        except OSError as error:
+            raise ResultsError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 Run = RunFolder
@@ -230,16 +257,66 @@ Run = RunFolder
 
 
 class JournalWriter:
-    """Appends measurements, each durable before the next cell starts."""
+    """Appends measurements, each durable before the next cell starts.
 
-    def __init__(self, file: IO[bytes]) -> None:
+    Args:
+        file: the journal, unbuffered.
+        path: its name, for errors.
+        whole: bytes of it that are whole lines; what follows them is cut off.
+    """
+
+    def __init__(self, file: IO[bytes], path: Path, whole: int) -> None:
         self._file = file
+        self._path = path
+        self._whole = whole
+        self._cut()
 
     def write(self, measurement: Measurement) -> None:
-        """Append one line and push it to the disk."""
-        self._file.write(measurement.to_json_line().encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        """Append one line and push it to the disk.
+
+        Raises:
+            StorageError: the disk is full or refuses; the lines before stay whole.
+        """
+        line = measurement.to_json_line().encode() + b"\n"
+        with storage_errors(self._path):
+            try:
+                written = 0
+                while written < len(line):
+                    written += self._file.write(line[written:])
+                os.fsync(self._file.fileno())
+            except BaseException:
+                with suppress(OSError):
+                    self._cut()
+                raise
+        self._whole += len(line)
+
+    def _cut(self) -> None:
+        self._file.truncate(self._whole)
+        self._file.seek(self._whole)
+
+
+def _measurement(line: bytes, place: str) -> Measurement:
+    try:
+        return Measurement.from_json(json.loads(line))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ResultsError(f"{place}: damaged line: {one_line(repr(error))}") from None
+
+
+def _check_run(run: Mapping[str, Any]) -> None:
+    """Refuse a run.json whose parts are not what reading relies on; ValueError, KeyError or TypeError says which."""
+    environment, command = run["environment"], run["command"]
+    for name, value in {
+        "run_id": run["run_id"],
+        "started_at": run.get("started_at", ""),
+        "device_name": environment["device_name"],
+        "timer": command["timer"],
+        "cache": command["cache"],
+    }.items():
+        if not (isinstance(value, str) and value.isprintable()):
+            raise ValueError(f"{name} must be printable text, got {value!r:.60}")
+    for name, part in (("packages", environment.get("packages")), ("cpu", environment.get("cpu"))):
+        if not isinstance(part, dict | None):
+            raise TypeError(f"{name} must be an object, got {part!r:.60}")
 
 
 def load_results(path: str | Path) -> "pandas.DataFrame":
@@ -270,16 +347,19 @@ def load_results(path: str | Path) -> "pandas.DataFrame":
 
 
 def free_run_path(parent: Path, device_slug: str) -> Path:
-    """The first `<date>-<device>-<n>` under `parent` that does not exist yet."""
+    """Make the first folder `<date>-<device>-<n>` under `parent` that does not exist yet.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
     stem = f"{datetime.now(UTC):%Y-%m-%d}-{device_slug}"
     number = 1
-    while (parent / f"{stem}-{number}").exists():
-        number += 1
-    return parent / f"{stem}-{number}"
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old one or the new one, never half."""
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    with storage_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            try:
+                (parent / f"{stem}-{number}").mkdir()
+            except FileExistsError:  # also by a sweep that started in the same moment
+                number += 1
+            else:
+                return parent / f"{stem}-{number}"

@@ -1,35 +1,50 @@
 """A sweep from request to results folder: plan, run every cell, keep each as it ends, write what is derived."""
 
 from collections.abc import Mapping, Sequence
-from enum import StrEnum
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from opbench import registry
-from opbench.case import Cell, Direction, Dtype, Level
+from opbench.case import Cell
 from opbench.ceiling_cache import ceilings_for
-from opbench.environment import (
-    collect_environment,
-    device_slug,
-    environment_differences,
-    resolve_device,
-)
+from opbench.environment import collect_environment, device_slug, environment_differences
 from opbench.errors import ResultsError, UsageError
 from opbench.executor import Executor, InProcessExecutor, WorkerExecutor, cell_limit_s
-from opbench.measurement import Measurement
+from opbench.measurement import Measurement, one_line
 from opbench.operator import Operator
-from opbench.plan import DEFAULT_DTYPES, DEFAULT_SHAPES, SweepRequest, plan_cells
+from opbench.options import (
+    DEFAULT_CONDUCT,
+    Conduct,
+    Isolation,
+    Options,
+    make_conduct,
+    make_request,
+    request_differences,
+    request_of_command,
+)
+from opbench.plan import SweepRequest, plan_cells, plan_differences
 from opbench.report import write_plots, write_tables
-from opbench.results import RunFolder, free_run_path
+from opbench.results import CEILINGS, RunFolder, free_run_path
 from opbench.shapes import load_shape_lists
-from opbench.timing import resolve_timer
 
-__all__ = ["Progress", "continue_run", "finish", "make_request", "plan", "run_cells", "start_run", "sweep"]
+__all__ = [
+    "Conduct",
+    "Isolation",
+    "Progress",
+    "continue_run",
+    "finish",
+    "make_conduct",
+    "make_request",
+    "plan",
+    "run_cells",
+    "start_run",
+    "sweep",
+]
 
-Options = Mapping[str, Any]
-Choice = TypeVar("Choice", bound=StrEnum)
-MAX_SEED = 2**62
-"""Leaves room below what torch takes for what each case adds."""
+PRELOADED = ("timm",)
+"""Providers that take seconds to import and touch no device when they are: imported once for all workers."""
 RESULTS = Path("results")
 """Where runs without a place of their own go, under the current folder."""
 
@@ -60,52 +75,14 @@ class Silence:
         """Say nothing."""
 
 
-def make_request(options: Options, operators: Mapping[str, Operator]) -> SweepRequest:
-    """The request that options stand for, each default filled in for the device.
-
-    Args:
-        options: keyword arguments as `opbench.sweep` takes them; None and missing mean the default.
-        operators: those that can be swept.
-
-    Raises:
-        UsageError: an option that cannot be followed; the message names it.
-    """
-    given = {name: value for name, value in options.items() if value is not None}
-    device = resolve_device(given.get("device", "auto"))
-    device_type = device.partition(":")[0]
-    timer, cache = resolve_timer(given.get("timer", "auto"), given.get("cache"), device_type)
-    request = SweepRequest(
-        shapes=tuple(given.get("shapes", DEFAULT_SHAPES[device_type])),
-        ops=tuple(dict.fromkeys(given.get("ops", operators))),
-        dtypes=_choices("--dtypes", Dtype, given.get("dtypes", DEFAULT_DTYPES[device_type])),
-        levels=_choices("--level", Level, given.get("level", (Level.MODULE,))),
-        directions=_choices("--direction", Direction, given.get("direction", (Direction.FWD,))),
-        device=device,
-        timer=timer,
-        cache=cache,
-        providers=tuple(_assignment("--providers", text, "op=provider") for text in given.get("providers", ())),
-        settings=tuple(_setting(text) for text in given.get("settings", ())),
-        time_budget_s=float(given.get("time_budget", 1.0)),
-        memory_limit_gib=given.get("memory_limit"),
-        seed=int(given.get("seed", 0)),
-    )
-    if not 0 <= request.seed <= MAX_SEED:
-        raise UsageError(f"--seed must be an integer from 0 to {MAX_SEED}, got {request.seed}")
-    for option, value in (
-        ("--time-budget", request.time_budget_s),
-        ("--memory-limit", request.memory_limit_gib),
-    ):
-        if value is not None and not 0 < value < float("inf"):
-            raise UsageError(f"{option} must be a positive number, got {value:g}")
-    return request
-
-
 def plan(request: SweepRequest, operators: Mapping[str, Operator]) -> list[Cell]:
     """Every cell of a request; raises what load_shape_lists and plan_cells raise."""
     return plan_cells(request, load_shape_lists(request.shapes), operators)
 
 
-def start_run(request: SweepRequest, operators: Mapping[str, Operator], out: Path | None) -> RunFolder:
+def start_run(
+    request: SweepRequest, operators: Mapping[str, Operator], out: Path | None, conduct: Conduct = DEFAULT_CONDUCT
+) -> RunFolder:
     """Make the folder of a new run, with its plan and environment.
 
     Raises:
@@ -114,59 +91,82 @@ def start_run(request: SweepRequest, operators: Mapping[str, Operator], out: Pat
     cells = plan(request, operators)
     environment = collect_environment(request.device)
     path = out or free_run_path(RESULTS, device_slug(environment["device_name"], request.device_type))
-    return RunFolder.create(path, command=request.to_json(), environment=environment, plan=cells)
+    command = {**request.to_json(), **conduct.to_json()}
+    return RunFolder.create(path, command=command, environment=environment, plan=cells)
 
 
-def continue_run(path: Path, options: Options, operators: Mapping[str, Operator]) -> RunFolder:
+def continue_run(
+    path: Path, options: Options, operators: Mapping[str, Operator], *, accept_differences: bool = False
+) -> RunFolder:
     """Open a run to measure the cells that it lacks.
 
     Args:
         path: its folder.
         options: those that were given again; they must say what the run's command says.
         operators: those that can be swept.
+        accept_differences: go on although the plan or the environment is not what it was. The run keeps its plan;
+            run.json and every row measured from now on say what differs.
 
     Raises:
-        ResultsError: no run there, other options, or another device or other versions than it was measured on.
+        ResultsError: no run there, other options, or a plan or an environment that differs and was not accepted.
     """
     run = RunFolder.open(path)
     command = run.run["command"]
-    again = {name: value for name, value in options.items() if value is not None}
-    request = make_request({**_options_of(command), **again}, operators)
-    # Through JSON's types, as the stored one went.
-    asked = {name: _plain(value) for name, value in request.to_json().items()}
-    for name, stored in command.items():
-        if asked.get(name) != stored:
-            raise ResultsError(f"{path}: cannot resume with another {name}: {stored!r} there, {asked.get(name)!r} now")
-    differences = environment_differences(run.run["environment"], collect_environment(request.device))
-    if differences:
-        raise ResultsError(f"{path}: cannot resume on another set-up: {'; '.join(differences)}")
+    try:
+        request = request_of_command(command, options, operators)
+        others = request_differences(request, command)
+        planned = plan(request, operators)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ResultsError(f"{path / 'run.json'}: damaged command: {one_line(repr(error))}") from None
+    if others:
+        raise ResultsError(f"{path}: cannot resume with another {one_line('; '.join(others))}")
+    differences = [
+        *environment_differences(run.run["environment"], collect_environment(request.device)),
+        *plan_differences(run.plan(), planned),
+    ]
+    if differences and not accept_differences:
+        raise ResultsError(
+            f"{path}: cannot resume on another set-up: {one_line('; '.join(differences), 1000)} "
+            "(--accept-differences goes on all the same)"
+        )
+    run.differences = tuple(map(one_line, differences))
     return run
 
 
-def run_cells(run: RunFolder, operators: Mapping[str, Operator], progress: Progress, *, isolated: bool = True) -> None:
+def run_cells(
+    run: RunFolder, operators: Mapping[str, Operator], progress: Progress, conduct: Conduct = DEFAULT_CONDUCT
+) -> None:
     """Measure the cells that the run's journal lacks; each is in the journal before the next begins.
 
     The device's ceilings come first: kept ones, or measured now.
 
     Args:
         run: the run.
-        operators: by name; used where not isolated.
+        operators: by name; used where cells are not isolated.
         progress: hears about every cell.
-        isolated: run cells in a worker process, which a crash or a time-out costs one row.
+        conduct: how cells are carried out, and which finished ones are measured again.
+
+    Raises:
+        ResultsError: another sweep writes there, or the journal is damaged.
+        StorageError: a row cannot be written; those before stay readable.
     """
-    if not (run.path / "ceilings.json").exists():
-        progress.stage("measuring this device's ceilings, once")
-        run.write_ceilings(ceilings_for(run.run["environment"]))
-    finished = {measurement.cell.key for measurement in run.measurements()}
     cells = run.plan()
-    executor = _executor(run.run["command"], operators, isolated)
+    executor = _executor(run, operators, conduct)
     try:
         with run.append() as journal:
+            if not (run.path / CEILINGS).exists():
+                progress.stage("measuring this device's ceilings, once")
+                run.write_ceilings(ceilings_for(run.run["environment"]))
+            last_status = {measurement.cell.key: measurement.status for measurement in run.measurements()}
+            finished = {key for key, status in last_status.items() if status not in conduct.retry}
             for number, cell in enumerate(cells, start=1):
                 if cell.key in finished:
                     continue
                 progress.started(cell, number, len(cells))
                 measurement = executor.run(cell, progress.stage)
+                if run.differences:
+                    notes = (f"resumed elsewhere: {difference}" for difference in run.differences)
+                    measurement = replace(measurement, warnings=(*measurement.warnings, *notes))
                 journal.write(measurement)
                 progress.ended(measurement)
     finally:
@@ -195,8 +195,12 @@ def sweep(
     time_budget: float | None = None,
     memory_limit: float | None = None,
     seed: int | None = None,
+    isolation: str | None = None,
+    cell_timeout: float | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    retry: Sequence[str] | None = None,
+    accept_differences: bool = False,
     operators: Sequence[Operator] = (),
     progress: Progress | None = None,
 ) -> RunFolder:
@@ -216,8 +220,12 @@ def sweep(
         time_budget: sampling time per cell, seconds.
         memory_limit: GiB that a cell may take.
         seed: of inputs and parameters.
+        isolation: process (a worker for each operator and shape) or none; none is the default with `operators`.
+        cell_timeout: seconds after which a cell is a timeout.
         out: folder of the run; results/<date>-<device>-<n> under the current folder by default.
         resume: continue the run in `out`.
+        retry: with resume, statuses of cells to measure again.
+        accept_differences: with resume, go on although plan or environment differ.
         operators: operator objects to sweep beside the registered ones. They cannot be sent to a worker process, so
             with them cells run in this process: a crash or a hang then ends the sweep.
         progress: hears about every cell.
@@ -238,25 +246,34 @@ def sweep(
     )
     if operators and ops is None:
         options["ops"] = [operator.name for operator in operators]
+    if operators and isolation == Isolation.PROCESS:
+        raise UsageError("operators that are objects cannot be sent to a worker process; register them instead")
+    ways = {"isolation": Isolation.NONE if operators else isolation, "cell_timeout": cell_timeout, "retry": retry}
+    conduct = make_conduct(ways, resume=resume)
     if resume:
         if out is None:
             raise UsageError("--resume needs --out: the folder of the run to continue")
-        run = continue_run(Path(out), options, known)
+        run = continue_run(Path(out), options, known, accept_differences=accept_differences)
     else:
-        run = start_run(make_request(options, known), known, Path(out) if out else None)
+        run = start_run(make_request(options, known), known, Path(out) if out else None, conduct)
     try:
-        run_cells(run, known, progress or Silence(), isolated=not operators)
+        run_cells(run, known, progress or Silence(), conduct)
     finally:
         finish(run)
     return run
 
 
-def _executor(command: Mapping[str, Any], operators: Mapping[str, Operator], isolated: bool) -> Executor:
+def _executor(run: RunFolder, operators: Mapping[str, Operator], conduct: Conduct) -> Executor:
     from opbench.runner import CellRunner, RunOptions, memory_limit
 
-    options = RunOptions.of(command)
-    if isolated:
-        return WorkerExecutor(options.to_json(), cell_limit_s(options.time_budget_s))
+    options = RunOptions.of(run.run["command"])
+    if conduct.isolation is Isolation.PROCESS:
+        providers = {cell.provider for cell in run.plan()}
+        return WorkerExecutor(
+            options.to_json(),
+            conduct.cell_timeout_s or cell_limit_s(options.time_budget_s),
+            preload=tuple(name for name in PRELOADED if name in providers and find_spec(name)),
+        )
     runner = CellRunner(options, operators.__getitem__)
 
     def run_cell(cell: Cell, on_stage: Any) -> Measurement:  # noqa: ANN401
@@ -264,49 +281,3 @@ def _executor(command: Mapping[str, Any], operators: Mapping[str, Operator], iso
             return runner.run(cell, on_stage)
 
     return InProcessExecutor(run_cell)
-
-
-def _choices(option: str, kind: type[Choice], given: Sequence[str]) -> tuple[Choice, ...]:
-    """Members of an enumeration by name, each once."""
-    known = [str(member) for member in kind]
-    for text in given:
-        if text not in known:
-            raise UsageError(f"{option} must be of {', '.join(known)}, got {text!r}")
-    if not given:
-        raise UsageError(f"{option} must name at least one of {', '.join(known)}")
-    return tuple(dict.fromkeys(kind(text) for text in given))
-
-
-def _assignment(option: str, text: str, form: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not (name and equals and value):
-        raise UsageError(f"{option} must be {form}, got {text!r}")
-    return name, value
-
-
-def _setting(text: str) -> tuple[str, str, str]:
-    place, value = _assignment("--set", text, "op.param=value")
-    operator, dot, name = place.partition(".")
-    if not (operator and dot and name):
-        raise UsageError(f"--set must be op.param=value, got {text!r}")
-    return operator, name, value
-
-
-def _options_of(command: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that make_request turns into this command."""
-    options = {name: command[name] for name in ("shapes", "ops", "dtypes", "device", "timer", "cache", "seed")}
-    return options | {
-        "level": command["levels"],
-        "direction": command["directions"],
-        "providers": ["=".join(pair) for pair in command["providers"]],
-        "settings": [f"{operator}.{name}={text}" for operator, name, text in command["settings"]],
-        "time_budget": command["time_budget_s"],
-        "memory_limit": command["memory_limit_gib"],
-    }
-
-
-def _plain(value: Any) -> Any:  # noqa: ANN401
-    """Tuples as lists and enumerations as texts, as JSON gives them back."""
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, StrEnum) else value

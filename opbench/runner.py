@@ -3,7 +3,6 @@
 import gc
 import hashlib
 import importlib.util
-import os
 import sys
 import time
 import zlib
@@ -17,8 +16,10 @@ import torch
 
 from opbench.case import Case, Cell, Direction
 from opbench.check import check, make_tensors, output_gradient
-from opbench.environment import gpu_conditions
-from opbench.measurement import Measurement, Status
+from opbench.conditions import busy_counters, conditions
+from opbench.global_state import restored_state
+from opbench.interference import interference
+from opbench.measurement import Measurement, Status, one_line
 from opbench.operator import Operator, Provider, Tensors
 from opbench.plan import applicability
 from opbench.precision import torch_precision
@@ -72,12 +73,14 @@ class CellRunner:
         self.options = options
         self.device_broken = False
         """The device no longer answers (an illegal access poisons its context): only a new process helps."""
+        self.spent = False
+        """This process must run no other cell: its device is broken, or the last cell changed global state."""
         self._find_operator = find_operator
         self._timer = timer
         self._device_type = options.device.partition(":")[0]
 
     def run(self, cell: Cell, on_stage: OnStage = lambda stage: None) -> Measurement:
-        """Measure one cell. Never raises but for KeyboardInterrupt and SystemExit."""
+        """Measure one cell. Never raises but for KeyboardInterrupt."""
         started = time.perf_counter()
         stage = "set-up"
 
@@ -86,14 +89,23 @@ class CellRunner:
             stage = name
             on_stage(name)
 
-        try:
-            measurement = self._run(cell, enter)
-        except Exception as error:
-            # The traceback's frames hold the cell's tensors, so only the text of the error is kept.
-            status, reason = _failure(error, stage)
-            measurement = Measurement(cell, status, reason)
+        with restored_state(self._seed(cell), self._device_type) as changes:
+            try:
+                measurement = self._run(cell, enter)
+            except (Exception, SystemExit) as error:
+                # The traceback's frames hold the cell's tensors, so only the text of the error is kept.
+                status, reason = _failure(error, stage)
+                measurement = Measurement(cell, status, reason)
         self._clean_up()
+        self.spent = self.device_broken or bool(changes.names)
+        if changes.names:
+            left = f"global state: the cell changed {', '.join(changes.names)}"
+            measurement = replace(measurement, warnings=(*measurement.warnings, left))
         return replace(measurement, seconds=time.perf_counter() - started)
+
+    def _seed(self, cell: Cell) -> int:
+        """One seed per case, whatever the order of the cells or where a run resumed."""
+        return self.options.seed + zlib.crc32(cell.case.key.encode())
 
     def _run(self, cell: Cell, enter: OnStage) -> Measurement:
         enter("set-up")
@@ -114,8 +126,7 @@ class CellRunner:
         self, cell: Cell, operator: Operator, provider: Provider, timer: Timer, enter: OnStage
     ) -> Measurement:
         case, device = cell.case, self.options.device
-        # One seed per case, whatever the order of the cells or where a run resumed.
-        seed = self.options.seed + zlib.crc32(case.key.encode())
+        seed = self._seed(cell)
         enter("check")
         result = check(operator, provider, case, device, seed)
         common = Measurement(
@@ -142,10 +153,11 @@ class CellRunner:
             peak = self._peak_memory_bytes(launch)
             enter("timing")
             rule = StoppingRule(self.options.time_budget_s)
+            busy = busy_counters()  # before the warm-up: the samples alone are often too short to judge the load by
             timer.prepare(launch, WARM_UP_FRACTION * rule.time_budget_s)
-            before = _conditions(device)
+            before = {**conditions(device), **busy}
             samples = collect_samples(timer, launch, rule)
-            after = _conditions(device)
+            after = conditions(device)
         cropped = f"checked at {result.checked_shape}: the fp64 reference of the full shape is too large"
         return replace(
             common,
@@ -157,6 +169,7 @@ class CellRunner:
             peak_memory_bytes=peak,
             configuration=provider.configuration(),
             conditions={"before": before, "after": after},
+            warnings=interference(before, after),
         )
 
     def _peak_memory_bytes(self, launch: Launch) -> int | None:
@@ -203,19 +216,17 @@ def _launch(case: Case, provider: Provider, tensors: Tensors) -> tuple[Launch, C
     return forward_and_backward, forward_and_backward
 
 
-def _conditions(device: str) -> dict[str, Any]:
-    """What moves the device's speed: a GPU's clocks, power and throttling; on the CPU how many others run."""
-    return gpu_conditions(device) if device != "cpu" else {"load_average_1min": os.getloadavg()[0]}
-
-
-def _failure(error: Exception, stage: str) -> tuple[Status, str]:
+def _failure(error: BaseException, stage: str) -> tuple[Status, str]:
     """Status and reason of a cell that raised."""
-    text = " ".join(str(error).split())[:300] or "no message"
+    try:
+        message = str(error)
+    except Exception:  # its own __str__ is broken
+        message = ""
     no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        words in str(error).lower() for words in OUT_OF_MEMORY_WORDS
+        words in message.lower() for words in OUT_OF_MEMORY_WORDS
     )
     status = Status.OUT_OF_MEMORY if no_memory else Status.ERROR
-    return status, f"{type(error).__name__} in {stage}: {text}"
+    return status, f"{type(error).__name__} in {stage}: {one_line(message) or 'no message'}"
 
 
 def source_hash(operator: Operator, provider: Provider) -> str:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 __all__ = ["median", "median_interval", "median_interval_ranks", "quantile", "relative_half_width"]
 
@@ -25,6 +26,7 @@ def median(samples: Sequence[float]) -> float:
     return quantile(sorted(samples), 0.5)
 
 
+@cache
 def median_interval_ranks(count: int) -> tuple[int, int]:
     """Indices into the sorted samples whose values enclose the median with at least 95 % confidence.
 

@@ -1,44 +1,45 @@
-"""The process that runs cells: `python -m opbench.worker`, one JSON line in per cell, JSON lines out.
+"""The process that runs cells, forked by the supervisor: one JSON line in per cell, JSON lines out.
 
 In: first the options, then cells. Out: {"ready": true}, then per cell any number of {"stage": name} and one
-{"measurement": ..., "device_broken": ...}. A cell that kills this process costs the sweep one row.
+{"measurement": ..., "spent": ...}, where a spent worker must not run another cell. A cell that kills this process
+costs the sweep one row.
 """
 
 import json
 import os
-import sys
+import socket
 from typing import Any
 
-__all__ = ["main"]
+from opbench import registry
+from opbench.case import Cell
+from opbench.runner import CellRunner, RunOptions, memory_limit
+
+__all__ = ["serve"]
 
 
-def main() -> None:
-    """Serve cells until standard input ends."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints must not end up among the answers
+def serve(connection: socket.socket) -> None:
+    """Run the cells that come through a socket until it is closed."""
+    pid = os.getpid()
+    lines = connection.makefile("r", encoding="utf-8")
 
     def answer(**message: Any) -> None:  # noqa: ANN401
-        answers.write(json.dumps(message) + "\n")
-        answers.flush()
+        if os.getpid() != pid:
+            os._exit(0)  # a cell forked, and its child has come back up to here
+        connection.sendall(json.dumps(message).encode() + b"\n")
 
-    import psutil
-
-    from opbench import registry
-    from opbench.case import Cell
-    from opbench.runner import CellRunner, RunOptions, memory_limit
-
-    options = RunOptions(**json.loads(sys.stdin.readline()))
+    options = RunOptions(**json.loads(lines.readline()))
     runner = CellRunner(options, registry.find)
-    limit_gib = options.memory_limit_gib
-    if limit_gib is None and options.device == "cpu":
-        # A cell that needs more than there is must fail on its own, not push the machine into swap.
-        limit_gib = psutil.virtual_memory().available / 2**30
-    with memory_limit(limit_gib, options.device):
+    with memory_limit(_limit_gib(options), options.device):
         answer(ready=True)
-        for line in sys.stdin:
+        for line in lines:
             measurement = runner.run(Cell.from_json(json.loads(line)), on_stage=lambda stage: answer(stage=stage))
-            answer(measurement=json.loads(measurement.to_json_line()), device_broken=runner.device_broken)
+            answer(measurement=json.loads(measurement.to_json_line()), spent=runner.spent)
 
 
-if __name__ == "__main__":
-    main()
+def _limit_gib(options: RunOptions) -> float | None:
+    if options.memory_limit_gib is None and options.device == "cpu":
+        import psutil
+
+        # A cell that needs more than there is must fail on its own, not push the machine into swap.
+        return psutil.virtual_memory().available / 2**30
+    return options.memory_limit_gib

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from opbench import environment
+from opbench.conditions import gpu_conditions
 from opbench.environment import (
     collect_environment,
     comparison_identity,
@@ -20,7 +21,6 @@ from opbench.environment import (
     environment_differences,
     environment_lines,
     git_revision,
-    gpu_conditions,
     resolve_device,
 )
 from opbench.errors import UsageError
@@ -52,6 +52,7 @@ class FakeNvml(ModuleType):
             ("nvmlDeviceGetMaxClockInfo", HANDLE, 2): 3202,
             ("nvmlDeviceGetPowerUsage", HANDLE): 123456,
             ("nvmlDeviceGetEnforcedPowerLimit", HANDLE): 700000,
+            ("nvmlDeviceGetPowerManagementDefaultLimit", HANDLE): 700000,
             ("nvmlDeviceGetTemperature", HANDLE, 0): 41,
             ("nvmlDeviceGetCurrentClocksEventReasons", HANDLE): 0x4 | 0x40 | 0x1000,
             ("nvmlDeviceGetPersistenceMode", HANDLE): 1,
@@ -252,6 +253,7 @@ def test_gpu_record(nvml):
         "max_sm_clock_mhz": 1980,
         "max_memory_clock_mhz": 3202,
         "power_limit_w": 700.0,
+        "default_power_limit_w": 700.0,
         "persistence_mode": True,
         "mig_mode": False,
     }
@@ -278,6 +280,13 @@ def test_gpu_conditions(nvml):
         "power_w": 123.456,
         "temperature_c": 41,
         "clock_event_reasons": ["sw_power_cap", "hw_thermal_slowdown", "unknown_0x1000"],
+        "power_limit_w": 700.0,
+        "default_power_limit_w": 700.0,
+        "mig_mode": False,
+        "other_gpu_processes": [
+            {"pid": 2**22 + 5, "name": None, "used_memory_bytes": None},
+            {"pid": 2**22 + 7, "name": "python3", "used_memory_bytes": 2**30},
+        ],
     }
     nvml.forget("nvmlDeviceGetPowerUsage")
     assert gpu_conditions("cuda:0")["power_w"] is None

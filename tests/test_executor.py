@@ -2,11 +2,10 @@
 
 import json
 import os
-import signal
-import sys
 
+import psutil
 import pytest
-from builders import make_cell
+from builders import make_case, make_cell
 
 from opbench.case import Direction, Dtype, Level, Shape
 from opbench.executor import WorkerExecutor
@@ -18,34 +17,46 @@ from opbench.shapes import ShapeList
 
 OPTIONS = RunOptions("cpu", "wall-clock", "warm", 0.05, None, 0).to_json()
 
-SCRIPT = """
-import json, os, signal, sys, time
-options = json.loads(sys.stdin.readline())
-print(json.dumps({"ready": True}), flush=True)
-for line in sys.stdin:
-    cell = json.loads(line)
-    print(json.dumps({"stage": "check"}), flush=True)
-    BODY
-    print(json.dumps({"measurement": {"cell": cell, "status": "not_applicable", "reason": str(os.getpid()),
-        "latencies_ms": [], "stop_reason": None}, "device_broken": cell["provider"] == "breaks"}), flush=True)
+FAKE_WORKER = """
+import json, os, signal, subprocess, sys, tempfile, time
+
+def serve(connection):
+    lines = connection.makefile("r")
+    json.loads(lines.readline())
+    say = lambda **message: connection.sendall(json.dumps(message).encode() + b"\\n")
+    say(ready=True)
+    for line in lines:
+        cell = json.loads(line)
+        say(stage="check")
+        BODY
+        say(measurement={"cell": cell, "status": "not_applicable", "reason": str(os.getpid()), "latencies_ms": [],
+            "stop_reason": None}, spent=cell["provider"] == "breaks")
 """
 
 
-def executor(body="pass", limit_s=30.0):
-    return WorkerExecutor(OPTIONS, limit_s, (sys.executable, "-c", SCRIPT.replace("BODY", body)))
-
-
 @pytest.fixture
-def run():
+def run(tmp_path, monkeypatch):
+    """Make an executor whose worker does `body` in each cell; gives what measures a cell of a provider and shape."""
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "tmp").mkdir()
     made = []
 
-    def make(*args, **kwargs):
-        made.append(executor(*args, **kwargs))
-        return lambda provider="p": made[-1].run(make_cell(provider=provider), lambda stage: None)
+    def make(body="pass", limit_s=30.0):
+        (tmp_path / "fake_worker.py").write_text(FAKE_WORKER.replace("BODY", body))
+        made.append(WorkerExecutor(OPTIONS, limit_s, worker="fake_worker:serve"))
+        return lambda provider="p", side=4: made[-1].run(
+            make_cell(make_case(shape=(1, side, 4, 8)), provider=provider), lambda stage: None
+        )
 
+    def close():
+        for each in made:
+            each.close()
+
+    make.close = close
     yield make
-    for each in made:
-        each.close()
+    close()
+    assert not list((tmp_path / "tmp").iterdir()), "temporary files are left"
 
 
 def test_one_worker_serves_many_cells(run):
@@ -89,12 +100,81 @@ def test_a_broken_device_gets_a_new_process(run):
     assert measure("breaks").reason != measure().reason
 
 
-def test_close_leaves_no_process():
-    worker = executor()
-    pid = int(worker.run(make_cell(), lambda stage: None).reason)
-    worker.close()
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, signal.SIG_DFL)
+def test_another_shape_gets_another_process(run):
+    measure = run()
+    assert measure(side=4).reason == measure(side=4).reason != measure(side=6).reason
+
+
+def test_a_worker_that_writes_among_the_answers_costs_one_row(run):
+    measure = run('cell["provider"] == "babbles" and connection.sendall(b"\\xff[1, 2\\n")')
+    before, nonsense, after = measure(), measure("babbles"), measure()
+    assert (nonsense.status, after.status) == (Status.ERROR, Status.NOT_APPLICABLE)
+    assert "answered nonsense in check" in nonsense.reason
+    assert after.reason != before.reason
+
+
+def test_a_flood_of_output_neither_blocks_nor_piles_up(run):
+    flood = run('print("x" * 2**24); sys.exit("the flood")')()
+    assert flood.reason == "the worker process died in check: exit code 1 (the flood)"
+
+
+def test_control_characters_of_a_dying_worker_stay_out_of_the_row(run):
+    crash = run(r'sys.stderr.buffer.write(b"\x1b[2J\xff\x00 end"); sys.stderr.flush(); os._exit(3)')()
+    assert crash.reason.isprintable()
+    assert crash.reason.endswith("exit code 3 (\\x1b[2J\ufffd\\x00 end)")
+
+
+ORPHANS = """
+child = os.fork()
+if child == 0:
+    os.setsid()
+    grandchild = os.fork()
+    if grandchild == 0:
+        subprocess.run(["sleep", "321"])
+    time.sleep(321)
+time.sleep(0.2)
+"""
+
+
+@pytest.mark.parametrize("ending", ["pass", "os.abort()", "time.sleep(60)"])
+def test_what_a_cell_started_is_gone_with_it(run, ending, tmp_path):
+    code = ORPHANS + 'open(os.environ["HOLDER"], "w").write(str(child)); ' + ending
+    measure = run("""cell["provider"] == "leaves" and exec(os.environ["ORPHANS"])""", limit_s=3.0)
+    holder = tmp_path / "child"
+    os.environ.update(ORPHANS=code, HOLDER=str(holder))
+    try:
+        measure("leaves")
+        child = psutil.Process(int(holder.read_text())) if ending == "pass" else None
+        assert child is None or child.is_running()
+        measure(side=6)  # another group, so another worker
+    finally:
+        del os.environ["ORPHANS"], os.environ["HOLDER"]
+    assert not psutil.pid_exists(int(holder.read_text()))
+    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "321"]]
+
+
+def test_temporary_files_of_a_killed_worker_are_removed(run):
+    # The fixture looks at the folder when the executor is closed.
+    crash = run('open(tempfile.mkstemp()[1], "w").write("x"); os.abort()')()
+    assert "SIGABRT" in crash.reason
+
+
+def test_a_supervisor_that_dies_costs_one_row(run):
+    measure = run('cell["provider"] == "regicide" and (os.kill(os.getppid(), signal.SIGTERM), time.sleep(60))')
+    before, lost, after = measure(), measure("regicide"), measure()
+    assert lost.status is Status.ERROR
+    assert lost.reason.startswith("the worker process was lost in check: the supervisor ended: exit code 0")
+    assert after.status is Status.NOT_APPLICABLE
+    assert after.reason != before.reason
+
+
+def test_close_leaves_no_process(run, tmp_path):
+    measure = run()
+    worker = psutil.Process(int(measure().reason))
+    supervisor = worker.parent()
+    run.close()
+    assert not worker.is_running()
+    assert not supervisor.is_running()
 
 
 def test_the_real_worker_measures_a_real_cell():

@@ -31,6 +31,7 @@ __all__ = [
     "sparkline",
     "suspicious_notes",
     "three_digits",
+    "warning_notes",
 ]
 
 Row = dict[str, Any]
@@ -58,6 +59,8 @@ SUSPICIOUS_MARK = "!"
 SPARKS = " ▁▂▃▄▅▆▇█"
 REASON_LENGTH = 160
 REASON_COUNT = 12
+MAX_STEM_BYTES = 150
+"""File systems take 255 bytes, and prefixes and suffixes come on top."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +155,7 @@ def group_rows(rows: Iterable[Row]) -> list[Group]:
     for key, members in split.items():
         # A shape list's name comes from its file, which may be called anything.
         plain = re.sub(r"[^\w.]+", "-", "-".join(key)).strip("-.")
+        plain = plain.encode()[:MAX_STEM_BYTES].decode(errors="ignore")
         stem, number = plain, 2
         while stem in stems:
             stem, number = f"{plain}-{number}", number + 1
@@ -236,6 +240,20 @@ def reason_notes(group: Group) -> list[str]:
     if not_run:
         notes.append(f"{count_cells(not_run)} planned but not run: the run ended before.")
     return notes
+
+
+def warning_notes(group: Group) -> list[str]:
+    """What disturbed the cells, or what they left changed, one line per kind; their figures stand all the same."""
+    found: defaultdict[str, list[str]] = defaultdict(list)
+    for row in group.rows:
+        for warning in dict.fromkeys(filter(None, row["warnings"].split("; "))):
+            kind, _, detail = warning.partition(": ")
+            found[kind].append(detail)
+    return [
+        f"Warning, {kind}: {shorten(details[0])}"
+        + (f" ({count_cells(len(details))}; see the column `warnings`)." if len(details) > 1 else ".")
+        for kind, details in found.items()
+    ]
 
 
 def suspicious_notes(rows: Iterable[Row]) -> list[str]:

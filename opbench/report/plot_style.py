@@ -1,5 +1,6 @@
 """What every plot shares: colours and markers, page, titles, legend, tick texts and files."""
 
+import io
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from opbench.case import Shape
+from opbench.files import write_whole
 from opbench.measurement import Status
 from opbench.report.layout import OPERATOR_LABELS, Group, Row, Series, count_cells, shape_text
 from opbench.report.source import Source
@@ -233,6 +235,8 @@ def shape_axis_name(group: Group) -> str:
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write a figure as PNG and SVG; the SVG carries no date, so the same run gives the same bytes."""
     png, svg = stem.with_name(stem.name + ".png"), stem.with_name(stem.name + ".svg")
-    figure.savefig(png, dpi=DPI)
-    figure.savefig(svg, metadata={"Date": None})
+    for path, options in ((png, {"dpi": DPI}), (svg, {"metadata": {"Date": None}})):
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=path.suffix[1:], **options)
+        write_whole(path, drawn.getvalue())
     return [png, svg]

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
+from opbench.files import make_folder
 from opbench.report.layout import Group, Row, Series, group_rows
 from opbench.report.pair_plots import heatmap_figure, launches_figure, precision_figure, split_figure
 from opbench.report.plot_style import (
@@ -47,7 +48,7 @@ def write_plots(run: RunFolder, *others: RunFolder) -> list[Path]:
         The files written.
     """
     folder = run.path / "plots"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     alone, beside = source_of_run(run), source_of_run(run, *others)
     written = []
     for source, kinds in ((alone, KINDS), (beside, {"launches": launches_figure})):

@@ -1,7 +1,7 @@
 """The paper's own figures, as shipped in results/published: by cell, and as a run that reports can show."""
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -50,9 +50,9 @@ class PublishedRun(RunFolder):
         """One row per published cell; samples, intervals, costs and rates are None."""
         return [_row(cell, self.run["run_id"], self.device_name) for cell in published_cells().values()]
 
-    def measurements(self) -> list[Measurement]:
+    def measurements(self) -> Iterator[Measurement]:
         """None: there are no samples."""
-        return []
+        return iter(())
 
 
 def open_run(path: Path) -> RunFolder:
@@ -111,6 +111,7 @@ def _row(cell: PublishedCell, run_id: str, device: str) -> dict[str, Any]:
         "settings": "",
         "status": str(cell.status),
         "reason": reason,
+        "warnings": "",
         "latency_ms": cell.latency_ms,
     }
     return {column: values.get(column) for column in COLUMNS}

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from opbench.case import Shape
+from opbench.files import make_folder, write_whole
 from opbench.measurement import Status
 from opbench.report.layout import (
     ABSENT,
@@ -18,6 +19,7 @@ from opbench.report.layout import (
     sparkline,
     suspicious_notes,
     three_digits,
+    warning_notes,
 )
 from opbench.report.paper import matched_tables
 from opbench.report.render import SEPARATOR, SUFFIXES, Table, render
@@ -67,12 +69,12 @@ def speedup_tables(run: RunFolder) -> list[Table]:
 def write_tables(run: RunFolder) -> list[Path]:
     """Write every table of a run into its folder `tables`, each as .md, .csv and .tex; returns the files."""
     folder = run.path / "tables"
-    folder.mkdir(exist_ok=True)
+    make_folder(folder)
     written = []
     for table in (*run_tables(run), *speedup_tables(run), *matched_tables(run)):
         for form, suffix in SUFFIXES.items():
             path = folder / f"{table.name}{suffix}"
-            path.write_text(render(table, form), encoding="utf-8")
+            write_whole(path, render(table, form))
             written.append(path)
     return written
 
@@ -113,7 +115,7 @@ def _latency_table(run: RunFolder, group: Group) -> Table:
             *(f"{_heading(group, shape)}\n{dtypes} (ms)" for shape in group.shapes),
         ),
         rows=rows,
-        notes=(provenance(run, group.rows), *reason_notes(group)),
+        notes=(provenance(run, group.rows), *reason_notes(group), *warning_notes(group)),
         ranks=_ranks(group, first_column=2),
     )
 

@@ -1,0 +1,97 @@
+"""Snapshots of what moves a device's speed, taken right before and after a cell's samples."""
+
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from opbench.nvml import nvml_of
+
+__all__ = ["busy_counters", "conditions", "cpu_conditions", "gpu_conditions", "scaling_governor"]
+
+CPU0 = Path("/sys/devices/system/cpu/cpu0")
+
+
+def conditions(device: str) -> dict[str, Any]:
+    """What moves the speed of `device`, a GPU ("cuda:N") or "cpu"; of the CPU in both cases, since it launches."""
+    return cpu_conditions() if device == "cpu" else {**cpu_conditions(), **gpu_conditions(device)}
+
+
+def gpu_conditions(device: str) -> dict[str, Any]:
+    """Clocks (MHz), power and its limits (W), temperature (C), what limits the clocks, MIG, and who else is there.
+
+    Returns:
+        sm_clock_mhz, memory_clock_mhz, power_w, temperature_c, clock_event_reasons, power_limit_w,
+        default_power_limit_w, mig_mode, each None where the GPU does not report it; other_gpu_processes, a list;
+        {} on the CPU and where NVML does not answer.
+    """
+    with nvml_of(device) as nvml:
+        found = {**nvml.conditions(), **nvml.limits()}
+        if all(value is None for value in found.values()):
+            return {}
+        return {**found, "other_gpu_processes": nvml.other_processes(_own_processes())}
+
+
+def cpu_conditions() -> dict[str, Any]:
+    """Load, governor, clock (MHz), temperature (C) and throttling of the CPU; None where the system does not tell."""
+    import psutil
+
+    frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
+    return {
+        "load_average_1min": os.getloadavg()[0],
+        "governor": scaling_governor(),
+        "cpu_clock_mhz": frequency.current if frequency else None,
+        "cpu_temperature_c": _temperature(),
+        "thermal_throttle_count": _integer(_first_line(CPU0 / "thermal_throttle/package_throttle_count")),
+        **busy_counters(),
+    }
+
+
+def busy_counters() -> dict[str, Any]:
+    """Seconds on the clock (clock_s), of all processes on all cores (busy_s), and of this process (own_busy_s)."""
+    import psutil
+
+    times = psutil.cpu_times()
+    own = psutil.Process().cpu_times()
+    # user holds guest and nice holds guest_nice; what the hypervisor steals is busy for us.
+    busy = ("user", "nice", "system", "irq", "softirq", "steal")
+    return {
+        "cores": os.cpu_count(),
+        "clock_s": time.monotonic(),
+        "busy_s": sum(getattr(times, name, 0.0) for name in busy),
+        "own_busy_s": own.user + own.system,
+    }
+
+
+def scaling_governor() -> str | None:
+    """How the CPU chooses its clock: performance, powersave, schedutil...; None where the system does not tell."""
+    return _first_line(CPU0 / "cpufreq/scaling_governor")
+
+
+def _own_processes() -> set[int]:
+    """This process, the sweep that started it, and what is between."""
+    import psutil
+
+    return {os.getpid(), *(parent.pid for parent in psutil.Process().parents()[:2])}
+
+
+def _temperature() -> float | None:
+    """The hottest reading of the CPU's own sensors."""
+    import psutil
+
+    with suppress(AttributeError, OSError):  # AttributeError: not on this system
+        sensors = psutil.sensors_temperatures()
+        readings = [r.current for name in ("coretemp", "k10temp", "cpu_thermal") for r in sensors.get(name, ())]
+        return max(readings, default=None)
+    return None
+
+
+def _first_line(path: Path) -> str | None:
+    with suppress(OSError):
+        return path.read_text(errors="replace").split("\n", 1)[0].strip() or None
+    return None
+
+
+def _integer(text: str | None) -> int | None:
+    return int(text) if text and text.isdecimal() else None

@@ -1,0 +1,131 @@
+"""What a cell may leave changed for the cells after it: torch's switches, the environment, the working folder."""
+
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from opbench.environment import VARIABLES
+
+__all__ = ["Changes", "restored_state"]
+
+_backends: Any = torch.backends  # its modules have no types
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM)
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a cell changed and did not put back; known after the block of restored_state."""
+
+    names: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class _Switch:
+    """A piece of state of the process."""
+
+    name: str
+    read: Callable[[], Any]
+    write: Callable[[Any], object]
+
+
+def _variables() -> dict[str, str]:
+    """Environment variables that change results; libraries set others as they load."""
+    return {name: value for name, value in os.environ.items() if VARIABLES.fullmatch(name)}
+
+
+def _set_variables(values: Mapping[str, str]) -> None:
+    for name in _variables().keys() - values.keys():
+        del os.environ[name]
+    os.environ.update(values)
+
+
+def _set_signals(handlers: tuple[Any, ...]) -> None:
+    for number, handler in zip(SIGNALS, handlers, strict=True):
+        if handler is not None:  # None: set by code that is not Python's, and cannot be set from it
+            signal.signal(number, handler)
+
+
+def _set_streams(streams: tuple[Any, Any]) -> None:
+    sys.stdout, sys.stderr = streams
+
+
+def _working_folder() -> str | None:
+    try:
+        return os.getcwd()
+    except OSError:  # it was removed
+        return None
+
+
+def _enter(folder: str | None) -> None:
+    if folder is not None:
+        os.chdir(folder)
+
+
+def _set_cudnn(flags: tuple[bool, bool, bool]) -> None:
+    _backends.cudnn.enabled, _backends.cudnn.benchmark, _backends.cudnn.deterministic = flags
+
+
+SWITCHES = (
+    _Switch("torch.set_num_threads", torch.get_num_threads, torch.set_num_threads),
+    _Switch("torch.set_default_dtype", torch.get_default_dtype, torch.set_default_dtype),
+    _Switch("torch.set_default_device", torch.get_default_device, torch.set_default_device),
+    _Switch("torch.set_grad_enabled", torch.is_grad_enabled, torch._C._set_grad_enabled),
+    _Switch(
+        "torch.use_deterministic_algorithms",
+        lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
+        lambda mode: torch.use_deterministic_algorithms(mode[0], warn_only=mode[1]),
+    ),
+    _Switch("torch.set_anomaly_enabled", torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
+    _Switch(
+        "torch.backends.cudnn",
+        lambda: (_backends.cudnn.enabled, _backends.cudnn.benchmark, _backends.cudnn.deterministic),
+        _set_cudnn,
+    ),
+    _Switch("torch.backends.mkldnn.enabled", torch._C._get_mkldnn_enabled, torch._C._set_mkldnn_enabled),
+    _Switch(
+        "torch.backends.cuda.enable_flash_sdp",
+        _backends.cuda.flash_sdp_enabled,
+        _backends.cuda.enable_flash_sdp,
+    ),
+    _Switch(
+        "torch.backends.cuda.enable_mem_efficient_sdp",
+        _backends.cuda.mem_efficient_sdp_enabled,
+        _backends.cuda.enable_mem_efficient_sdp,
+    ),
+    _Switch("torch.backends.cuda.enable_math_sdp", _backends.cuda.math_sdp_enabled, _backends.cuda.enable_math_sdp),
+    _Switch("os.environ", _variables, _set_variables),
+    _Switch("the working folder", _working_folder, _enter),
+    _Switch("signal handlers", lambda: tuple(map(signal.getsignal, SIGNALS)), _set_signals),
+    _Switch("sys.stdout and sys.stderr", lambda: (sys.stdout, sys.stderr), _set_streams),
+)
+
+
+@contextmanager
+def restored_state(seed: int, device_type: str) -> Iterator[Changes]:
+    """Seed torch's global generators, and afterwards put back what the block changed.
+
+    The seed makes what draws from a global generator the same whatever ran before; every cell gets its inputs from
+    a generator of its own anyway.
+    """
+    before = [switch.read() for switch in SWITCHES]
+    changes = Changes()
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        torch.default_generator.manual_seed(seed)
+        if device_type == "cuda":
+            torch.cuda.manual_seed(seed)
+        try:
+            yield changes
+        finally:
+            for switch, value in zip(SWITCHES, before, strict=True):
+                if switch.read() != value:
+                    changes.names.append(switch.name)
+                    with suppress(Exception):  # what cannot be put back is named all the same
+                        switch.write(value)

@@ -1,0 +1,193 @@
+"""From options, as the command line and `opbench.sweep` take them, to what was asked and how to carry it out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from opbench.case import Direction, Dtype, Level
+from opbench.environment import resolve_device
+from opbench.errors import UsageError
+from opbench.measurement import Status
+from opbench.operator import Operator
+from opbench.plan import DEFAULT_DTYPES, DEFAULT_SHAPES, SweepRequest
+from opbench.timing import resolve_timer
+
+__all__ = [
+    "DEFAULT_CONDUCT",
+    "Conduct",
+    "Isolation",
+    "make_conduct",
+    "make_request",
+    "request_differences",
+    "request_of_command",
+]
+
+Options = Mapping[str, Any]
+Choice = TypeVar("Choice", bound=StrEnum)
+MAX_SEED = 2**62
+"""Leaves room below what torch takes for what each case adds."""
+
+
+class Isolation(StrEnum):
+    """Where cells run."""
+
+    PROCESS = "process"
+    """In a worker process for each operator and shape: a crash or a hang costs one row."""
+    NONE = "none"
+    """In the sweep's own process, for debugging: a crash or a hang ends the sweep."""
+
+
+RETRIED = tuple(status for status in Status if status not in (Status.OK, Status.NOT_RUN))
+
+
+@dataclass(frozen=True, slots=True)
+class Conduct:
+    """How cells are carried out; unlike the request, it may differ when a run is resumed.
+
+    Attributes:
+        isolation: where they run.
+        cell_timeout_s: seconds after which a cell is a timeout; None for what its time budget suggests.
+        retry: statuses of finished cells to measure again.
+    """
+
+    isolation: Isolation = Isolation.PROCESS
+    cell_timeout_s: float | None = None
+    retry: frozenset[Status] = frozenset()
+
+    def to_json(self) -> dict[str, Any]:
+        """What run.json keeps of it."""
+        return {"isolation": str(self.isolation), "cell_timeout_s": self.cell_timeout_s}
+
+
+DEFAULT_CONDUCT = Conduct()
+
+
+def make_conduct(options: Options, *, resume: bool = False) -> Conduct:
+    """How options say that cells are to be carried out.
+
+    Args:
+        options: keyword arguments as `opbench.sweep` takes them; None and missing mean the default.
+        resume: the run exists already.
+
+    Raises:
+        UsageError: an option that cannot be followed; the message names it.
+    """
+    [isolation] = _choices("--isolation", Isolation, [options.get("isolation") or Isolation.PROCESS])
+    timeout_s = options.get("cell_timeout")
+    _require_positive("--cell-timeout", timeout_s)
+    if timeout_s is not None and isolation is Isolation.NONE:
+        raise UsageError("--cell-timeout needs --isolation process: in its own process the sweep cannot stop a cell")
+    retry = options.get("retry")
+    if retry is None:
+        return Conduct(isolation, timeout_s)
+    if not resume:
+        raise UsageError("--retry needs --resume: a new run has nothing to measure again")
+    for text in retry:
+        if text not in RETRIED:
+            raise UsageError(f"--retry must be of {', '.join(RETRIED)}, got {text!r}")
+    return Conduct(isolation, timeout_s, frozenset(map(Status, retry)))
+
+
+def make_request(options: Options, operators: Mapping[str, Operator]) -> SweepRequest:
+    """The request that options stand for, each default filled in for the device.
+
+    Args:
+        options: keyword arguments as `opbench.sweep` takes them; None and missing mean the default.
+        operators: those that can be swept.
+
+    Raises:
+        UsageError: an option that cannot be followed; the message names it.
+    """
+    given = {name: value for name, value in options.items() if value is not None}
+    device = resolve_device(given.get("device", "auto"))
+    device_type = device.partition(":")[0]
+    timer, cache = resolve_timer(given.get("timer", "auto"), given.get("cache"), device_type)
+    request = SweepRequest(
+        shapes=tuple(given.get("shapes", DEFAULT_SHAPES[device_type])),
+        ops=tuple(dict.fromkeys(given.get("ops", operators))),
+        dtypes=_choices("--dtypes", Dtype, given.get("dtypes", DEFAULT_DTYPES[device_type])),
+        levels=_choices("--level", Level, given.get("level", (Level.MODULE,))),
+        directions=_choices("--direction", Direction, given.get("direction", (Direction.FWD,))),
+        device=device,
+        timer=timer,
+        cache=cache,
+        providers=tuple(_assignment("--providers", text, "op=provider") for text in given.get("providers", ())),
+        settings=tuple(_setting(text) for text in given.get("settings", ())),
+        time_budget_s=float(given.get("time_budget", 1.0)),
+        memory_limit_gib=given.get("memory_limit"),
+        seed=int(given.get("seed", 0)),
+    )
+    if not 0 <= request.seed <= MAX_SEED:
+        raise UsageError(f"--seed must be an integer from 0 to {MAX_SEED}, got {request.seed}")
+    _require_positive("--time-budget", request.time_budget_s)
+    _require_positive("--memory-limit", request.memory_limit_gib)
+    return request
+
+
+def _choices(option: str, kind: type[Choice], given: Sequence[str]) -> tuple[Choice, ...]:
+    """Members of an enumeration by name, each once."""
+    known = [str(member) for member in kind]
+    for text in given:
+        if text not in known:
+            raise UsageError(f"{option} must be of {', '.join(known)}, got {text!r}")
+    if not given:
+        raise UsageError(f"{option} must name at least one of {', '.join(known)}")
+    return tuple(dict.fromkeys(kind(text) for text in given))
+
+
+def _require_positive(option: str, value: float | None) -> None:
+    if value is not None and not 0 < value < float("inf"):
+        raise UsageError(f"{option} must be a positive number, got {value:g}")
+
+
+def _assignment(option: str, text: str, form: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not (name and equals and value):
+        raise UsageError(f"{option} must be {form}, got {text!r}")
+    return name, value
+
+
+def _setting(text: str) -> tuple[str, str, str]:
+    place, value = _assignment("--set", text, "op.param=value")
+    operator, dot, name = place.partition(".")
+    if not (operator and dot and name):
+        raise UsageError(f"--set must be op.param=value, got {text!r}")
+    return operator, name, value
+
+
+def request_of_command(command: Mapping[str, Any], options: Options, operators: Mapping[str, Operator]) -> SweepRequest:
+    """The request that a run's command stands for, with the options that were given again in place of its own."""
+    again = {name: value for name, value in options.items() if value is not None}
+    return make_request({**_options_of(command), **again}, operators)
+
+
+def request_differences(request: SweepRequest, command: Mapping[str, Any]) -> list[str]:
+    """One line for each part of the request that a run's command has otherwise."""
+    # Through JSON's types, as the stored one went.
+    asked = {name: _plain(value) for name, value in request.to_json().items()}
+    return [
+        f"{name}: {command.get(name)!r} there, {value!r} now"
+        for name, value in asked.items()
+        if command.get(name) != value
+    ]
+
+
+def _options_of(command: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that make_request turns into this command."""
+    options = {name: command[name] for name in ("shapes", "ops", "dtypes", "device", "timer", "cache", "seed")}
+    return options | {
+        "level": command["levels"],
+        "direction": command["directions"],
+        "providers": ["=".join(pair) for pair in command["providers"]],
+        "settings": [f"{operator}.{name}={text}" for operator, name, text in command["settings"]],
+        "time_budget": command["time_budget_s"],
+        "memory_limit": command["memory_limit_gib"],
+    }
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401
+    """Tuples as lists and enumerations as texts, as JSON gives them back."""
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, StrEnum) else value

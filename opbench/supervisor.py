@@ -1,0 +1,185 @@
+"""Starts the processes that run cells, and leaves nothing of them behind: `python -m opbench.supervisor`.
+
+It imports torch once and forks a worker from itself for each group of cells, which takes milliseconds where a new
+interpreter takes seconds. It never touches a device: a CUDA context does not survive a fork.
+
+Standard input is a socket to the sweep. In: "w" with the worker's own socket starts a worker, "k" kills it; end of file
+means that the sweep is gone, in whatever way. Out: one line per worker that ended, with its return code as in
+subprocess. Before that line is written every process that the worker started is dead too, and their temporary files
+go when this process ends.
+"""
+
+import gc
+import getpass
+import importlib
+import os
+import select
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from typing import NoReturn
+
+__all__ = ["Supervisor", "main"]
+
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+Serve = Callable[[socket.socket], None]
+
+
+def main() -> None:
+    """Serve the sweep at standard input; arguments are the worker as module:function, and modules to import first."""
+    worker, *preload = sys.argv[1:]
+    control = socket.socket(fileno=os.dup(0))
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a dead worker leaves running becomes a child of this process
+    _no_core_files()
+    folder = _private_temporary_folder()
+    try:
+        module, _, function = worker.partition(":")
+        for name in preload:
+            with suppress(Exception):  # the cells that need it will say what is wrong with it
+                importlib.import_module(name)
+        importlib.import_module(module)
+        gc.freeze()  # a collection in a worker then neither walks what was imported nor copies its pages
+        Supervisor(control, getattr(sys.modules[module], function)).serve()
+    finally:
+        kill_children()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class Supervisor:
+    """One worker at a time.
+
+    Args:
+        control: socket to the sweep.
+        serve: what a worker does with its own socket.
+    """
+
+    def __init__(self, control: socket.socket, serve: Serve) -> None:
+        self._control = control
+        self._serve = serve
+        self._worker: int | None = None
+        self._wake, wake = os.pipe()
+        for end in (self._wake, wake):
+            os.set_blocking(end, False)
+        signal.set_wakeup_fd(wake, warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+
+    def serve(self) -> None:
+        """Follow the sweep's orders until it is gone."""
+        while True:
+            ready, _, _ = select.select([self._control.fileno(), self._wake], [], [])
+            if self._wake in ready:
+                with suppress(BlockingIOError):
+                    os.read(self._wake, 4096)
+                self._reap()
+            if self._control.fileno() in ready:
+                order, sockets, _, _ = socket.recv_fds(self._control, 1, 1)
+                if not order:
+                    return
+                if order == b"k":
+                    self._kill()
+                else:
+                    self._start(sockets[0])
+
+    def _start(self, connection: int) -> None:
+        os.set_inheritable(connection, False)
+        parent = os.getpid()
+        self._worker = os.fork()
+        if self._worker == 0:
+            self._control.close()
+            _become_worker(parent, connection, self._serve)
+        os.close(connection)
+
+    def _kill(self) -> None:
+        """Kill the worker, if it has not ended by itself a moment ago."""
+        if self._worker is not None:
+            with suppress(ProcessLookupError):
+                os.kill(self._worker, signal.SIGKILL)
+            _, status = os.waitpid(self._worker, 0)
+            self._ended(status)
+
+    def _reap(self) -> None:
+        """Collect who ended; not only workers, since orphans of theirs are adopted."""
+        with suppress(ChildProcessError):
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                if found[0] == self._worker:
+                    self._ended(found[1])
+
+    def _ended(self, status: int) -> None:
+        self._worker = None
+        kill_children()
+        with suppress(BrokenPipeError):  # the sweep is gone; its end of file comes next
+            self._control.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+
+
+def kill_children() -> None:
+    """Kill every process below this one, and wait until each is gone."""
+    import psutil
+
+    while True:
+        for child in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        try:
+            os.waitpid(-1, 0)  # its own children are this process's now, and die in the next round
+        except ChildProcessError:
+            return
+
+
+def _become_worker(parent: int, connection: int, serve: Serve) -> NoReturn:
+    """Serve in this forked process; it never returns into the supervisor's stack."""
+    code = 1
+    try:
+        signal.set_wakeup_fd(-1)
+        for number in (signal.SIGCHLD, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() == parent:  # else the parent died before it could be watched
+            serve(socket.socket(fileno=connection))
+            code = 0
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        with suppress(Exception):
+            sys.stderr.flush()
+        os._exit(code & 0xFF)
+
+
+def _private_temporary_folder() -> str:
+    """A folder for the temporary files of every worker, since a killed one removes none."""
+    # The compilers' caches under the temporary folder are worth keeping from run to run.
+    with suppress(Exception):  # whose name is not known: no cache is kept
+        cache = os.path.join(tempfile.gettempdir(), f"torchinductor_{getpass.getuser()}")
+        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", cache)
+    folder = tempfile.mkdtemp(prefix="opbench-")
+    os.environ["TMPDIR"] = tempfile.tempdir = folder
+    return folder
+
+
+def _no_core_files() -> None:
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+
+
+def _prctl(option: int, value: int) -> None:
+    """Linux's prctl; elsewhere the call does not exist, and a killed sweep's worker ends when it next answers."""
+    import ctypes
+
+    with suppress(AttributeError):
+        ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+
+
+if __name__ == "__main__":
+    main()

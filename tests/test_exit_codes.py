@@ -1,0 +1,108 @@
+"""The table of exit codes in docs/reliability.md, and those codes that test_cli.py does not provoke."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_fuzz import call
+
+from opbench import cli
+
+DOCS = Path(__file__).parents[1] / "docs" / "reliability.md"
+TINY = "shapes:\n  - {batch: 1, height: 4, width: 4, channels: 32}\n"
+SWEEP = ("sweep", "--shapes", "tiny.yaml", "--ops", "conv3x3", "--dtypes", "fp32", "--device", "cpu",
+         "--time-budget", "0.02", "--out", "run", "--quiet")  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "tiny.yaml").write_text(TINY)
+    (tmp_path / "file").write_text("")
+    return tmp_path
+
+
+def opbench(folder, *arguments, **variables):
+    return subprocess.run(
+        [sys.executable, "-m", "opbench", *arguments], cwd=folder, env={**os.environ, **variables}, capture_output=True,
+        text=True, timeout=240,
+    )  # fmt: skip
+
+
+def documented():
+    """Exit codes of the table, with what stands beside them."""
+    return {int(code): text for code, text in re.findall(r"^\| (\d+) \| (.*) \|$", DOCS.read_text(), re.MULTILINE)}
+
+
+def test_the_table_is_complete():
+    codes = {value for name, value in vars(cli).items() if name.startswith("EXIT_")}
+    assert codes | {0} == set(documented())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--isolation", "thread"), "opbench: --isolation must be of process, none, got 'thread'"),
+        (("--cell-timeout", "0"), "opbench: --cell-timeout must be a positive number, got 0"),
+        (("--cell-timeout", "9", "--isolation", "none"), "opbench: --cell-timeout needs --isolation process"),
+        (("--retry", "error"), "opbench: --retry needs --resume"),
+        (
+            ("--retry", "ok", "--resume"),
+            "opbench: --retry must be of not_applicable, unavailable, out_of_memory, wrong, ",
+        ),
+        (("--shapes", "gone.yaml"), "opbench: unknown shape list 'gone.yaml'"),
+        (("--resume",), "opbench: run: no run there"),
+    ],
+)
+def test_2_for_what_cannot_be_followed(folder, monkeypatch, arguments, message):
+    monkeypatch.chdir(folder)
+    code, _, err = call(*SWEEP, *arguments)
+    assert code == 2
+    assert err.startswith(message)
+    assert err.count("\n") == 1
+
+
+def test_3_when_results_cannot_be_written(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    code, _, err = call(*SWEEP, "--out", "file/run")
+    assert code == 3
+    assert err == ("opbench: file/run: cannot be written: Not a directory; what was written before stays readable\n")
+
+
+def test_70_for_a_mistake_of_ours_with_a_traceback_on_request(folder):
+    # A module of that name ahead of ours is broken as no installation of opbench is.
+    (folder / "broken").mkdir()
+    (folder / "broken" / "rich.py").write_text("raise LookupError('a\\nmistake')\n")
+    path = os.pathsep.join((str(folder / "broken"), os.environ.get("PYTHONPATH", "")))
+    quiet = opbench(folder, "list", "shapes", PYTHONPATH=path)
+    assert quiet.returncode == 70
+    assert quiet.stderr == (
+        "opbench: internal error: LookupError: a mistake; OPBENCH_TRACEBACK=1 shows where, for a bug report\n"
+    )
+    loud = opbench(folder, "list", "shapes", PYTHONPATH=path, OPBENCH_TRACEBACK="1")
+    assert "Traceback" in loud.stderr
+
+
+def test_130_when_interrupted_before_there_is_a_run(folder):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "opbench", *SWEEP], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    maps = Path(f"/proc/{process.pid}/maps")
+    while "libtorch" not in maps.read_text():  # main() runs by then
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=240)
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+
+
+def test_a_reader_that_leaves_is_no_error_with_a_traceback(folder):
+    command = f"{sys.executable} -m opbench env | head -1"
+    done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.stdout.startswith("opbench: ")
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipe" not in done.stderr

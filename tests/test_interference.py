@@ -1,0 +1,146 @@
+"""What disturbs a cell is said in its row and in the report, and its figures stay."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+from builders import doubling, make_case, make_cell
+from test_environment import HANDLE, nvml  # noqa: F401 - a fixture
+from test_results import CELLS, COMMAND, ENVIRONMENT, ok
+
+from opbench import conditions, runner
+from opbench.conditions import cpu_conditions
+from opbench.interference import interference
+from opbench.measurement import Status
+from opbench.report import print_tables, run_tables
+from opbench.results import RunFolder, load_results
+from opbench.runner import CellRunner, RunOptions
+
+CPU = {"cores": 4, "clock_s": 100.0, "busy_s": 50.0, "own_busy_s": 7.0, "governor": "performance",
+       "cpu_clock_mhz": 3000,
+       "thermal_throttle_count": 2, "load_average_1min": 0.1, "cpu_temperature_c": 50.0}  # fmt: skip
+GPU = {"sm_clock_mhz": 1755, "memory_clock_mhz": 2619, "power_w": 300.0, "temperature_c": 60, "power_limit_w": 700.0,
+       "default_power_limit_w": 700.0, "mig_mode": False, "clock_event_reasons": ["gpu_idle"],
+       "other_gpu_processes": []}  # fmt: skip
+OTHER = {"pid": 77, "name": "train.py", "used_memory_bytes": None}
+
+
+def told(before, **after):
+    return interference(before, {**before, **after})
+
+
+def test_a_quiet_machine_gives_no_warning():
+    assert told(CPU, clock_s=101.0, busy_s=51.3, own_busy_s=8.0) == ()
+    assert told(GPU, sm_clock_mhz=1740, power_w=650.0, temperature_c=70) == ()
+    assert interference({}, {}) == ()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "warning"),
+    [
+        (CPU, {"clock_s": 101.0, "busy_s": 52.0, "own_busy_s": 8.0},
+         "CPU load: other processes used 25% of all cores during warm-up and samples"),
+        (CPU, {"governor": "powersave"}, "CPU governor: powersave, so the clock follows the load"),
+        (CPU, {"thermal_throttle_count": 5}, "CPU heat: the CPU slowed itself 3 times during the samples"),
+        (CPU, {"cpu_clock_mhz": 2000}, "CPU clock: moved from 3000 to 2000 MHz during the samples"),
+        (GPU, {"sm_clock_mhz": 1200}, "GPU SM clock: moved from 1755 to 1200 MHz during the samples"),
+        (GPU, {"memory_clock_mhz": 810}, "GPU memory clock: moved from 2619 to 810 MHz during the samples"),
+        (GPU, {"clock_event_reasons": ["sw_power_cap", "sw_thermal_slowdown"], "temperature_c": 87},
+         "GPU clocks limited: by sw_power_cap, sw_thermal_slowdown (60 C before, 87 C after)"),
+        (GPU, {"other_gpu_processes": [OTHER]}, "GPU shared: other processes on it: 77 train.py"),
+        (GPU, {"mig_mode": True}, "GPU MIG: the device is a slice of a GPU that others may use"),
+        (GPU, {"power_limit_w": 400.0}, "GPU power cap: 400 W, below the card's own 700 W"),
+    ],
+)  # fmt: skip
+def test_each_disturbance_is_one_warning(before, after, warning):
+    assert told(before, **after) == (warning,)
+
+
+def test_the_steps_of_the_systems_counters_are_no_load():
+    assert told(CPU, clock_s=100.1, busy_s=50.14, own_busy_s=7.1) == ()
+
+
+def test_what_was_there_before_and_left_is_said_too():
+    before = {**GPU, "other_gpu_processes": [OTHER], "clock_event_reasons": ["hw_slowdown"]}
+    kinds = [warning.partition(":")[0] for warning in interference(before, GPU)]
+    assert kinds == ["GPU shared", "GPU clocks limited"]
+
+
+def test_a_gpu_of_fakes_gives_warnings_through_nvml(nvml):  # noqa: F811
+    before = conditions.conditions("cuda:0")
+    nvml.answers["nvmlDeviceGetClockInfo", HANDLE, 1] = 900
+    nvml.answers["nvmlDeviceGetMigMode", HANDLE] = [1, 1]
+    nvml.answers["nvmlDeviceGetEnforcedPowerLimit", HANDLE] = 350000
+    warnings = [w for w in interference(before, conditions.conditions("cuda:0")) if w.startswith("GPU")]
+    assert warnings == [
+        f"GPU shared: other processes on it: {2**22 + 5} unknown, {2**22 + 7} python3",
+        "GPU clocks limited: by hw_thermal_slowdown, sw_power_cap, unknown_0x1000 (41 C before, 41 C after)",
+        "GPU SM clock: moved from 1755 to 900 MHz during the samples",
+        "GPU MIG: the device is a slice of a GPU that others may use",
+        "GPU power cap: 350 W, below the card's own 700 W",
+    ]
+
+
+@pytest.mark.parametrize(("namespace", "others"), [("pid:[4026531836]", 1), ("pid:[4026532999]", 0)])
+def test_in_a_container_one_unknown_process_is_this_one(nvml, monkeypatch, namespace, others):  # noqa: F811
+    # There NVML gives the host's pids, of which none is ours.
+    nvml.forget("nvmlDeviceGetGraphicsRunningProcesses")
+    nvml.answers["nvmlDeviceGetComputeRunningProcesses", HANDLE] = [SimpleNamespace(pid=4242424, usedGpuMemory=1)]
+    monkeypatch.setattr("opbench.nvml.os.readlink", lambda path: namespace)
+    assert len(conditions.gpu_conditions("cuda:0")["other_gpu_processes"]) == others
+
+
+def test_the_sweep_itself_is_no_other_process(nvml):  # noqa: F811
+    import psutil
+
+    parent = psutil.Process().ppid()
+    nvml.answers["nvmlDeviceGetComputeRunningProcesses", HANDLE] = [SimpleNamespace(pid=parent, usedGpuMemory=1)]
+    nvml.forget("nvmlDeviceGetGraphicsRunningProcesses")
+    assert conditions.gpu_conditions("cuda:0")["other_gpu_processes"] == []
+
+
+def test_a_busy_machine_is_said_in_the_row_and_the_figures_stay():
+    spinners = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(cpu_conditions()["cores"])]
+    try:
+        options = RunOptions("cpu", "wall-clock", "warm", time_budget_s=1.0, memory_limit_gib=None, seed=0)
+        operator = doubling()
+        cell_runner = CellRunner(options, {"double": operator}.__getitem__)
+        measurement = cell_runner.run(make_cell(make_case()))
+    finally:
+        for spinner in spinners:
+            spinner.kill()
+            spinner.wait()
+    assert measurement.status is Status.OK
+    assert measurement.latencies_ms
+    assert any(warning.startswith("CPU load: other processes used") for warning in measurement.warnings)
+
+
+def test_warnings_are_a_column_and_a_note(tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from rich.console import Console
+
+    run = RunFolder.create(tmp_path / "run", command=COMMAND, environment=ENVIRONMENT, plan=CELLS)
+    with run.append() as journal:
+        journal.write(replace(ok(CELLS[0]), warnings=("CPU load: 50%", "GPU MIG: a slice")))
+        journal.write(replace(ok(CELLS[1]), warnings=("CPU load: 70%",)))
+    frame = load_results(run.path)
+    assert frame.warnings.tolist() == ["CPU load: 50%; GPU MIG: a slice", "CPU load: 70%", "", ""]
+    assert frame.latency_ms[:2].notna().all()
+    console = Console(record=True, width=200)
+    print_tables(run_tables(run), "terminal", console)
+    text = console.export_text()
+    assert "Warning, CPU load: 50% (2 cells; see the column `warnings`)." in text
+    assert "Warning, GPU MIG: a slice." in text
+
+
+def test_conditions_are_kept_around_the_samples_of_every_cell(monkeypatch):
+    snapshots = iter([CPU, {**CPU, "cpu_clock_mhz": 1000}])
+    monkeypatch.setattr(runner, "busy_counters", lambda: {"clock_s": 99.0})
+    monkeypatch.setattr(runner, "conditions", lambda device: next(snapshots))
+    options = RunOptions("cpu", "wall-clock", "warm", time_budget_s=0.01, memory_limit_gib=None, seed=0)
+    measurement = CellRunner(options, {"double": doubling()}.__getitem__).run(make_cell(make_case()))
+    assert measurement.conditions["before"]["cpu_temperature_c"] == 50.0
+    assert measurement.conditions["after"]["cpu_clock_mhz"] == 1000
+    assert measurement.warnings == ("CPU clock: moved from 3000 to 1000 MHz during the samples",)
