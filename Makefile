@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: sweep test test-slow lint inspect bench gpu clean
+.PHONY: sweep test test-slow lint pictures inspect bench gpu clean
 
 sweep: $(VENV)/.installed
 	$(BIN)/opbench sweep
@@ -28,6 +28,13 @@ inspect: $(VENV)/.installed
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/benchmarks/bench_*.py --benchmark-enable --benchmark-only
+
+# The README's pictures, from a real run: measured under RUN if there is none yet, then drawn again. Needs Chromium.
+RUN ?= results/xeon-2core
+pictures: $(VENV)/.installed-dev
+	test -e $(RUN)/run.json || $(BIN)/opbench sweep --level module,core --out $(RUN)
+	$(BIN)/opbench report $(RUN) --write >$(RUN)/report.txt
+	$(BIN)/python tests/pictures.py $(RUN)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

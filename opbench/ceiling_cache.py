@@ -10,7 +10,7 @@ from pathlib import Path
 
 from opbench.ceilings import Ceilings, read_ceilings
 from opbench.environment import comparison_identity, device_slug
-from opbench.errors import ResultsError
+from opbench.errors import ResultsError, StorageError
 from opbench.files import write_whole
 
 __all__ = ["ceilings_for", "ceilings_path", "keep", "known_ceilings"]
@@ -42,7 +42,7 @@ def keep(ceilings: Ceilings, environment: Mapping[str, object]) -> Path | None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, json.dumps(ceilings.to_json(), indent=1) + "\n")
-    except OSError:
+    except (OSError, StorageError):
         return None
     return path
 

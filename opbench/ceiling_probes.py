@@ -69,14 +69,14 @@ def measure_ceilings(
     facts: DeviceFacts | None = None,
     timer_of: TimerOf | None = None,
     tensors_on: str | None = None,
-    on_probe: Callable[[str], None] = lambda name: None,
+    on_probe: Callable[[str, int, int], None] = lambda name, number, total: None,
 ) -> Ceilings:
     """Measure a device; takes a few seconds.
 
     Args:
         device: "cpu" or "cuda:N".
         facts, timer_of, tensors_on: replaced in tests.
-        on_probe: hears the name of each probe before it runs.
+        on_probe: hears the name of each probe before it runs, its number from 1, and how many there are.
     """
     facts = facts or device_facts(device)
     timer_of = timer_of or (lambda name, cache: make_timer(name, cache, device))
@@ -85,8 +85,9 @@ def measure_ceilings(
     conditions = device_conditions(device)
     probes = []
     with torch.cuda.device(place) if place.type == "cuda" else nullcontext(), torch.no_grad():
-        for spec in probe_specs(facts):
-            on_probe(f"{spec.kind} {spec.name} {spec.size}")
+        specs = list(probe_specs(facts))
+        for number, spec in enumerate(specs, start=1):
+            on_probe(f"{spec.kind} {spec.name} {spec.size}", number, len(specs))
             probes.append(_run(spec, timer_of(spec.timer, spec.cache), place))
             gc.collect()
             if place.type == "cuda":

@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from opbench.case import Dtype
 from opbench.errors import ResultsError
+from opbench.measurement import one_line
 
 __all__ = ["BOUNDS", "Ceilings", "Limit", "Probe", "limit_columns", "limit_of", "read_ceilings"]
 
@@ -102,11 +103,24 @@ class Ceilings:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The ceilings that to_json wrote; KeyError, TypeError or ValueError where they are damaged."""
-        probes = tuple(Probe(**probe) for probe in data["probes"])
-        for probe in probes:
-            if probe.kind not in BOUNDS or not 0 < probe.latency_ms_min <= probe.latency_ms < float("inf"):
+        found = cls(**{**data, "probes": tuple(Probe(**probe) for probe in data["probes"])})
+        for probe in found.probes:
+            numbers = (probe.amount, probe.samples, probe.latency_ms, probe.latency_ms_min)
+            plain = all(type(value) in (int, float) for value in numbers)
+            named = all(isinstance(text, str) and text.isprintable() for text in (probe.name, probe.size))
+            if not (plain and named and probe.kind in BOUNDS and 0 <= probe.amount < 2**63):
                 raise ValueError(f"not a probe: {probe}")
-        return cls(**{**data, "probes": probes})
+            if not 0 < probe.latency_ms_min <= probe.latency_ms < float("inf"):
+                raise ValueError(f"not a probe: {probe}")
+        texts = (found.device_name, found.measured_at, *found.identity, *found.identity.values())
+        if not all(isinstance(text, str) and text.isprintable() for text in texts):
+            raise ValueError("device_name, measured_at and identity must be printable texts")
+        if not all(type(size) is int or size is None for size in (found.l2_bytes, found.cache_bytes)):
+            raise TypeError("cache sizes must be integers or null")
+        load = found.conditions.get("load_average_1min")
+        if type(load) not in (int, float, type(None)):
+            raise TypeError(f"load_average_1min must be a number, got {load!r:.60}")
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,11 +199,15 @@ def read_ceilings(path: Path) -> Ceilings | None:
         ResultsError: the file is damaged or cannot be read.
     """
     try:
+        if not path.exists():
+            return None
+        if not path.is_file():
+            raise ResultsError(f"{path}: must be a regular file")
         data = json.loads(path.read_text(encoding="utf-8"))
-        return None if "reason" in data else Ceilings.from_json(data)
-    except FileNotFoundError:
-        return None
+        if isinstance(data, dict) and isinstance(data.get("reason"), str):
+            return None
+        return Ceilings.from_json(data)
     except OSError as error:
-        raise ResultsError(f"{path}: cannot read: {error.strerror}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ResultsError(f"{path}: damaged: {error!r}") from None
+        raise ResultsError(f"{path}: cannot be read: {error.strerror}") from None
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ResultsError(f"{path}: damaged: {one_line(repr(error))}") from None

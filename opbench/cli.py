@@ -291,7 +291,7 @@ def ceilings(
         from opbench.ceiling_probes import measure_ceilings
         from opbench.progress import probe_progress
 
-        with probe_progress(quiet=json_) as on_probe:
+        with probe_progress(quiet=json_, no_color=no_color) as on_probe:
             found = measure_ceilings(name, on_probe=on_probe)
         keep(found, environment)
     if json_:

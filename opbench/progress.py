@@ -30,15 +30,7 @@ class ConsoleProgress:
         self._console = console or Console(
             stderr=True, quiet=quiet, highlight=False, soft_wrap=True, no_color=no_color or None
         )
-        self._bar = Progress(
-            MofNCompleteColumn(),
-            BarColumn(bar_width=20),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.description}"),
-            console=self._console,
-            transient=True,
-            disable=quiet or not self._console.is_terminal,
-        )
+        self._bar = _bar(self._console, quiet=quiet)
         self._task = self._bar.add_task("", total=None)
         self._heading = ""
 
@@ -73,15 +65,29 @@ class ConsoleProgress:
 
 
 @contextmanager
-def probe_progress(*, quiet: bool = False) -> Iterator[Callable[[str], None]]:
-    """Progress of `opbench ceilings` on standard error: a function that hears each probe's name."""
-    console = Console(stderr=True, quiet=quiet, highlight=False)
+def probe_progress(*, quiet: bool = False, no_color: bool = False) -> Iterator[Callable[[str, int, int], None]]:
+    """Progress of `opbench ceilings` on standard error: a function that hears each probe's name, number and total."""
+    console = Console(stderr=True, quiet=quiet, highlight=False, no_color=no_color or None)
     if not console.is_terminal:
         console.print("measuring this device; some seconds, kept for later runs")
-        yield lambda name: None
-        return
-    with console.status("measuring") as spinner:
-        yield lambda name: spinner.update(escape(f"measuring {name}"))
+    with _bar(console, quiet=quiet) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda name, number, total: bar.update(
+            task, total=total, completed=number - 1, description=escape(f"measuring {name}")
+        )
+
+
+def _bar(console: Console, *, quiet: bool) -> Progress:
+    """Done of total, a bar, the time left and what is being done; nothing where there is no terminal."""
+    return Progress(
+        MofNCompleteColumn(),
+        BarColumn(bar_width=20),
+        TimeRemainingColumn(compact=True),
+        TextColumn("{task.description}"),
+        console=console,
+        transient=True,
+        disable=quiet or not console.is_terminal,
+    )
 
 
 def _outcome(measurement: Measurement) -> str:

@@ -25,11 +25,12 @@ from opbench.metrics import derived_metrics
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["COLUMNS", "SCHEMA_VERSION", "RunFolder", "free_run_path", "load_results"]
+__all__ = ["CEILINGS", "COLUMNS", "SCHEMA_VERSION", "Run", "RunFolder", "free_run_path", "load_results"]
 
 SCHEMA_VERSION = 1
 RUN = "run.json"
 JOURNAL = "journal.jsonl"
+CEILINGS = "ceilings.json"
 
 COLUMNS = (
     "run_id", "operator", "provider", "level", "direction", "shape_list", "shape", "batch", "height", "width",
@@ -122,12 +123,12 @@ class RunFolder:
         Raises:
             ResultsError: ceilings.json is damaged.
         """
-        return read_ceilings(self.path / "ceilings.json")
+        return read_ceilings(self.path / CEILINGS)
 
     def write_ceilings(self, ceilings: Ceilings | str) -> None:
         """Write ceilings.json; a text says why there are none."""
         data = {"reason": ceilings} if isinstance(ceilings, str) else ceilings.to_json()
-        write_whole(self.path / "ceilings.json", json.dumps(data, indent=1, allow_nan=False) + "\n")
+        write_whole(self.path / CEILINGS, json.dumps(data, indent=1, allow_nan=False) + "\n")
         self.__dict__.pop("ceilings", None)
 
     @property

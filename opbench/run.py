@@ -26,7 +26,7 @@ from opbench.options import (
 )
 from opbench.plan import SweepRequest, plan_cells, plan_differences
 from opbench.report import write_plots, write_tables
-from opbench.results import RunFolder, free_run_path
+from opbench.results import CEILINGS, RunFolder, free_run_path
 from opbench.shapes import load_shape_lists
 
 __all__ = [
@@ -154,7 +154,7 @@ def run_cells(
     executor = _executor(run, operators, conduct)
     try:
         with run.append() as journal:
-            if not (run.path / "ceilings.json").exists():
+            if not (run.path / CEILINGS).exists():
                 progress.stage("measuring this device's ceilings, once")
                 run.write_ceilings(ceilings_for(run.run["environment"]))
             last_status = {measurement.cell.key: measurement.status for measurement in run.measurements()}

@@ -129,6 +129,19 @@ def test_ceilings_survive_the_disk_and_damage_is_named(tmp_path):
         path.write_text(damaged)
         with pytest.raises(ResultsError, match=r"ceilings\.json: damaged"):
             read_ceilings(path)
+    good = example_ceilings().to_json()
+    for change in ({"cache_bytes": "4"}, {"device_name": "a\nb"}, {"identity": {"device": 3}}, {"conditions": []}):
+        path.write_text(json.dumps(good | change))
+        with pytest.raises(ResultsError, match=r"ceilings\.json: damaged"):
+            read_ceilings(path)
+    path.write_text(json.dumps(good | {"probes": [good["probes"][0] | {"amount": "many"}]}))
+    with pytest.raises(ResultsError, match="not a probe"):
+        read_ceilings(path)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ResultsError, match="must be a regular file"):
+        read_ceilings(path)
+    path.rmdir()
     negative = dataclasses.replace(probe("compute", "fp32", 1.0), latency_ms_min=-1.0)
     path.write_text(json.dumps(ceilings(negative).to_json()))
     with pytest.raises(ResultsError, match="not a probe"):
@@ -180,10 +193,10 @@ def test_this_cpu_is_measured(monkeypatch):
     monkeypatch.setattr("opbench.ceiling_probes.RULE", rule)
     monkeypatch.setattr("opbench.ceiling_probes.WARM_UP_S", 0.01)
     heard = []
-    found = measure_ceilings("cpu", facts=SMALL, on_probe=heard.append)
+    found = measure_ceilings("cpu", facts=SMALL, on_probe=lambda *probe: heard.append(probe))
     assert {p.name for p in found.of("compute")} == {"fp32", "fp16", "bf16"}  # tf32 is a mode of CUDA devices
     assert len(heard) == len(found.probes)
-    assert "compute fp32 128x128x128" in heard
+    assert heard[1] == ("compute fp32 128x128x128", 2, len(heard))
     assert all(p.best > 0 and p.samples >= 5 for p in found.probes)
     # A product of 128 is 8 times one of 64; a launch is far below either.
     assert found.launch_ms("wall-clock", "warm") < max(p.latency_ms_min for p in found.of("compute"))
@@ -207,6 +220,17 @@ def test_the_cpus_caches_are_read_where_linux_tells(tmp_path):
     facts = device_facts("cpu")
     assert facts.device_type == "cpu"
     assert facts.free_bytes > 0
+
+
+def test_a_busy_machine_is_said():
+    def notes(**conditions):
+        return " ".join(ceiling_table(ceilings(conditions=conditions)).notes)
+
+    assert "Ceilings may be too low: the machine was busy, load 1.50" in notes(load_average_1min=1.5)
+    assert "too low" not in notes(load_average_1min=0.1)
+    gpu = {"load_average_1min": 9.0, "sm_clock_mhz": 1000}
+    assert "too low" not in notes(**gpu, other_gpu_processes=[])
+    assert "other processes were on the GPU" in notes(**gpu, other_gpu_processes=[{"pid": 1}])
 
 
 def test_ceilings_are_kept_per_device_and_versions(tmp_path, monkeypatch):

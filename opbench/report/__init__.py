@@ -6,7 +6,6 @@ Needs neither torch nor a GPU; matplotlib is imported when plots are written, no
 from collections.abc import Sequence
 from pathlib import Path
 
-from opbench.errors import ResultsError
 from opbench.files import write_whole
 from opbench.report.ceiling_table import ceiling_table
 from opbench.report.paper import paper_tables
@@ -50,14 +49,10 @@ def write_page(runs: Sequence[RunFolder], out: Path | None = None) -> Path:
         out: the file; by default report.html in the folder of the first run.
 
     Raises:
-        ResultsError: the file cannot be written.
+        StorageError: the file cannot be written.
     """
     from opbench.report.html import page
 
     path = out or runs[0].path / "report.html"
-    text = page(runs)
-    try:
-        write_whole(path, text)
-    except OSError as error:
-        raise ResultsError(f"{path}: cannot write the page there: {error.strerror}") from None
+    write_whole(path, page(runs))
     return path

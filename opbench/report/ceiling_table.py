@@ -46,12 +46,17 @@ def ceiling_table(ceilings: Ceilings) -> Table:
 
 def busy_note(ceilings: Ceilings) -> list[str]:
     """A warning where other work ran while the ceilings were measured: they may then be too low."""
-    load = ceilings.conditions.get("load_average_1min")
-    if load is None or load < BUSY_LOAD:
+    on_gpu = "sm_clock_mhz" in ceilings.conditions
+    load = ceilings.conditions.get("load_average_1min") or 0.0
+    if on_gpu and ceilings.conditions.get("other_gpu_processes"):
+        why = "other processes were on the GPU"
+    elif not on_gpu and load >= BUSY_LOAD:
+        why = f"the machine was busy, load {load:.2f}"
+    else:
         return []
     return [
-        f"The machine was busy when this was measured (load {load:.2f}): the figures may be too low. When it is idle, "
-        "measure again with `opbench ceilings --again`."
+        f"Ceilings may be too low: {why} when they were measured. When it is idle, measure again with "
+        "`opbench ceilings --again`."
     ]
 
 

@@ -19,6 +19,7 @@ from opbench.report.layout import (
     provenance,
     row_shape,
     shape_text,
+    suspicious_notes,
     three_digits,
 )
 from opbench.report.published import PUBLISHED_LABEL, PUBLISHED_SETUP, PublishedCell, published_cells
@@ -165,7 +166,12 @@ def _shape_table(run: RunFolder, comparison: Comparison) -> Table:
         title=f"Measured beside {PUBLISHED_LABEL}: {names}",
         columns=tuple(columns),
         rows=tuple(rows),
-        notes=(*_order_notes(comparison), provenance(run, shape_rows), *_source_notes(comparison)),
+        notes=(
+            *_order_notes(comparison),
+            provenance(run, shape_rows),
+            *suspicious_notes(shape_rows),
+            *_source_notes(comparison),
+        ),
     )
 
 

@@ -42,7 +42,7 @@ class PublishedRun(RunFolder):
     """The published figures as a run: latencies as printed, and nothing that the paper does not print."""
 
     def __init__(self) -> None:
-        environment = {"device": "cuda:0", "device_name": f"{PUBLISHED_LABEL} (published)", "set-up": PUBLISHED_SETUP}
+        environment = {"device_name": f"{PUBLISHED_LABEL} (published)", "set-up": PUBLISHED_SETUP}
         run = {"run_id": "published", "started_at": "2023", "environment": environment, "command": {}, "plan": []}
         super().__init__(Path("published"), run)
 
@@ -111,6 +111,7 @@ def _row(cell: PublishedCell, run_id: str, device: str) -> dict[str, Any]:
         "settings": "",
         "status": str(cell.status),
         "reason": reason,
+        "warnings": "",
         "latency_ms": cell.latency_ms,
     }
     return {column: values.get(column) for column in COLUMNS}

@@ -17,6 +17,7 @@ from opbench.report.layout import (
     reason_notes,
     shape_text,
     sparkline,
+    suspicious_notes,
     three_digits,
     warning_notes,
 )
@@ -149,6 +150,7 @@ def _speedup_table(run: RunFolder, group: Group, half: str) -> Table:
         notes=(
             provenance(run, [row for row in group.rows if row["dtype"] in ("fp32", half)]),
             f"Above 1: {half} is faster. Where a cell has no value, the dtype without one says why.",
+            *suspicious_notes(row for row in group.rows if row["dtype"] in ("fp32", half)),
         ),
     )
 

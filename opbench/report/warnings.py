@@ -3,11 +3,10 @@
 import json
 from typing import Any
 
-from opbench.errors import ResultsError
 from opbench.measurement import Status
 from opbench.report.ceiling_table import BUSY_LOAD, busy_note
-from opbench.report.layout import Row, count_cells, is_wide, suspicious_notes
-from opbench.results import RunFolder
+from opbench.report.layout import Row, count_cells, group_rows, is_wide, suspicious_notes, warning_notes
+from opbench.results import CEILINGS, RunFolder
 
 __all__ = ["run_warnings"]
 
@@ -27,11 +26,7 @@ def _row_warnings(rows: list[Row]) -> list[str]:
         )
     if not_run := sum(row["status"] == Status.NOT_RUN for row in rows):
         warnings.append(f"{count_cells(not_run)} planned but not run: the run ended before.")
-    noted: dict[str, int] = {}
-    for row in rows:
-        if text := row.get("warnings"):
-            noted[str(text)] = noted.get(str(text), 0) + 1
-    return warnings + [f"{text} ({count_cells(count)})" for text, count in noted.items()]
+    return [*warnings, *(note for group in group_rows(rows) for note in warning_notes(group))]
 
 
 def _environment_warnings(environment: dict[str, Any]) -> list[str]:
@@ -53,10 +48,8 @@ def _ceiling_warnings(run: RunFolder) -> list[str]:
         return ["Published figures: not measured by this project; no samples, intervals, costs or limits."]
     if run.ceilings is not None:
         return busy_note(run.ceilings)
-    try:
-        reason = json.loads((run.path / "ceilings.json").read_text(encoding="utf-8"))["reason"]
-    except FileNotFoundError:
+    path = run.path / CEILINGS
+    if not path.exists():
         return ["No ceilings: the run holds no ceilings.json, so nothing is said about limits."]
-    except OSError as error:
-        raise ResultsError(f"{run.path / 'ceilings.json'}: cannot read: {error.strerror}") from None
+    reason = json.loads(path.read_text(encoding="utf-8"))["reason"]  # run.ceilings has read it before
     return [f"No ceilings, so nothing is said about limits: {reason}"]

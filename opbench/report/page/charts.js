@@ -114,7 +114,7 @@ function base() {
     textStyle: { color: css("--ink"), fontFamily: getComputedStyle(document.body).fontFamily },
     tooltip: { confine: true, backgroundColor: css("--raised"), borderColor: css("--line"), textStyle: { color: css("--ink") }, extraCssText: "white-space: normal; max-width: 22rem;", formatter: ({ data }) => (data?.item ? details(data.item) : "") },
     legend: { type: "scroll", bottom: 0, textStyle: { color: css("--ink") }, pageTextStyle: { color: css("--ink") }, pageIconColor: css("--accent"), pageIconInactiveColor: css("--line"), inactiveColor: css("--muted") },
-    grid: { left: 36, right: 24, top: 24, bottom: 64, containLabel: true },
+    grid: { left: 44, right: 24, top: 24, bottom: 64, containLabel: true },
   };
 }
 
@@ -149,7 +149,7 @@ function drawScatter(kind, points) {
   const { logX, logY } = chartState;
   const across = points.map(({ x }) => x);
   const up = [...points.map(({ y }) => y), ...lines.flatMap(({ data }) => data.map(([, y]) => y))];
-  return { ...base(), xAxis: axis(kind.x, logX, logX ? near(across) : { scale: true }), yAxis: axis(kind.y, logY, { ...(logY ? near(up) : {}), nameGap: 52 }), series: drawn };
+  return { ...base(), xAxis: axis(kind.x, logX, logX ? near(across) : { scale: true }), yAxis: axis(kind.y, logY, { ...(logY ? near(up) : {}), nameGap: 60 }), series: drawn };
 }
 
 function drawBars(kind, points) {
@@ -160,10 +160,12 @@ function drawBars(kind, points) {
     name: part, type: "bar", stack: "time", itemStyle: { color: which ? "#E69F00" : "#3d8fd1" },
     data: order.map((place) => ({ value: points[place].parts[which], item: points[place] })),
   }));
-  const many = points.length > 24;
-  const zoom = many ? [{ type: "slider", yAxisIndex: 0, width: 18, right: 2, startValue: points.length - 24, endValue: points.length - 1, brushSelect: false }, { type: "inside", yAxisIndex: 0, zoomOnMouseWheel: false, moveOnMouseWheel: true }] : [];
-  const width = innerWidth < 640 ? 120 : 320;
-  return { ...base(), grid: { ...base().grid, right: many ? 40 : 24 }, dataZoom: zoom, xAxis: axis("ms", false), yAxis: { type: "category", data: order.map((place) => names[place]), axisLabel: { color: css("--ink"), width, overflow: "break", interval: 0 }, axisLine: { lineStyle: { color: css("--muted") } } }, series };
+  const narrow = innerWidth < 640;
+  const most = narrow ? 12 : 24;
+  const many = points.length > most;
+  const zoom = many ? [{ type: "slider", yAxisIndex: 0, width: 18, right: 2, startValue: points.length - most, endValue: points.length - 1, brushSelect: false }, { type: "inside", yAxisIndex: 0, zoomOnMouseWheel: false, moveOnMouseWheel: true }] : [];
+  const width = narrow ? 120 : 320;
+  return { ...base(), grid: { ...base().grid, right: many ? 40 : 24 }, dataZoom: zoom, xAxis: axis("ms", false), yAxis: { type: "category", data: order.map((place) => names[place]), axisLabel: { color: css("--ink"), width, overflow: "break", lineHeight: 13, interval: 0, fontSize: narrow ? 10 : 12 }, axisLine: { lineStyle: { color: css("--muted") } } }, series };
 }
 
 function drawHeat(kind, points) {
@@ -176,13 +178,14 @@ function drawHeat(kind, points) {
     return { value: [columns.indexOf(column(row)), lines.indexOf(seriesName(row)), Math.log2(item.z)], item, label: { formatter: () => threeDigits(item.z) } };
   });
   const reach = Math.max(1, ...data.map(({ value: [, , z] }) => Math.abs(z)));
+  for (const cell of data) cell.label.color = Math.abs(cell.value[2]) > 0.55 * reach ? "#fff" : "#111";
   const narrow = innerWidth < 640;
   return {
     ...base(), legend: { show: false }, grid: { left: 28, right: 12, top: 12, bottom: 70, containLabel: true },
     visualMap: { min: -reach, max: reach, show: true, orient: "horizontal", left: "center", bottom: 0, calculable: false, text: [`${threeDigits(2 ** reach)}×`, `${threeDigits(2 ** -reach)}×`], textStyle: { color: css("--ink") }, inRange: { color: ["#b2182b", "#f4a582", "#f7f7f7", "#92c5de", "#2166ac"] } },
     xAxis: { type: "category", data: columns, axisLabel: { color: css("--ink"), rotate: narrow || columns.length > 6 ? 60 : 0, interval: 0 } },
-    yAxis: { type: "category", data: lines, axisLabel: { color: css("--ink"), width: narrow ? 90 : 240, overflow: "break", interval: 0 } },
-    series: [{ type: "heatmap", data, itemStyle: { borderColor: css("--paper"), borderWidth: 1 }, label: { show: !narrow || columns.length < 7, color: "#111", textBorderColor: "#fff", textBorderWidth: 2, fontSize: narrow ? 9 : 12 } }],
+    yAxis: { type: "category", data: lines, axisLabel: { color: css("--ink"), width: narrow ? 90 : 240, overflow: "break", lineHeight: 14, interval: 0 } },
+    series: [{ type: "heatmap", data, itemStyle: { borderColor: css("--paper"), borderWidth: 1 }, label: { show: !narrow || columns.length < 7, fontSize: narrow ? 9 : 12 } }],
   };
 }
 
