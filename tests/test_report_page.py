@@ -459,7 +459,7 @@ def test_failures_warnings_and_environment_are_listed(shown, example, second):
 
 
 @browser_test
-def test_the_csv_is_measurements_csv(shown, example):
+def test_the_csv_is_measurements_csv(shown, example, tmp_path):
     text = shown.execute_script("return csvOf(0)")
     with (example.write_measurements_csv()).open(newline="") as file:
         expected = list(csv.DictReader(file))
@@ -469,7 +469,15 @@ def test_the_csv_is_measurements_csv(shown, example):
         for column in expected[0]:
             same = one[column] == other[column] or float(one[column]) == float(other[column])
             assert same, column
-    click(shown, ".download")  # leaves no error in the console
+    where = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    shown.execute_cdp_cmd("Browser.setDownloadBehavior", where)
+    click(shown, ".download")
+    file = tmp_path / "measurements.csv"
+    deadline = time.monotonic() + 20
+    while not (file.exists() and file.stat().st_size):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert file.read_bytes().decode() == text
 
 
 @browser_test
