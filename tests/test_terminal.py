@@ -116,7 +116,7 @@ def measured_cells(count):
 
 
 def show_progress(**options):
-    console = Console(file=io.StringIO(), width=100, **options)
+    console = Console(file=io.StringIO(), width=100, highlight=False, **options)
     with ConsoleProgress(console=console) as progress:
         for number, measurement_ in enumerate(measured_cells(3), start=1):
             progress.started(measurement_.cell, number, 3)
