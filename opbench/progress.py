@@ -1,5 +1,6 @@
 """Shows long work as it goes on: on a terminal a bar with the current cell and the time left, else plain lines."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -78,7 +79,9 @@ def probe_progress(*, quiet: bool = False, no_color: bool = False) -> Iterator[C
 
 
 def _bar(console: Console, *, quiet: bool) -> Progress:
-    """Done of total, a bar, the time left and what is being done; nothing where there is no terminal."""
+    """Done of total, a bar, the time left and what is being done; nothing in a pipe, or in CI though it may look like a
+    terminal.
+    """
     return Progress(
         MofNCompleteColumn(),
         BarColumn(bar_width=20),
@@ -86,7 +89,7 @@ def _bar(console: Console, *, quiet: bool) -> Progress:
         TextColumn("{task.description}"),
         console=console,
         transient=True,
-        disable=quiet or not console.is_terminal,
+        disable=quiet or not console.is_terminal or "CI" in os.environ,
     )
 
 

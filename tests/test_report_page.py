@@ -15,6 +15,7 @@ import re
 import time
 from html.parser import HTMLParser
 from importlib import resources
+from pathlib import Path
 
 import pytest
 from browser import DESKTOP, PHONE, chromium, console_errors, missing_browser, open_page, requested_addresses
@@ -22,6 +23,7 @@ from ceiling_fixtures import example_ceilings
 from report_fixtures import make_run, measurement
 
 from opbench.case import Direction, Dtype, Level, Shape
+from opbench.errors import UsageError
 from opbench.measurement import Status
 from opbench.report import write_page
 from opbench.report.html import page
@@ -155,8 +157,8 @@ def test_samples_are_kept_or_stand_as_percentiles(tmp_path):
     assert percentiles[100] == 401.0
 
 
-def test_published_figures_load_as_a_run(example):
-    run = open_run(type(example.path)("published"))
+def test_published_figures_load_as_a_run():
+    run = open_run(Path("published"))
     assert isinstance(run, PublishedRun)
     frame = load_results("published")
     assert len(frame) == 140
@@ -169,6 +171,13 @@ def test_published_figures_load_as_a_run(example):
     assert not data["samples"]
     assert not any(data["charts"][name] for name in ("roofline", "throughput", "split", "launches"))
     assert "not measured by this project" in page([run])
+
+
+def test_published_figures_have_no_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert write_page([PublishedRun()]) == Path("report.html")
+    with pytest.raises(UsageError, match="--write is for runs"):
+        PublishedRun().write_measurements_csv()
 
 
 def test_published_figures_stand_beside_a_runs_own(example):
@@ -459,7 +468,7 @@ def test_failures_warnings_and_environment_are_listed(shown, example, second):
 
 
 @browser_test
-def test_the_csv_is_measurements_csv(shown, example):
+def test_the_csv_is_measurements_csv(shown, example, tmp_path):
     text = shown.execute_script("return csvOf(0)")
     with (example.write_measurements_csv()).open(newline="") as file:
         expected = list(csv.DictReader(file))
@@ -469,7 +478,15 @@ def test_the_csv_is_measurements_csv(shown, example):
         for column in expected[0]:
             same = one[column] == other[column] or float(one[column]) == float(other[column])
             assert same, column
-    click(shown, ".download")  # leaves no error in the console
+    where = {"behavior": "allow", "downloadPath": str(tmp_path)}
+    shown.execute_cdp_cmd("Browser.setDownloadBehavior", where)
+    click(shown, ".download")
+    file = tmp_path / "measurements.csv"
+    deadline = time.monotonic() + 20
+    while not (file.exists() and file.stat().st_size):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert file.read_bytes().decode() == text
 
 
 @browser_test

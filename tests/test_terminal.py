@@ -116,7 +116,7 @@ def measured_cells(count):
 
 
 def show_progress(**options):
-    console = Console(file=io.StringIO(), width=100, **options)
+    console = Console(file=io.StringIO(), width=100, highlight=False, **options)
     with ConsoleProgress(console=console) as progress:
         for number, measurement_ in enumerate(measured_cells(3), start=1):
             progress.started(measurement_.cell, number, 3)
@@ -126,7 +126,8 @@ def show_progress(**options):
     return console.file.getvalue()
 
 
-def test_a_terminal_shows_the_cell_the_count_and_the_time_left():
+def test_a_terminal_shows_the_cell_the_count_and_the_time_left(monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
     text = show_progress(force_terminal=True)
     assert "1/3" in text
     assert "[2/3] double (right) core fwd 1x4x4x8 fp32: timing" in text
@@ -141,6 +142,13 @@ def test_a_pipe_gets_one_line_a_cell():
     assert [line.partition("]")[0] for line in lines] == ["[1/3", "[2/3", "[3/3"]
     assert "1.50 ms ±33.3 % " in lines[0]
     assert "(3 samples" in lines[0]
+
+
+def test_ci_gets_plain_lines_even_from_something_like_a_terminal(monkeypatch):
+    monkeypatch.setenv("CI", "true")
+    text = show_progress(force_terminal=True)
+    assert "━" not in text
+    assert text.count("[2/3]") == 1
 
 
 def complete(words):

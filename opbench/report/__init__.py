@@ -46,13 +46,13 @@ def write_page(runs: Sequence[RunFolder], out: Path | None = None) -> Path:
 
     Args:
         runs: the first is the one that the others are compared with.
-        out: the file; by default report.html in the folder of the first run.
+        out: the file; by default report.html in the folder of the first run, or here for the published figures.
 
     Raises:
         StorageError: the file cannot be written.
     """
     from opbench.report.html import page
 
-    path = out or runs[0].path / "report.html"
+    path = out or (runs[0].path if runs[0].path.is_dir() else Path()) / "report.html"
     write_whole(path, page(runs))
     return path

@@ -9,6 +9,7 @@ from types import MappingProxyType
 from typing import Any
 
 from opbench.case import Shape
+from opbench.errors import UsageError
 from opbench.measurement import Measurement, Status
 from opbench.results import COLUMNS, RunFolder
 
@@ -53,6 +54,10 @@ class PublishedRun(RunFolder):
     def measurements(self) -> Iterator[Measurement]:
         """None: there are no samples."""
         return iter(())
+
+    def write_measurements_csv(self) -> Path:
+        """Refused: the published figures are no folder of this user's."""
+        raise UsageError("--write is for runs; the published figures have no folder to write to")
 
 
 def open_run(path: Path) -> RunFolder:
