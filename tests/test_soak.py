@@ -154,7 +154,9 @@ def check_loading(tmp_path, rows):
     long_run(tmp_path / "short", rows // 10)
     long_run(tmp_path / "long", rows)
     seconds_to_load(tmp_path / "short")  # imports pandas
-    (short, _), (long, count) = seconds_to_load(tmp_path / "short"), seconds_to_load(tmp_path / "long")
+    # The fastest of three: whatever else runs here can only add to a time.
+    short, _ = min(seconds_to_load(tmp_path / "short") for _ in range(3))
+    long, count = min(seconds_to_load(tmp_path / "long") for _ in range(3))
     size = os.path.getsize(tmp_path / "long" / "journal.jsonl")
     print(f"\n{rows // 10} rows: {short:.2f} s; {count} rows ({size / 2**20:.0f} MiB): {long:.2f} s")
     assert count == rows
