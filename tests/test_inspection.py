@@ -62,6 +62,7 @@ def inspected():
     )
 
 
+@pytest.mark.slow  # half a minute of compiling, for these three together
 def test_the_kernels_are_no_worse_than_the_committed_figures(inspected):
     assert inspected.returncode == 0, inspected.stderr
     [document] = json.loads(inspected.stdout)
@@ -73,6 +74,7 @@ def test_the_kernels_are_no_worse_than_the_committed_figures(inspected):
         assert variant["loads"]["128"] == 36 * int(variant["name"][-1])
 
 
+@pytest.mark.slow
 def test_what_got_worse_is_named(inspected):
     [document] = json.loads(inspected.stdout)
     assert baseline.worse(document, document) == []
@@ -94,6 +96,7 @@ def test_what_got_worse_is_named(inspected):
     assert "no longer compiled" in baseline.worse(document, missing)[0]
 
 
+@pytest.mark.slow
 def test_another_compiler_gets_a_wider_net_that_is_said(inspected):
     [document] = json.loads(inspected.stdout)
     now = copy.deepcopy(document)

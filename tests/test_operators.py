@@ -86,6 +86,7 @@ def test_where_fusing_has_no_meaning():
         assert provider.not_applicable(case_of(name), "cuda") is None
 
 
+@pytest.mark.slow  # ten seconds of compiling each
 @pytest.mark.parametrize("direction", [Direction.FWD, Direction.FWD_BWD])
 def test_torch_compile_agrees_with_its_reference(direction):
     # One operator: each takes seconds to compile, and all are wrapped alike.
