@@ -139,8 +139,11 @@ function drawScatter(kind, points) {
   }
   const drawn = [...series].map(([name, { row, data }]) => ({
     name, data, type: kind.joined ? "line" : "scatter", symbolSize: 11,
-    lineStyle: { type: value(row, "dtype") === "fp32" ? "solid" : "dashed", width: 1.5 },
-    itemStyle: { color: colourOf(value(row, "operator")), opacity: 0.9, borderColor: css("--paper"), borderWidth: DATA.owner[row] ? 2.5 : 0.5 },
+    lineStyle: { color: colourOf(value(row, "operator")), type: value(row, "dtype") === "fp32" ? "solid" : "dashed", width: 1.5 },
+    /* The first run's points are full, the others' hollow. */
+    itemStyle: DATA.owner[row]
+      ? { color: css("--paper"), borderColor: colourOf(value(row, "operator")), borderWidth: 2 }
+      : { color: colourOf(value(row, "operator")), opacity: 0.9, borderColor: css("--paper"), borderWidth: 0.5 },
   }));
   const lines = chartState.ceilings ? kind.lines(points.map(({ x }) => x)) : [];
   for (const { name, data, dotted } of lines) {
