@@ -107,7 +107,7 @@ def test_each_fault_is_one_row_with_its_reason(place):
 def check_lottery(place, shapes, seeds):
     """Sweeps with a random fault per cell against one without any."""
     write_shapes(place, shapes)
-    dtypes = ("--dtypes", "fp32,fp16,bf16", "--cell-timeout", "5")
+    dtypes = ("--dtypes", "fp32,fp16,bf16", "--cell-timeout", "8")
     assert sweep(place, "well", *dtypes).returncode == 0
     well = rows_by_cell(place / "well")
     assert len(well) == 3 * shapes

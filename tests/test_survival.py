@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import psutil
 import pytest
@@ -272,6 +273,13 @@ def test_another_environment_is_refused_by_name_unless_accepted_and_then_said(me
     assert "Abacus" in noted["differences"][0]
 
 
+def test_other_code_is_another_set_up(mended):
+    run, known = mended
+    change_run(run, git_revision="0123abc")
+    with pytest.raises(ResultsError, match=r"another set-up: git revision: 0123abc there, .* here"):
+        continue_run(run.path, {}, known)
+
+
 def test_another_plan_is_refused_by_name_unless_accepted(mended, tmp_path):
     run, known = mended
     more = SHAPES.replace("height: 4,", "height: 40,")
@@ -294,7 +302,8 @@ def test_a_cell_that_forks_does_not_sweep_twice(mended):
     run, _ = mended
 
     def forks(cell, on_stage):
-        os.fork()
+        with warnings.catch_warnings(action="ignore"):  # of threads in this process
+            os.fork()
         return Measurement(cell, Status.ERROR, "forked")
 
     executor, count = InProcessExecutor(forks), len(list(run.measurements()))
