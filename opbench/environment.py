@@ -129,9 +129,19 @@ def comparison_identity(environment: Mapping[str, Any]) -> dict[str, str]:
     return {name: _text(value) for name, value in identity.items()}
 
 
-def environment_differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """One line for each part of comparison_identity that differs: `torch: 2.11.0 there, 2.15.0 here`."""
+def environment_differences(there: Mapping[str, Any], here: Mapping[str, Any], *, code: bool = False) -> list[str]:
+    """One line for each part of comparison_identity that differs: `torch: 2.11.0 there, 2.15.0 here`.
+
+    Args:
+        there: one environment.
+        here: the other.
+        code: opbench itself must be the same too, as where a run goes on.
+    """
     a, b = comparison_identity(there), comparison_identity(here)
+    if code:
+        for identity, environment in ((a, there), (b, here)):
+            identity["opbench"] = _text(environment.get("opbench_version"))
+            identity["git revision"] = _text(environment.get("git_revision"))
     return [
         f"{name}: {a.get(name, 'none')} there, {b.get(name, 'none')} here"
         for name in dict.fromkeys([*a, *b])

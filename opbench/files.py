@@ -1,15 +1,14 @@
-"""Files that are whole or not there, a lock that dies with its holder, and one error for a disk that refuses."""
+"""Files that are whole or not there, and one error for a disk that refuses."""
 
 import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
 
-from opbench.errors import ResultsError, StorageError
+from opbench.errors import StorageError
 
-__all__ = ["PART_SUFFIX", "lock", "make_folder", "open_journal", "remove_leftovers", "storage_errors", "write_whole"]
+__all__ = ["PART_SUFFIX", "make_folder", "remove_leftovers", "storage_errors", "write_whole"]
 
 PART_SUFFIX = ".part"
 """Of a file that is being written; only a process that is killed while it writes leaves one."""
@@ -50,18 +49,6 @@ def make_folder(path: Path) -> None:
         path.mkdir(exist_ok=True)
 
 
-def open_journal(path: Path) -> IO[bytes]:
-    """Open a journal to read and append, unbuffered: what could not be written must not be tried again on closing.
-
-    Raises:
-        StorageError: it cannot be made or written, or is a link.
-    """
-    with storage_errors(path):
-        return os.fdopen(
-            os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b", buffering=0
-        )
-
-
 def remove_leftovers(folder: Path) -> None:
     """Remove the unfinished files that killed processes left in a run's folder and the folders in it."""
     for pattern in (f"*{PART_SUFFIX}", f"*/*{PART_SUFFIX}"):
@@ -79,19 +66,3 @@ def storage_errors(path: Path) -> Iterator[None]:
         raise StorageError(
             f"{path}: cannot be written: {error.strerror}; what was written before stays readable"
         ) from None
-
-
-def lock(file: IO[bytes], folder: Path) -> None:
-    """Hold an open file for this process alone, until it is closed or the process ends in any way.
-
-    Raises:
-        ResultsError: another process holds it, or the file system knows no locks.
-    """
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ResultsError(f"{folder}: another sweep is writing there; wait for it, or choose another --out") from None
-    except OSError as error:
-        raise ResultsError(f"{folder}: cannot lock journal.jsonl: {error.strerror}; choose another --out") from None

@@ -81,7 +81,8 @@ SWITCHES = (
     _Switch(
         "torch.use_deterministic_algorithms",
         lambda: (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()),
-        lambda mode: torch.use_deterministic_algorithms(mode[0], warn_only=mode[1]),
+        # The public function imports torch's compiler, which takes seconds.
+        lambda mode: torch._C._set_deterministic_algorithms(mode[0], warn_only=mode[1]),
     ),
     _Switch("torch.set_anomaly_enabled", torch.is_anomaly_enabled, torch.autograd.set_detect_anomaly),
     _Switch(

@@ -9,16 +9,17 @@ import io
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from opbench.case import Cell
 from opbench.ceilings import Ceilings, limit_columns, read_ceilings
 from opbench.errors import ResultsError
-from opbench.files import lock, open_journal, remove_leftovers, storage_errors, write_whole
+from opbench.files import remove_leftovers, storage_errors, write_whole
+from opbench.journal import JOURNAL, JournalWriter, lock, open_journal, read_journal
 from opbench.measurement import Measurement, Status, one_line
 from opbench.metrics import derived_metrics
 
@@ -29,7 +30,6 @@ __all__ = ["CEILINGS", "COLUMNS", "SCHEMA_VERSION", "Run", "RunFolder", "free_ru
 
 SCHEMA_VERSION = 1
 RUN = "run.json"
-JOURNAL = "journal.jsonl"
 CEILINGS = "ceilings.json"
 
 COLUMNS = (
@@ -148,10 +148,10 @@ class RunFolder:
         Raises:
             ResultsError: there is no journal, or a line of it is not a measurement.
         """
-        return (measurement for measurement, _ in self._journal_lines())
+        return (measurement for measurement, _ in read_journal(self.path / JOURNAL))
 
     @contextmanager
-    def append(self) -> Iterator["JournalWriter"]:
+    def append(self) -> Iterator[JournalWriter]:
         """Open the journal to add measurements, after cutting off a line that a kill left unfinished.
 
         Raises:
@@ -163,7 +163,9 @@ class RunFolder:
             remove_leftovers(self.path)
             if self.differences:
                 self._note_differences()
-            yield JournalWriter(file, self.path / JOURNAL, whole=sum(size for _, size in self._journal_lines()))
+            yield JournalWriter(
+                file, self.path / JOURNAL, whole=sum(size for _, size in read_journal(self.path / JOURNAL))
+            )
 
     def _repr_html_(self) -> str:
         """The run's tables and its one-line summary, as a notebook shows it."""
@@ -235,71 +237,9 @@ class RunFolder:
         values |= limit_columns(self.ceilings, values)
         return {column: values[column] for column in COLUMNS}
 
-    def _journal_lines(self) -> Iterator[tuple[Measurement, int]]:
-        """Measurements with the sizes of their lines in bytes."""
-        path = self.path / JOURNAL
-        if not path.exists():
-            raise ResultsError(f"{self.path}: no journal there (journal.jsonl is missing)")
-        if not path.is_file():
-            raise ResultsError(f"{path}: must be a regular file")
-        try:
-            with path.open("rb") as file:
-                for number, line in enumerate(file, start=1):
-                    if not line.endswith(b"\n"):  # only the last one can be: a write was cut short
-                        return
-                    yield _measurement(line, f"{path}:{number}"), len(line)
-        except OSError as error:
-            raise ResultsError(f"{path}: cannot be read: {error.strerror}") from None
-
 
 Run = RunFolder
 """The public name: `opbench.Run.open(path)`, and what `opbench.sweep` returns."""
-
-
-class JournalWriter:
-    """Appends measurements, each durable before the next cell starts.
-
-    Args:
-        file: the journal, unbuffered.
-        path: its name, for errors.
-        whole: bytes of it that are whole lines; what follows them is cut off.
-    """
-
-    def __init__(self, file: IO[bytes], path: Path, whole: int) -> None:
-        self._file = file
-        self._path = path
-        self._whole = whole
-        self._cut()
-
-    def write(self, measurement: Measurement) -> None:
-        """Append one line and push it to the disk.
-
-        Raises:
-            StorageError: the disk is full or refuses; the lines before stay whole.
-        """
-        line = measurement.to_json_line().encode() + b"\n"
-        with storage_errors(self._path):
-            try:
-                written = 0
-                while written < len(line):
-                    written += self._file.write(line[written:])
-                os.fsync(self._file.fileno())
-            except BaseException:
-                with suppress(OSError):
-                    self._cut()
-                raise
-        self._whole += len(line)
-
-    def _cut(self) -> None:
-        self._file.truncate(self._whole)
-        self._file.seek(self._whole)
-
-
-def _measurement(line: bytes, place: str) -> Measurement:
-    try:
-        return Measurement.from_json(json.loads(line))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ResultsError(f"{place}: damaged line: {one_line(repr(error))}") from None
 
 
 def _check_run(run: Mapping[str, Any]) -> None:

@@ -121,7 +121,7 @@ def continue_run(
     if others:
         raise ResultsError(f"{path}: cannot resume with another {one_line('; '.join(others))}")
     differences = [
-        *environment_differences(run.run["environment"], collect_environment(request.device)),
+        *environment_differences(run.run["environment"], collect_environment(request.device), code=True),
         *plan_differences(run.plan(), planned),
     ]
     if differences and not accept_differences:

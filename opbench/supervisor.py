@@ -19,8 +19,9 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import suppress
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import NoReturn
 
 __all__ = ["Supervisor", "main"]
@@ -42,10 +43,12 @@ def main() -> None:
     folder = _private_temporary_folder()
     try:
         module, _, function = worker.partition(":")
-        for name in preload:
-            with suppress(Exception):  # the cells that need it will say what is wrong with it
-                importlib.import_module(name)
-        importlib.import_module(module)
+        # torch.cuda.is_available() starts CUDA, unless told to ask NVML, and no fork of this process could use it then.
+        with _variable("PYTORCH_NVML_BASED_CUDA_CHECK", "1"):
+            for name in preload:
+                with suppress(Exception):  # the cells that need it will say what is wrong with it
+                    importlib.import_module(name)
+            importlib.import_module(module)
         gc.freeze()  # a collection in a worker then neither walks what was imported nor copies its pages
         Supervisor(control, getattr(sys.modules[module], function)).serve()
     finally:
@@ -91,8 +94,12 @@ class Supervisor:
     def _start(self, connection: int) -> None:
         os.set_inheritable(connection, False)
         parent = os.getpid()
-        self._worker = os.fork()
-        if self._worker == 0:
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+            # Python warns of threads that may hold a lock; those here are OpenBLAS's, which knows of forks.
+            pid = os.fork()
+        if pid:
+            self._worker = pid
+        else:
             self._control.close()
             _become_worker(parent, connection, self._serve)
         os.close(connection)
@@ -154,6 +161,18 @@ def _become_worker(parent: int, connection: int, serve: Serve) -> NoReturn:
         with suppress(Exception):
             sys.stderr.flush()
         os._exit(code & 0xFF)
+
+
+@contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """An environment variable that is set where the user set none."""
+    ours = name not in os.environ
+    os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        if ours:
+            del os.environ[name]
 
 
 def _private_temporary_folder() -> str:

@@ -93,7 +93,7 @@ def change_flags(x):
     result = x * 2
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)
-    torch.use_deterministic_algorithms(True)
+    torch._C._set_deterministic_algorithms(True)  # the public function imports torch's compiler, for seconds
     torch.backends.cudnn.benchmark = True
     torch.autograd.set_grad_enabled(False)
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -260,6 +260,31 @@ def test_paths_that_are_no_text_are_printed_all_the_same(place):
     shutil.rmtree(odd)
 
 
+LINES = st.lists(
+    st.one_of(
+        st.just("  - {batch: 1, height: 8, width: 9, channels: 32}"),
+        st.builds("  - {{batch: {}, height: {}, width: 9, channels: 32}}".format, SCALARS, ARGUMENTS),
+        ARGUMENTS,
+        st.sampled_from(
+            ["  - !!python/object/apply:os.system [touch precious2]", "a: &a [*a]", "<<: *a", "description: x"]
+        ),
+    ),
+    max_size=4,
+)
+
+
+@fuzz
+@given(lines=LINES)
+def test_any_shape_file_is_followed_or_refused_in_one_line(place, lines):
+    path = place.root / "mine.yaml"
+    path.write_text("shapes:\n" + "\n".join(lines), encoding="utf-8", errors="surrogatepass")
+    code, out, err = call("sweep", "--dry-run", "--device", "cpu", "--ops", "conv3x3", "--shapes", path)
+    path.unlink()
+    assert (code == 0) == ("cells, none run" in out)
+    assert code == 0 or (code == 2 and err.startswith(f"opbench: {path}") and err.count("\n") == 1)
+    assert sorted(p.name for p in place.root.iterdir()) in (["precious"], ["precious", "run"])
+
+
 @fuzz
 @given(text=st.text(max_size=30) | NASTY)
 def test_measurements_csv_reads_back_what_went_in(place, text):

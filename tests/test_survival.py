@@ -4,10 +4,10 @@ import errno
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import psutil
 import pytest
@@ -108,26 +108,33 @@ def test_kill_9_loses_at_most_the_cell_in_flight(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(2, 6))
+@pytest.mark.parametrize("seed", range(2, 4))
 def test_kill_9_at_many_random_moments(folder, seed):
-    check_kills(folder, seed, kills=8)
+    check_kills(folder, seed, kills=6)
 
 
-def test_the_second_sweep_into_a_folder_is_refused_while_the_first_lives(folder):
-    first = start(folder, *SWEEP, "--out", "run", "--time-budget", "30")
+HOLD = """
+import sys, time
+from pathlib import Path
+from opbench.results import RunFolder
+
+with RunFolder.open(Path(sys.argv[1])).append():
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_the_second_sweep_into_a_folder_is_refused_while_the_first_lives(mended):
+    run, _ = mended
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, run.path], stdout=subprocess.PIPE, text=True)
     try:
-        wait_for_rows(folder, 0)
-        second = start(folder, "sweep", "--resume", "--out", "run")
-        _, err = second.communicate(timeout=240)
-        assert (second.returncode, err) == (
-            2, "opbench: run: another sweep is writing there; wait for it, or choose another --out\n"
-        )  # fmt: skip
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(ResultsError, match="another sweep is writing there; wait for it, or choose another --out"):
+            run_cells(run, {"double": doubling()}, Quiet(), Conduct(Isolation.NONE))
     finally:
-        first.kill()
-        first.communicate()
-    assert nothing_runs(folder)
-    with RunFolder.open(folder / "run").append():
-        pass  # a dead process holds nothing
+        holder.kill()
+        holder.communicate()
+    run_cells(run, {"double": doubling()}, Quiet(), Conduct(Isolation.NONE))  # a dead process holds nothing
 
 
 def test_two_sweeps_that_start_at_once_never_share_a_folder(tmp_path):
@@ -272,6 +279,13 @@ def test_another_environment_is_refused_by_name_unless_accepted_and_then_said(me
     assert "Abacus" in noted["differences"][0]
 
 
+def test_other_code_is_another_set_up(mended):
+    run, known = mended
+    change_run(run, git_revision="0123abc")
+    with pytest.raises(ResultsError, match=r"another set-up: git revision: 0123abc there, .* here"):
+        continue_run(run.path, {}, known)
+
+
 def test_another_plan_is_refused_by_name_unless_accepted(mended, tmp_path):
     run, known = mended
     more = SHAPES.replace("height: 4,", "height: 40,")
@@ -294,7 +308,8 @@ def test_a_cell_that_forks_does_not_sweep_twice(mended):
     run, _ = mended
 
     def forks(cell, on_stage):
-        os.fork()
+        with warnings.catch_warnings(action="ignore"):  # of threads in this process
+            os.fork()
         return Measurement(cell, Status.ERROR, "forked")
 
     executor, count = InProcessExecutor(forks), len(list(run.measurements()))
@@ -313,14 +328,3 @@ def test_the_measurement_of_a_cell_is_written_whatever_its_text(tmp_path):
     assert row["reason"].startswith(r"bad \udcff\x1b[2J\x00 bad")
     assert row["reason"].isprintable()
     assert len(row["reason"]) <= 500
-
-
-def test_sigterm_ends_a_sweep_as_ctrl_c_does(folder):
-    process = start(folder, *SWEEP, "--out", "run")
-    wait_for_rows(folder, 2)
-    process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=240)
-    assert process.returncode == 130
-    assert err.endswith("interrupted; continue with: opbench sweep --resume --out run\n")
-    assert (folder / "run" / "measurements.csv").exists()
-    assert nothing_runs(folder)
