@@ -53,3 +53,7 @@ class StorageError(OpbenchError):
 
 class RegistryError(OpbenchError):
     """An operator that cannot be registered."""
+
+
+class GateError(OpbenchError):
+    """A gate that cannot be run: a revision that does not exist or install, or an arm that does not start."""

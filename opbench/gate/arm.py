@@ -1,0 +1,163 @@
+"""One process of one arm: times the cells it is told to, and a sentinel that no revision touches.
+
+The gate runs this very file, by its path, for both arms; only `opbench` and the operators come from the arm's own
+place, the first on PYTHONPATH. Standard input: one JSON request. The file named by the first argument gets JSON
+lines: what the process is, the plan where no cells were named, a measurement per cell, the sentinel, and an end.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import IO, Any
+
+PROTOCOL = 1
+SENTINEL_SAMPLES = 20
+"""Before the cells, and as many again after them."""
+SENTINEL_LAUNCHES = {"cpu": 1, "cuda": 20}
+"""Per sample: on CUDA enough that launching is a small part of it."""
+SENTINEL_SIDE = 256
+SENTINEL_BYTES = 2**22
+
+
+def main() -> None:
+    """Serve one request."""
+    request = json.loads(sys.stdin.read())
+    if request["protocol"] != PROTOCOL:
+        raise SystemExit(f"protocol must be {PROTOCOL}, got {request['protocol']}")
+    with open(sys.argv[1], "w", encoding="utf-8") as out:
+        _serve(request, out)
+
+
+def _serve(request: Mapping[str, Any], out: IO[str]) -> None:
+    # All that the gate needs of a revision's opbench: one whose opbench lacks it cannot be an arm.
+    from opbench import registry
+    from opbench.case import Cell
+    from opbench.environment import collect_environment, comparison_identity
+    from opbench.options import make_request
+    from opbench.run import plan
+    from opbench.runner import CellRunner, RunOptions
+
+    def say(**message: Any) -> None:  # noqa: ANN401
+        out.write(json.dumps(message) + "\n")
+        out.flush()
+
+    operators = dict(registry.registered())
+    asked = make_request(request["options"], operators)
+    if request["cells"] is None:
+        environment = collect_environment(asked.device)
+        say(identity=comparison_identity(environment), environment=environment)
+        cells = plan(asked, operators)
+        say(plan=[cell.to_json() for cell in cells])
+    else:
+        cells = [Cell.from_json(cell) for cell in request["cells"]]
+    for name, fraction in request["inject"].items():
+        operators[name] = slowed(operators[name], fraction)
+    before = sentinel(asked.device)
+    runner = CellRunner(RunOptions.of(asked.to_json()), operators.__getitem__)
+    for cell in cells:
+        say(measurement=json.loads(runner.run(cell).to_json_line()))
+    after = sentinel(asked.device)
+    say(sentinel={name: statistics.median(before[name] + after[name]) for name in before})
+    say(end=True)
+
+
+def sentinel(device: str) -> dict[str, list[float]]:
+    """Milliseconds of a matrix product and of a memory copy, by name."""
+    import torch
+
+    device_type = device.partition(":")[0]
+    launches = SENTINEL_LAUNCHES[device_type]
+    a = torch.ones(SENTINEL_SIDE, SENTINEL_SIDE, device=device)
+    product = torch.empty_like(a)
+    source = torch.ones(SENTINEL_BYTES // 4, device=device)
+    target = torch.empty_like(source)
+
+    def synchronize() -> None:
+        if device_type == "cuda":
+            torch.cuda.synchronize(device)
+
+    def times_ms(launch: Callable[[], object]) -> list[float]:
+        taken = []
+        for _ in range(SENTINEL_SAMPLES + 3):
+            synchronize()
+            start = time.perf_counter()
+            for _ in range(launches):
+                launch()
+            synchronize()
+            taken.append((time.perf_counter() - start) * 1e3 / launches)
+        return taken[3:]  # the first ones warm up
+
+    return {
+        "matrix product": times_ms(lambda: torch.mm(a, a, out=product)),
+        "memory copy": times_ms(lambda: target.copy_(source)),
+    }
+
+
+def slowed(operator: Any, fraction: float) -> Any:  # noqa: ANN401 - the arm's own Operator
+    """An operator whose forward passes really take longer by `fraction`: for the gate's self-test.
+
+    On the CPU each launch waits, busily, for `fraction` of the time that it has just taken; on CUDA a kernel that
+    spins for that part of the median follows each launch.
+    """
+
+    def slow(build: Callable[..., Callable[[], Any]]) -> Callable[..., Callable[[], Any]]:
+        def build_slowed(case: Any, tensors: Any) -> Callable[[], Any]:  # noqa: ANN401
+            forward = build(case, tensors)
+            on_cuda = any(tensor.is_cuda for tensor in tensors.values())
+            return _spin_on_cuda(forward, fraction) if on_cuda else _spin_on_cpu(forward, fraction)
+
+        return build_slowed
+
+    return replace(
+        operator, providers=tuple(replace(provider, build=slow(provider.build)) for provider in operator.providers)
+    )
+
+
+def _spin_on_cpu(forward: Callable[[], Any], fraction: float) -> Callable[[], Any]:
+    clock = time.perf_counter
+
+    def launch() -> Any:  # noqa: ANN401
+        start = clock()
+        out = forward()
+        end = clock()
+        until = end + fraction * (end - start)
+        while clock() < until:
+            pass
+        return out
+
+    return launch
+
+
+def _spin_on_cuda(forward: Callable[[], Any], fraction: float) -> Callable[[], Any]:
+    import torch
+
+    def median_ms(launch: Callable[[], Any]) -> float:
+        taken = []
+        for _ in range(SENTINEL_SAMPLES):
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            start.record()
+            launch()
+            end.record()
+            end.synchronize()
+            taken.append(start.elapsed_time(end))
+        return float(statistics.median(taken))
+
+    cycles = 1_000_000
+    spin: Callable[[int], None] = torch.cuda._sleep
+    per_ms = cycles / median_ms(lambda: spin(cycles))
+    median_ms(forward)  # warms up
+    extra = int(per_ms * fraction * median_ms(forward))
+
+    def launch() -> Any:  # noqa: ANN401
+        out = forward()
+        spin(extra)
+        return out
+
+    return launch
+
+
+if __name__ == "__main__":
+    main()
