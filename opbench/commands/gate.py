@@ -2,7 +2,6 @@
 
 import re
 import signal
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType
@@ -10,18 +9,33 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from opbench.commands.arguments import parse_fraction, split_names, stdout
+from opbench.commands._shared import (
+    ComparisonFormats,
+    Inconclusive,
+    NoColor,
+    accepts_inconclusive,
+    chosen_formats,
+    conclude,
+    split,
+    stdout,
+    verdict_exit_codes,
+)
 from opbench.errors import UsageError
 
 if TYPE_CHECKING:
     from opbench.gate.rules import Rules
 
-__all__ = ["gate"]
+__all__ = ["register"]
 
 DEFAULT_TIME_BUDGET_S = 0.1
 DEFAULT_SESSIONS = 10
 FEWEST_ROUNDS = 3
 """In each stage: fewer have no spread to speak of."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add to the command line."""
+    app.command()(gate)
 
 
 def gate(
@@ -36,19 +50,14 @@ def gate(
     rounds: Annotated[
         str | None, typer.Option(metavar="SCREEN+CONFIRM", help="Of the two stages. [default: 6+16]")
     ] = None,
-    inconclusive: Annotated[
-        str,
-        typer.Option(metavar="fail|pass", help="`pass` accepts what could not be decided; then it is not measured on."),
-    ] = "fail",
+    inconclusive: Inconclusive = "fail",
     aa: Annotated[bool, typer.Option("--aa", help="Go on although both arms run the same source.")] = False,
     selftest: Annotated[
         bool, typer.Option("--selftest", help="Judge the gate on this machine: A/A and injected slow-downs.")
     ] = False,
     inject: Annotated[str, typer.Option(metavar="3%,5%,10%", help="Slow-downs of the self-test.")] = "3%,5%,10%",
     sessions: Annotated[int, typer.Option(min=1, help="Of each kind, in the self-test.")] = DEFAULT_SESSIONS,
-    format_: Annotated[
-        str, typer.Option("--format", metavar="terminal,markdown,csv,junit,github", help="How to show.")
-    ] = "terminal",
+    format_: ComparisonFormats = None,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the data. [default: results/<date>-gate-<n>]")
     ] = None,
@@ -70,7 +79,7 @@ def gate(
     memory_limit: Annotated[float | None, typer.Option(metavar="GIB")] = None,
     seed: Annotated[int | None, typer.Option(help="Of inputs and parameters. [default: 0]")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the comparison alone.")] = False,
-    no_color: Annotated[bool, typer.Option("--no-color", help="No colours.")] = False,
+    no_color: NoColor = False,
 ) -> None:
     """Judge a revision against another: both installed, run as fresh processes in turns, in two stages.
 
@@ -79,8 +88,6 @@ def gate(
     """
     if selftest == (base is not None):
         raise UsageError("give --base, the revision to compare with, or --selftest")
-    if inconclusive not in ("fail", "pass"):
-        raise UsageError(f"--inconclusive must be fail or pass, got {inconclusive!r}")
     if budget is not None and not 0 < budget < float("inf"):
         raise UsageError(f"--budget must be a positive number of minutes, got {budget:g}")
     # A kill asks for the same as Ctrl-C: stop, and leave nothing behind.
@@ -89,34 +96,31 @@ def gate(
     from opbench.gate.rules import Rules
     from opbench.gate.selftest_table import show_selftest
     from opbench.gate.session import SessionSettings
-    from opbench.results import free_run_path
-    from opbench.run import RESULTS
-    from opbench.verdicts import Verdict
+    from opbench.percent import parse_percent
+
+    accepted = accepts_inconclusive(inconclusive)
+    formats = chosen_formats(format_, out or Path())
 
     given = {
         "shapes": [_shape_list(text) for text in shapes] if shapes else None,
-        "ops": split_names("--ops", ops), "providers": split_names("--providers", providers),
-        "dtypes": split_names("--dtypes", dtypes), "level": split_names("--level", level),
-        "direction": split_names("--direction", direction), "device": device, "timer": timer, "cache": cache,
+        "ops": split("--ops", ops), "providers": split("--providers", providers),
+        "dtypes": split("--dtypes", dtypes), "level": split("--level", level),
+        "direction": split("--direction", direction), "device": device, "timer": timer, "cache": cache,
         "settings": settings, "time_budget": time_budget, "memory_limit": memory_limit, "seed": seed,
     }  # fmt: skip
     options = {name: value for name, value in given.items() if value is not None}
-    rules = replace(_with_rounds(Rules(), rounds), tolerance=parse_fraction("--tolerance", tolerance))
+    rules = replace(_with_rounds(Rules(), rounds), tolerance=parse_percent("--tolerance", tolerance))
     budget_s = None if budget is None else 60 * budget
-    session = SessionSettings(rules, budget_s, settle=inconclusive == "fail", same_source_allowed=aa)
-    request = GateRequest(options, session, out or free_run_path(RESULTS, "gate"), quiet=quiet, no_color=no_color)
-    if selftest:
-        sizes = [parse_fraction("--inject", text) for text in split_names("--inject", inject) or []]
-        settled = replace(request, settings=replace(session, settle=False))
-        show_selftest(*run_selftest(sizes, sessions, settled), request.out, stdout(no_color=no_color))
-        return
-    comparison = run_gate(str(base), head, request)
-    from opbench.report.comparison import show_comparison
-
-    show_comparison(comparison, split_names("--format", format_) or [], request.out, stdout(no_color=no_color))
-    print(f"data: {request.out}", file=sys.stderr)
-    accepted = comparison.verdict is Verdict.INCONCLUSIVE and inconclusive == "pass"
-    sys.exit(0 if accepted else comparison.exit_code)
+    session = SessionSettings(rules, budget_s, settle=not accepted, same_source_allowed=aa)
+    request = GateRequest(options, session, out, quiet=quiet, no_color=no_color)
+    with verdict_exit_codes():
+        if selftest:
+            sizes = [parse_percent("--inject", text) for text in split("--inject", inject) or []]
+            settled = replace(request, settings=replace(session, settle=False))
+            show_selftest(*run_selftest(sizes, sessions, settled), stdout(no_color))
+        else:
+            comparison, folder = run_gate(str(base), head, request)
+            conclude(comparison, formats, folder, accept_inconclusive=accepted, no_color=no_color)
 
 
 def _with_rounds(rules: "Rules", text: str | None) -> "Rules":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from opbench.ceiling_cache import device_cache_path
+from opbench.environment import collect_environment
 from opbench.errors import ResultsError, StorageError, UsageError
 from opbench.files import storage_errors, write_whole
 from opbench.gate.process import Arm, Launcher
@@ -16,6 +17,8 @@ from opbench.gate.progress import GateProgress
 from opbench.gate.revision import Source, find_source, installed, require_clean
 from opbench.gate.selftest import SelfTest, SessionOutcome, run_sessions, summarise
 from opbench.gate.session import ProcessRecord, Session, SessionSettings, run_session
+from opbench.results import free_run_path
+from opbench.run import RESULTS
 from opbench.verdicts import Comparison
 
 __all__ = ["GateRequest", "run_gate", "run_selftest"]
@@ -32,13 +35,13 @@ class GateRequest:
     Attributes:
         options: of the sweep in each process, as make_request takes them.
         settings: of the session.
-        out: folder of the data; must not hold a gate yet.
+        out: folder of the data, which must not hold a gate yet; None for a new one under results/.
         quiet, no_color: of the progress on standard error.
     """
 
     options: Mapping[str, Any]
     settings: SessionSettings
-    out: Path
+    out: Path | None = None
     quiet: bool = False
     no_color: bool = False
 
@@ -59,8 +62,8 @@ class _Keeper(GateProgress):
             self._file.flush()
 
 
-def run_gate(base: str, head: str, request: GateRequest) -> Comparison:
-    """Install both revisions, measure them in turns, and keep the data in the request's folder.
+def run_gate(base: str, head: str, request: GateRequest) -> tuple[Comparison, Path]:
+    """Install both revisions, measure them in turns, and keep the data in a folder; gives the folder too.
 
     Args:
         base, head: each a revision of the repository of the current folder, or a project's folder.
@@ -73,8 +76,8 @@ def run_gate(base: str, head: str, request: GateRequest) -> Comparison:
     """
     sources = {"base": find_source(base, Path.cwd()), "head": find_source(head, Path.cwd())}
     require_clean(sources["head"])
-    _make_out(request.out)
-    path = request.out / PROCESSES
+    out = _new_folder(request.out)
+    path = out / PROCESSES
     with tempfile.TemporaryDirectory(prefix="opbench-gate-") as work, ExitStack() as stack:
         with storage_errors(path):
             file = stack.enter_context(path.open("x", encoding="utf-8"))
@@ -86,8 +89,8 @@ def run_gate(base: str, head: str, request: GateRequest) -> Comparison:
     environment = session.records[0].process.environment
     notes = (*_notes(session), *_selftest_notes(session, request.settings, environment))
     comparison = replace(session.comparison, notes=(*session.comparison.notes, *notes))
-    _write_gate(request, sources, environment, comparison)
-    return comparison
+    _write_gate(out, request, sources, environment, comparison)
+    return comparison, out
 
 
 def run_selftest(inject: Sequence[float], sessions: int, request: GateRequest) -> tuple[SelfTest, list[SessionOutcome]]:
@@ -102,11 +105,12 @@ def run_selftest(inject: Sequence[float], sessions: int, request: GateRequest) -
         UsageError: the folder's sessions were run otherwise.
         GateError, StorageError: as run_gate.
     """
-    with storage_errors(request.out):
-        request.out.mkdir(parents=True, exist_ok=True)
+    out = request.out or free_run_path(RESULTS, "selftest")
+    with storage_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
     launcher = Launcher(request.options)
     asked = {"options": dict(request.options), "settings": asdict(request.settings)}
-    _require_same_selftest(request.out / SELFTEST, asked)
+    _require_same_selftest(out / SELFTEST, asked)
     with GateProgress(quiet=request.quiet, no_color=request.no_color) as progress:
 
         def on_session(number: int, fraction: float, operator: str) -> GateProgress:
@@ -114,30 +118,37 @@ def run_selftest(inject: Sequence[float], sessions: int, request: GateRequest) -
             progress.heading = f"session {number + 1} of {sessions}, {what}: "
             return progress
 
-        outcomes = run_sessions(launcher.run, inject, sessions, request.settings, request.out, on_session)
+        outcomes = run_sessions(launcher.run, inject, sessions, request.settings, out, on_session)
     result = summarise(outcomes, request.settings.rules)
-    environment = launcher.run(Arm("environment"), None).environment
+    environment = collect_environment(request.options.get("device"))
     kept = {**asked, "environment": environment, "result": result.to_json()}
     text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
-    write_whole(request.out / SELFTEST, text)
+    write_whole(out / SELFTEST, text)
     path = device_cache_path("selftest", environment)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_whole(path, text)
     except (OSError, StorageError):
         pass  # a cache that cannot be written is no reason to fail
-    return result, outcomes
+    return result, outcomes, out
 
 
-def _make_out(out: Path) -> None:
+def _new_folder(out: Path | None) -> Path:
+    if out is None:
+        return free_run_path(RESULTS, "gate")
     if (out / PROCESSES).exists() or (out / GATE).exists():
         raise ResultsError(f"{out}: a gate was run there already; choose another --out")
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
+    return out
 
 
 def _write_gate(
-    request: GateRequest, sources: Mapping[str, Source], environment: Mapping[str, Any], comparison: Comparison
+    out: Path,
+    request: GateRequest,
+    sources: Mapping[str, Source],
+    environment: Mapping[str, Any],
+    comparison: Comparison,
 ) -> None:
     kept = {
         "schema_version": 1,
@@ -150,14 +161,14 @@ def _write_gate(
         "notes": comparison.notes,
         "cells": [
             {
-                "cell": row.cell.to_json(), "verdict": row.verdict, "reason": row.reason, "base_ms": row.base_ms,
+                "cell": row.cell.key, "verdict": row.verdict, "reason": row.reason, "base_ms": row.base_ms,
                 "head_ms": row.head_ms, "change": asdict(row.change) if row.change else None,
                 "base_source": row.base_source, "head_source": row.head_source, "warnings": row.warnings,
             }
             for row in comparison.cells
         ],
     }  # fmt: skip
-    write_whole(request.out / GATE, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+    write_whole(out / GATE, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
 
 
 def _notes(session: Session) -> list[str]:

@@ -103,6 +103,11 @@ class Session:
     records: list[ProcessRecord]
 
     @property
+    def planned(self) -> tuple[Cell, ...]:
+        """The base's cells."""
+        return self.records[0].process.plan
+
+    @property
     def seconds(self) -> float:
         """What its processes took."""
         return sum(record.process.seconds for record in self.records)
@@ -113,7 +118,7 @@ class Session:
         for record in self.records:
             if record.stage == "screen":
                 pairs.setdefault(record.round, {})[record.arm] = record.process
-        cells, rounds = _complete([row.cell for row in self.comparison.cells], list(pairs.values()))
+        cells, rounds = _complete(self.planned, list(pairs.values()))
         return {cell.key: float(column.std(ddof=1)) for cell, column in zip(cells, rounds.T, strict=True)}
 
 
