@@ -56,7 +56,7 @@ class Screen:
     Attributes:
         same: cells shown to differ by less than the tolerance.
         suspect: cells that may have changed by more.
-        suite_suspect: the geometric mean may have.
+        suite_suspect: the geometric mean over all other cells may have become slower.
     """
 
     same: Flags
@@ -81,7 +81,7 @@ class Decision:
     Attributes:
         verdicts: one per cell.
         changes: head / base per cell with its 95 % interval, from the rounds that the verdict rests on.
-        suite: of the geometric mean over all cells, likewise.
+        suite: of the geometric mean over all cells; where the suite itself is suspect, over those that are not.
         suite_slower: shown to be slower by more than is tolerated.
     """
 
@@ -102,10 +102,12 @@ def screen(rounds: Rounds, rules: Rules) -> Screen:
     mean = rounds.mean(axis=0)
     changed = (_p_above(rounds, 0.0) < rules.screen_level) & (mean > limit)
     changed |= (_p_above(-rounds, 0.0) < rules.screen_level) & (mean < -limit)
-    suite = rounds.mean(axis=1, keepdims=True)
-    suite_suspect = rounds.shape[1] > 1 and bool(
-        _p_above(suite, 0.0)[0] < rules.screen_level and suite.mean() > np.log1p(rules.suite_tolerance)
-    )
+    suite_suspect = False
+    if rounds.shape[1] - changed.sum() > 1:
+        suite = rounds[:, ~changed].mean(axis=1, keepdims=True)
+        suite_suspect = bool(
+            _p_above(suite, 0.0)[0] < rules.screen_level and suite.mean() > np.log1p(rules.suite_tolerance)
+        )
     return Screen(_same(rounds, rules) & ~changed, changed, suite_suspect)
 
 
@@ -137,7 +139,7 @@ def decide(first: Rounds, second: Rounds | None, kept: Flags, rules: Rules) -> D
         for index, column, all_rounds, verdict in zip(np.flatnonzero(kept), second.T, both.T, outcome, strict=True):
             changes[index] = interval(all_rounds if verdict is Verdict.SAME else column)
         if result.suite_suspect and kept.all():
-            suite_rounds = second.mean(axis=1)
+            suite_rounds = second[:, ~result.suspect].mean(axis=1)
             p = _p_above(suite_rounds[:, None], np.log1p(rules.suite_tolerance))[0]
             suite_slower = bool(p < rules.level)
     return Decision(tuple(verdicts), tuple(changes), interval(suite_rounds), suite_slower)
