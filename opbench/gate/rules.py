@@ -146,8 +146,13 @@ def decide(first: Rounds, second: Rounds | None, kept: Flags, rules: Rules) -> D
 
 
 def moved(rounds: Sequence[float], rules: Rules) -> bool:
-    """Whether a sentinel differs between the arms, by a two-sided paired t-test over all its rounds."""
+    """Whether a sentinel differs between the arms by enough to matter.
+
+    That is by more than half of the tolerance, and by a two-sided paired t-test over all its rounds.
+    """
     column = np.asarray(rounds, dtype=np.float64)[:, None]
+    if abs(column.mean()) < np.log1p(rules.tolerance) / 2:
+        return False
     return bool(min(_p_above(column, 0.0)[0], _p_above(-column, 0.0)[0]) < rules.sentinel_level / 2)
 
 
