@@ -5,6 +5,7 @@ processes' medians. Rounds are the replicates: launches inside a process share i
 however many there are they say nothing about the next process.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,7 @@ class Rules:
         level: family-wise error of the second stage over the cells that the first one suspects.
         late_level: likewise over those that it merely could not settle: many, so they must not cost the suspects power.
         same_level: of each of the looks at which a cell can be shown to be the same.
-        suite_tolerance: change of the geometric mean over all cells that is accepted.
+        suite_share: of the tolerance, what is accepted of the geometric mean, in which noise averages out.
         sentinel_level: of the test whether the sentinel differs between the arms.
     """
 
@@ -45,8 +46,13 @@ class Rules:
     level: float = 0.01
     late_level: float = 0.001
     same_level: float = 0.05
-    suite_tolerance: float = 0.003
+    suite_share: float = 0.3
     sentinel_level: float = 0.001
+
+    @property
+    def suite_limit(self) -> float:
+        """Log of the change of the geometric mean that is accepted."""
+        return math.log1p(self.suite_share * self.tolerance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +111,7 @@ def screen(rounds: Rounds, rules: Rules) -> Screen:
     suite_suspect = False
     if rounds.shape[1] - changed.sum() > 1:
         suite = rounds[:, ~changed].mean(axis=1, keepdims=True)
-        suite_suspect = bool(
-            _p_above(suite, 0.0)[0] < rules.screen_level and suite.mean() > np.log1p(rules.suite_tolerance)
-        )
+        suite_suspect = bool(_p_above(suite, 0.0)[0] < rules.screen_level and suite.mean() > rules.suite_limit)
     return Screen(_same(rounds, rules) & ~changed, changed, suite_suspect)
 
 
@@ -140,7 +144,7 @@ def decide(first: Rounds, second: Rounds | None, kept: Flags, rules: Rules) -> D
             changes[index] = interval(all_rounds if verdict is Verdict.SAME else column)
         if result.suite_suspect and kept.all():
             suite_rounds = second[:, ~result.suspect].mean(axis=1)
-            p = _p_above(suite_rounds[:, None], np.log1p(rules.suite_tolerance))[0]
+            p = _p_above(suite_rounds[:, None], rules.suite_limit)[0]
             suite_slower = bool(p < rules.level)
     return Decision(tuple(verdicts), tuple(changes), interval(suite_rounds), suite_slower)
 
