@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: sweep test test-slow lint pictures inspect bench gpu clean
+.PHONY: sweep test test-slow lint pictures inspect bench gate-evidence gpu clean
 
 sweep: $(VENV)/.installed
 	$(BIN)/opbench sweep
@@ -28,6 +28,10 @@ inspect: $(VENV)/.installed
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/benchmarks/bench_*.py --benchmark-enable --benchmark-only
+
+# The tables of docs/gate.md, from the sessions under results/gate; CONTRIBUTING.md says how those were measured.
+gate-evidence: $(VENV)/.installed-dev
+	$(BIN)/python tests/gate_evidence.py results/gate --simulate
 
 # The README's pictures, from a real run: measured under RUN if there is none yet, then drawn again. Needs Chromium.
 RUN ?= results/xeon-2core
