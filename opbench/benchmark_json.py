@@ -21,7 +21,7 @@ from opbench.results import RunFolder
 from opbench.stats import median, median_interval
 from opbench.verdicts import Benchmark
 
-__all__ = ["EXTRA_KEY", "extra_info", "read_benchmark_json", "run_as_benchmark_json"]
+__all__ = ["EXTRA_KEY", "circumstances", "extra_info", "read_benchmark_json", "run_as_benchmark_json"]
 
 EXTRA_KEY = "opbench"
 EXTRA_VERSION = 1
@@ -105,10 +105,15 @@ def extra_info(measurement: Measurement, identity: Mapping[str, str]) -> dict[st
     """What a benchmark keeps under EXTRA_KEY of its extra_info, so that `opbench compare` knows its cell."""
     return {
         "cell": measurement.cell.to_json(),
-        "circumstances": {**identity, "timer": measurement.timer, "cache": measurement.cache},
+        "circumstances": circumstances(identity, measurement.timer, measurement.cache),
         "source": measurement.kernel_source_hash,
         "warnings": list(measurement.warnings),
     }
+
+
+def circumstances(identity: Mapping[str, str], timer: str, cache: str) -> dict[str, str]:
+    """What must be equal in both arms of a comparison, by name."""
+    return {**identity, "timer": timer, "cache": cache}
 
 
 def _entry(measurement: Measurement, identity: Mapping[str, str]) -> dict[str, Any]:
@@ -174,7 +179,7 @@ def _reading(entry: Mapping[str, Any], machine: Mapping[str, str]) -> Reading:
     """One benchmark of the file; KeyError, TypeError or ValueError if it is none."""
     ours = (entry.get("extra_info") or {}).get(EXTRA_KEY)
     name = _text(entry["fullname"])
-    cell: Cell | Benchmark = Cell.from_json(ours["cell"]) if ours else Benchmark(name)
+    cell: Cell | Benchmark = Cell.from_json(ours["cell"]) if ours and "cell" in ours else Benchmark(name)
     middle, low, high, count = _interval(entry["stats"], name)
     timer = _text((entry.get("options") or {}).get("timer", "unknown"))
     return Reading(

@@ -85,8 +85,7 @@ def show_comparison(
 
 def headline(comparison: Comparison) -> str:
     """The verdict on all cells in one line."""
-    bound = f"accepted change: {percent_text(comparison.tolerance)}"
-    return f"{comparison.verdict}: {one_line(comparison.reason) or 'of all cells'} ({bound})"
+    return f"{comparison.verdict}: {one_line(comparison.reason)}" if comparison.reason else str(comparison.verdict)
 
 
 def markdown(comparison: Comparison) -> str:
@@ -116,7 +115,8 @@ def _cell_table(comparison: Comparison) -> Table:
     names = _names(comparison)
     return Table(
         name="comparison",
-        title=f"{one_line(comparison.head)} against {one_line(comparison.base)}",
+        title=f"{one_line(comparison.head)} against {one_line(comparison.base)}, "
+        f"accepted change {percent_text(comparison.tolerance)}",
         columns=("Verdict", "Cell", "base, ms", "head, ms", "head / base", "interval"),
         rows=tuple(
             (
@@ -163,17 +163,17 @@ def _short_name(cell: CellComparison) -> str:
 
 def _notes(comparison: Comparison) -> list[str]:
     reasons: defaultdict[tuple[Verdict, str], list[str]] = defaultdict(list)
-    warnings: defaultdict[str, list[str]] = defaultdict(list)
+    warnings: defaultdict[str, dict[str, None]] = defaultdict(dict)  # a cell once, for both arms
     for name, cell in zip(_names(comparison), comparison.cells, strict=True):
         if cell.reason:
             reasons[cell.verdict, _note(cell.reason)].append(name)
         for warning in cell.warnings:
-            warnings[one_line(warning).partition(": ")[0]].append(name)
+            warnings[one_line(warning).partition(": ")[0]][name] = None
     notes = [
         f"{verdict.capitalize()}, {count_cells(len(keys))}: {reason}: {_listed(keys)}."
         for (verdict, reason), keys in reasons.items()
     ]
-    notes += [f"Warning, {kind}: {count_cells(len(keys))}: {_listed(keys)}." for kind, keys in warnings.items()]
+    notes += [f"Warning, {kind}: {count_cells(len(keys))}: {_listed([*keys])}." for kind, keys in warnings.items()]
     if comparison.only_in_head:
         keys = comparison.only_in_head
         notes.append(f"Only in the head, not judged: {count_cells(len(keys))}: {_listed(keys)}.")
