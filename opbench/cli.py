@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn, cast
 
 import typer
 
+from opbench.commands.history import history
 from opbench.errors import OpbenchError, StorageError
 
 if TYPE_CHECKING:
@@ -329,6 +330,9 @@ def inspect(
         console=_stdout(),
     )
     sys.exit(status)
+
+
+app.command()(history)
 
 
 def _split(option: str, text: str | None) -> list[str] | None:
