@@ -65,6 +65,7 @@ def _show(found: "History", formats: list[str], out: Path | None, *, no_color: b
     for name in formats:
         if name == "terminal":
             print_tables(history_tables(found), name, stdout(no_color=no_color))
+            print()
             continue
         text = history_csv(found) if name == "csv" else "\n".join(render(t, name) for t in history_tables(found))
         if out is None:
