@@ -13,19 +13,24 @@ from opbench.environment import comparison_identity, device_slug
 from opbench.errors import ResultsError, StorageError
 from opbench.files import write_whole
 
-__all__ = ["ceilings_for", "ceilings_path", "keep", "known_ceilings"]
+__all__ = ["ceilings_for", "ceilings_path", "device_cache_path", "keep", "known_ceilings"]
 
 LIMIT_S = 300
 """Seconds after which a measurement is given up."""
 
 
 def ceilings_path(environment: Mapping[str, object]) -> Path:
-    """Where the ceilings of a device are kept: under $XDG_CACHE_HOME, else ~/.cache; one file per identity."""
+    """Where the ceilings of a device are kept."""
+    return device_cache_path("ceilings", environment)
+
+
+def device_cache_path(kind: str, environment: Mapping[str, object]) -> Path:
+    """Where something about a device is kept: under $XDG_CACHE_HOME, else ~/.cache; one file per identity."""
     home = os.environ.get("XDG_CACHE_HOME")
     folder = Path(home) if home else Path.home() / ".cache"
     identity = json.dumps(comparison_identity(environment), sort_keys=True)
     slug = device_slug(str(environment["device_name"]), str(environment["device"]).partition(":")[0])
-    return folder / "opbench" / f"ceilings-{slug}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"
+    return folder / "opbench" / f"{kind}-{slug}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"
 
 
 def known_ceilings(environment: Mapping[str, object]) -> Ceilings | None:

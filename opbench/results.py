@@ -110,7 +110,9 @@ class RunFolder:
                     "another version of opbench wrote it"
                 )
             _check_run(run)
-            return cls(path, run)
+            opened = cls(path, run)
+            _check_plan(opened.plan())
+            return opened
         except OSError as error:
             raise ResultsError(f"{path}: cannot read run.json: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -257,6 +259,15 @@ def _check_run(run: Mapping[str, Any]) -> None:
     for name, part in (("packages", environment.get("packages")), ("cpu", environment.get("cpu"))):
         if not isinstance(part, dict | None):
             raise TypeError(f"{name} must be an object, got {part!r:.60}")
+
+
+def _check_plan(plan: list[Cell]) -> None:
+    """Refuse a plan that has a cell twice: of its measurements only one would be read."""
+    seen: set[str] = set()
+    for cell in plan:
+        if cell.key in seen:
+            raise ValueError(f"the plan has {cell.key} twice")
+        seen.add(cell.key)
 
 
 def load_results(path: str | Path) -> "pandas.DataFrame":

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from opbench.case import Cell
 
-__all__ = ["CellComparison", "Comparison", "Interval", "Verdict", "overall_verdict"]
+__all__ = ["Benchmark", "CellComparison", "Comparison", "Interval", "Verdict", "overall_verdict"]
 
 
 class Verdict(StrEnum):
@@ -60,11 +60,23 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A benchmark of pytest-benchmark's that no opbench made: it has a name, and no operator or shape."""
+
+    fullname: str
+
+    @property
+    def key(self) -> str:
+        """What it is matched by."""
+        return self.fullname
+
+
+@dataclass(frozen=True, slots=True)
 class CellComparison:
     """One cell in both arms.
 
     Attributes:
-        cell: as the base planned it, or the head where the base has none.
+        cell: as the base planned it; a Benchmark only where both arms are pytest-benchmark's JSON.
         verdict: what is known.
         reason: why, in one line; may be empty for slower, faster and same.
         base_ms, head_ms: medians, milliseconds per launch; None where there is no measurement.
@@ -73,7 +85,7 @@ class CellComparison:
         warnings: what disturbed either arm.
     """
 
-    cell: Cell
+    cell: Cell | Benchmark
     verdict: Verdict
     reason: str = ""
     base_ms: float | None = None

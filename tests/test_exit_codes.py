@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from test_fuzz import call
 
-from opbench import cli
+from opbench.commands import _shared
+from opbench.verdicts import EXIT_CODES
 
 DOCS = Path(__file__).parents[1] / "docs" / "reliability.md"
 TINY = "shapes:\n  - {batch: 1, height: 4, width: 4, channels: 32}\n"
@@ -38,9 +39,14 @@ def documented():
     return {int(code): text for code, text in re.findall(r"^\| (\d+) \| (.*) \|$", DOCS.read_text(), re.MULTILINE)}
 
 
-def test_the_table_is_complete():
-    codes = {value for name, value in vars(cli).items() if name.startswith("EXIT_")}
-    assert codes | {0} == set(documented())
+def test_the_tables_are_complete():
+    codes = {value for name, value in vars(_shared).items() if name.startswith("EXIT_")} | {0}
+    assert codes - {_shared.EXIT_VERDICT_STORAGE} == set(documented())
+    rows = re.findall(r"^\| ([a-z, ]*) ?\| (\d+) \| .* \|$", DOCS.read_text(), re.MULTILINE)
+    verdicts = {verdict: int(code) for names, code in rows for verdict in names.split(", ") if verdict.strip()}
+    assert {name.strip(): code for name, code in verdicts.items()} == {str(v): code for v, code in EXIT_CODES.items()}
+    others = {int(code) for names, code in rows if not names.strip()}
+    assert others == {_shared.EXIT_USAGE, _shared.EXIT_VERDICT_STORAGE}
 
 
 @pytest.mark.parametrize(

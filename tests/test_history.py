@@ -87,7 +87,7 @@ def test_a_step_is_found_with_its_revision_and_run(nights):
 
 def test_the_command_prints_and_writes(nights, tmp_path):
     out = tmp_path / "deep" / "out"
-    code, text, err = call("history", str(nights), "--out", str(out), "--format", "terminal,markdown,csv")
+    code, text, err = call("history", str(nights), "--out", str(out))
     assert code == 0, err
     short = revision(STEP_AT)[:10]
     [line] = [line for line in text.splitlines() if line.startswith(short)]

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opbench.commands.arguments import split_names, stdout
+from opbench.commands._shared import NoColor, split, stdout
 from opbench.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from opbench.history import History
 
-__all__ = ["history"]
+__all__ = ["register"]
 
 FILES = {"markdown": "history.md", "csv": "history.csv"}
 """What --out makes of each format that has a file."""
@@ -20,15 +20,25 @@ FORMATS = ("terminal", *FILES)
 EXIT_UNREADABLE = 1
 
 
+def register(app: typer.Typer) -> None:
+    """Add to the command line."""
+    app.command()(history)
+
+
 def history(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Holds run folders, at any depth.")],
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder for the plots, and the files of markdown and csv.")
+        Path | None, typer.Option(metavar="DIR", help="Write history.md, history.csv and plots/ there.")
     ] = None,
     format_: Annotated[
-        str, typer.Option("--format", metavar="terminal,markdown,csv", help="How to show.")
-    ] = "terminal",
-    no_color: Annotated[bool, typer.Option("--no-color", help="No colours.")] = False,
+        str | None,
+        typer.Option(
+            "--format",
+            metavar="terminal,markdown,csv",
+            help="How to show. [default: terminal; with --out also markdown and csv]",
+        ),
+    ] = None,
+    no_color: NoColor = False,
 ) -> None:
     """Show each cell's median over the runs of a folder, and the revisions at which its level changed.
 
@@ -38,7 +48,7 @@ def history(
     Exit codes: 0 shown, with steps or without; 1 some run could not be read, the others are shown; 2 usage, or no run
     that can be read; 3 a file cannot be written.
     """
-    formats = split_names("--format", format_) or []
+    formats = split("--format", format_) or (list(FORMATS) if out else ["terminal"])
     for name in formats:
         if name not in FORMATS:
             raise UnknownNameError("format", name, FORMATS)
@@ -64,7 +74,7 @@ def _show(found: "History", formats: list[str], out: Path | None, *, no_color: b
 
     for name in formats:
         if name == "terminal":
-            print_tables(history_tables(found), name, stdout(no_color=no_color))
+            print_tables(history_tables(found), name, stdout(no_color))
             print()
             continue
         text = history_csv(found) if name == "csv" else "\n".join(render(t, name) for t in history_tables(found))

@@ -31,7 +31,8 @@ class Rules:
         screen_rounds: of the first stage, on every cell.
         confirm_rounds: of the second stage, on the cells that the first one leaves in doubt.
         screen_level: a cell is suspect when a paired t-test of no change gives less.
-        level: family-wise error of the second stage.
+        level: family-wise error of the second stage over the cells that the first one suspects.
+        late_level: likewise over those that it merely could not settle: many, so they must not cost the suspects power.
         same_level: of each of the looks at which a cell can be shown to be the same.
         suite_tolerance: change of the geometric mean over all cells that is accepted.
         sentinel_level: of the test whether the sentinel differs between the arms.
@@ -42,6 +43,7 @@ class Rules:
     confirm_rounds: int = 16
     screen_level: float = 0.10
     level: float = 0.01
+    late_level: float = 0.001
     same_level: float = 0.05
     suite_tolerance: float = 0.003
     sentinel_level: float = 0.001
@@ -127,8 +129,10 @@ def decide(first: Rounds, second: Rounds | None, kept: Flags, rules: Rules) -> D
         limit = np.log1p(rules.tolerance)
         both = np.vstack([first[:, kept], second])
         outcome = np.where(_same(both, rules), Verdict.SAME, Verdict.INCONCLUSIVE).astype(object)
-        outcome[holm(_p_above(-second, limit), rules.level)] = Verdict.FASTER
-        outcome[holm(_p_above(second, limit), rules.level)] = Verdict.SLOWER
+        for family, level in ((result.suspect[kept], rules.level), (~result.suspect[kept], rules.late_level)):
+            columns = np.flatnonzero(family)
+            outcome[columns[holm(_p_above(-second[:, columns], limit), level)]] = Verdict.FASTER
+            outcome[columns[holm(_p_above(second[:, columns], limit), level)]] = Verdict.SLOWER
         verdicts[kept] = outcome
         for index, column, all_rounds, verdict in zip(np.flatnonzero(kept), second.T, both.T, outcome, strict=True):
             changes[index] = interval(all_rounds if verdict is Verdict.SAME else column)
@@ -155,7 +159,7 @@ def holm(p_values: NDArray[np.float64], level: float) -> Flags:
     """Hypotheses that Holm's step-down procedure rejects at a family-wise level (Holm 1979)."""
     order = np.argsort(p_values, kind="stable")
     passed = p_values[order] <= level / np.arange(len(p_values), 0, -1)
-    rejected = np.zeros(len(p_values), dtype=bool)
+    rejected: Flags = np.zeros(len(p_values), dtype=bool)
     rejected[order[: len(passed) if passed.all() else int(np.argmin(passed))]] = True
     return rejected
 

@@ -25,6 +25,8 @@ __all__ = ["Rate", "SelfTest", "SessionOutcome", "rate", "read_outcomes", "run_s
 
 OUTCOMES = "sessions.jsonl"
 TOLERANCE_STEP = 0.005
+SHARE = 0.8
+"""Of the sessions, for what the advice calls detected or shown."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,8 @@ class SelfTest:
         inconclusive: sessions without a verdict, likewise.
         spread: standard deviation of a round's log ratio, the median over cells and the largest.
         detectable: slow-down that is caught in 80 % of the sessions, in the median cell and in the noisiest one.
-        tolerance: the smallest, in steps of 0.5 %, within which 9 cells in 10 can be shown to be the same.
+        tolerance: the smallest, in steps of 0.5 %, within which all cells are shown to be the same in 80 % of the
+            sessions where nothing changed.
         rounds: of both stages, that this takes.
         minutes: that such a gate takes at most for this many cells.
         cells: how many.
@@ -215,9 +218,6 @@ def summarise(outcomes: Sequence[SessionOutcome], rules: Rules) -> SelfTest:
     spreads = _spreads(outcomes)
     rounds = (rules.screen_rounds, rules.confirm_rounds)
     low, high = (detectable(float(np.quantile(spreads, q)), rounds[1], len(spreads), rules) for q in (0.5, 1.0))
-    noisy = float(np.quantile(spreads, 0.9))
-    count = sum(rounds)
-    needed = (stats.t.ppf(1 - rules.same_level / 2, count - 1) + stats.t.ppf(0.8, count - 1)) * noisy / count**0.5
     process_s = float(np.median([outcome.process_s for outcome in outcomes]))
     return SelfTest(
         alarms={fraction: rate(sum(o.alarmed for o in kind), len(kind)) for fraction, kind in kinds.items()},
@@ -228,9 +228,9 @@ def summarise(outcomes: Sequence[SessionOutcome], rules: Rules) -> SelfTest:
         },
         spread=(float(np.median(spreads)), float(spreads.max())),
         detectable=(low, high),
-        tolerance=max(0.01, math.ceil(needed / TOLERANCE_STEP) * TOLERANCE_STEP),
+        tolerance=_showable(spreads, rules),
         rounds=rounds,
-        minutes=2 * (1 + count) * process_s / 60,
+        minutes=2 * (1 + sum(rounds)) * process_s / 60,
         cells=len(spreads),
     )
 
@@ -244,8 +244,22 @@ def detectable(spread: float, rounds: int, cells: int, rules: Rules) -> float:
         cells: that share the family-wise level, at worst.
         rules: level and tolerance.
     """
-    quantiles = stats.t.ppf(1 - rules.level / cells, rounds - 1) + stats.t.ppf(0.8, rounds - 1)
+    quantiles = stats.t.ppf(1 - rules.level / cells, rounds - 1) + stats.t.ppf(SHARE, rounds - 1)
     return float(math.expm1(math.log1p(rules.tolerance) + quantiles * spread / rounds**0.5))
+
+
+def _showable(spreads: NDArray[np.float64], rules: Rules) -> float:
+    """The tolerance at which all cells pass the test of sameness with a probability of 80 %, if none changed."""
+    count = rules.screen_rounds + rules.confirm_rounds
+    errors = spreads / count**0.5
+    half_widths = stats.t.ppf(1 - rules.same_level / 2, count - 1) * errors
+    steps = 1
+    while steps * TOLERANCE_STEP < 1:
+        inside = stats.norm.cdf((math.log1p(steps * TOLERANCE_STEP) - half_widths) / errors)
+        if float(np.prod(np.maximum(2 * inside - 1, 0))) >= SHARE:
+            break
+        steps += 1
+    return steps * TOLERANCE_STEP
 
 
 def _spreads(outcomes: Sequence[SessionOutcome]) -> NDArray[np.float64]:

@@ -103,6 +103,11 @@ class Session:
     records: list[ProcessRecord]
 
     @property
+    def planned(self) -> tuple[Cell, ...]:
+        """The base's cells."""
+        return self.records[0].process.plan
+
+    @property
     def seconds(self) -> float:
         """What its processes took."""
         return sum(record.process.seconds for record in self.records)
@@ -113,7 +118,7 @@ class Session:
         for record in self.records:
             if record.stage == "screen":
                 pairs.setdefault(record.round, {})[record.arm] = record.process
-        cells, rounds = _complete([row.cell for row in self.comparison.cells], list(pairs.values()))
+        cells, rounds = _complete(self.planned, list(pairs.values()))
         return {cell.key: float(column.std(ddof=1)) for cell, column in zip(cells, rounds.T, strict=True)}
 
 
@@ -284,7 +289,7 @@ class _Run:
     ) -> Comparison:
         """The comparison of what is decided; with a verdict on all that stands above those of the cells."""
         base, head = setup["base"], setup["head"]
-        planned = {cell.key for cell in base.plan}
+        planned = {arm: {cell.key for cell in process.plan} for arm, process in setup.items()}
         not_applicable = [
             cell.key
             for cell in base.plan
@@ -295,6 +300,8 @@ class _Run:
             if cell.key in not_applicable:
                 continue
             row = _row(cell, setup, rounds)
+            if cell.key not in planned["head"]:
+                row = replace(row, reason="the head has no such cell")
             if cell.key in decided:
                 cell_verdict, change = decided[cell.key]
                 row = replace(row, verdict=cell_verdict, change=change, reason=_note(row, cell_verdict))
@@ -309,7 +316,7 @@ class _Run:
             cells=tuple(rows),
             verdict=verdict or overall,
             reason=reason,
-            only_in_head=tuple(cell.key for cell in head.plan if cell.key not in planned),
+            only_in_head=tuple(cell.key for cell in head.plan if cell.key not in planned["base"]),
             not_applicable=tuple(not_applicable),
         )
 
@@ -361,13 +368,10 @@ def _row(cell: Cell, setup: Mapping[str, ArmProcess], rounds: Sequence[Mapping[s
         for process in (setup[arm], *(pair[arm] for pair in rounds))
         if process.failure and key not in process.measurements
     ]
-    absent = [
-        f"the {arm} has no such cell" for arm, process in setup.items() if key not in {c.key for c in process.plan}
-    ]
     return CellComparison(
         cell=cell,
         verdict=Verdict.MISSING,
-        reason=next(iter([*absent, *failed, *ended]), ""),
+        reason=next(iter([*failed, *ended]), ""),
         base_ms=median(medians["base"]) if medians["base"] else None,
         head_ms=median(medians["head"]) if medians["head"] else None,
         base_source=_source(setup["base"], key),

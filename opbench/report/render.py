@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console, Group
     from rich.text import Text
 
-__all__ = ["FORMATS", "SEPARATOR", "SUFFIXES", "Table", "print_tables", "render", "terminal"]
+__all__ = ["FORMATS", "SEPARATOR", "SUFFIXES", "Table", "markdown_escape", "print_tables", "render", "terminal"]
 
 SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
 """File suffix of each format that is written to files."""
@@ -154,17 +154,18 @@ def _terminal_text(table: Table) -> str:
 
 def _markdown(table: Table) -> str:
     def line(values: Iterable[str]) -> str:
-        return "| " + " | ".join(_markdown_escape(value).replace("\n", "<br>") for value in values) + " |"
+        return "| " + " | ".join(markdown_escape(value).replace("\n", "<br>") for value in values) + " |"
 
     rules = ("---" if index < table.text_columns else "---:" for index in range(len(table.columns)))
-    lines = [f"**{_markdown_escape(table.title)}**", "", line(table.columns), f"| {' | '.join(rules)} |"]
+    lines = [f"**{markdown_escape(table.title)}**", "", line(table.columns), f"| {' | '.join(rules)} |"]
     lines += [line(row) for row in table.rows]
     if table.notes:
-        lines += ["", *(f"- {_markdown_escape(note)}" for note in table.notes)]
+        lines += ["", *(f"- {markdown_escape(note)}" for note in table.notes)]
     return "\n".join(lines) + "\n"
 
 
-def _markdown_escape(text: str) -> str:
+def markdown_escape(text: str) -> str:
+    """Text in which Markdown sees no mark-up."""
     return _MARKDOWN_SPECIAL.sub(r"\\\g<0>", text)
 
 

@@ -1,0 +1,104 @@
+"""One side of a comparison: what each cell gave, and under which circumstances. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from opbench.case import Cell
+from opbench.environment import comparison_identity
+from opbench.errors import ResultsError
+from opbench.measurement import Measurement, Status
+from opbench.results import RunFolder
+from opbench.stats import median, median_interval
+from opbench.verdicts import Benchmark
+
+__all__ = ["Arm", "Reading", "open_arm", "reading_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one cell gave in one arm.
+
+    Attributes:
+        cell: which.
+        status: as in a journal; not_run for a cell that a run planned and did not reach.
+        reason: why not ok.
+        median_ms, low_ms, high_ms: of the latency, with the ends of the median's 95 % interval; None unless ok.
+        samples: how many there are.
+        circumstances: what must be equal in both arms, by name: device, versions, timer, cache.
+        source: hash of operator and kernel source; empty where unknown.
+        warnings: what disturbed the samples.
+    """
+
+    cell: Cell | Benchmark
+    status: Status
+    reason: str = ""
+    median_ms: float | None = None
+    low_ms: float | None = None
+    high_ms: float | None = None
+    samples: int = 0
+    circumstances: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """What is compared: a name, and readings by the key of their cell, in the order of the plan."""
+
+    name: str
+    readings: Mapping[str, Reading]
+
+    @classmethod
+    def of_run(cls, run: RunFolder, name: str | None = None) -> Self:
+        """The arm that a run is.
+
+        Raises:
+            ResultsError: the journal is missing or damaged.
+        """
+        identity = comparison_identity(run.run["environment"])
+        finished = {measurement.cell.key: measurement for measurement in run.measurements()}
+        readings = {}
+        for cell in run.plan():
+            measurement = finished.get(cell.key) or Measurement(
+                cell, Status.NOT_RUN, reason="the run ended before this cell"
+            )
+            set_up = {
+                "timer": measurement.timer or run.run["command"]["timer"],
+                "cache": measurement.cache or run.run["command"]["cache"],
+            }
+            readings[cell.key] = reading_of(measurement, {**identity, **set_up})
+        return cls(name or str(run.path), readings)
+
+
+def reading_of(measurement: Measurement, circumstances: Mapping[str, str]) -> Reading:
+    """What a line of a journal says, with its median and the median's interval."""
+    samples = measurement.latencies_ms if measurement.status is Status.OK else ()
+    low, high = median_interval(samples) if samples else (None, None)
+    return Reading(
+        cell=measurement.cell,
+        status=measurement.status,
+        reason=measurement.reason,
+        median_ms=median(samples) if samples else None,
+        low_ms=low,
+        high_ms=high,
+        samples=len(samples),
+        circumstances=circumstances,
+        source=measurement.kernel_source_hash,
+        warnings=measurement.warnings,
+    )
+
+
+def open_arm(path: Path) -> Arm:
+    """The arm in a run's folder or in a file of pytest-benchmark's.
+
+    Raises:
+        ResultsError: neither is there, or it is damaged.
+    """
+    from opbench.benchmark_json import read_benchmark_json
+    from opbench.report.published import open_run
+
+    if path.suffix == ".csv":
+        raise ResultsError(f"{path}: tables are derived and not read; give the folder of the run")
+    return read_benchmark_json(path) if path.is_file() else Arm.of_run(open_run(path), str(path))

@@ -1,0 +1,120 @@
+"""What several commands need: exit codes, consoles, options of one form."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from opbench.errors import StorageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from opbench.verdicts import Comparison
+
+EXIT_FAILED_CELLS = 1
+EXIT_USAGE = 2
+EXIT_STORAGE = 3
+EXIT_INTERNAL = 70
+EXIT_VERDICT_STORAGE = 74
+"""Of commands that end in a verdict, where 3 means inconclusive; sysexits.h calls it EX_IOERR."""
+EXIT_INTERRUPTED = 130
+
+NoColor = Annotated[bool, typer.Option("--no-color", help="No colours; the variable NO_COLOR does the same.")]
+
+PIPE_WIDTH = 160
+"""Columns of tables that do not go to a terminal: the widest one fits."""
+
+ComparisonFormats = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        metavar="terminal,markdown,csv,junit,github",
+        help="How to show. [default: terminal; with --out also markdown, csv and junit]",
+    ),
+]
+ComparisonOut = Annotated[
+    Path | None,
+    typer.Option("--out", metavar="DIR", help="Write comparison.md, comparison.csv and junit.xml there."),
+]
+Inconclusive = Annotated[
+    str, typer.Option("--inconclusive", metavar="fail|pass", help="What an inconclusive verdict exits with: 3 or 0.")
+]
+
+
+def fail(message: str, code: int) -> NoReturn:
+    """One line on standard error, and an exit code."""
+    print(f"opbench: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+def split(option: str, text: str | None) -> list[str] | None:
+    """The items of a comma-separated option."""
+    if text is None:
+        return None
+    items = [item.strip() for item in text.split(",")]
+    if not all(items):
+        raise typer.BadParameter(f"{option} must be names separated by commas, got {text!r}")
+    return items
+
+
+def stdout(no_color: bool = False) -> "Console":
+    """A console that is as wide as the terminal, or as the widest table."""
+    from rich.console import Console
+
+    # None leaves it to NO_COLOR.
+    return Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, soft_wrap=False, no_color=no_color or None)
+
+
+@contextmanager
+def verdict_exit_codes() -> Iterator[None]:
+    """Around a command that ends in a verdict: what cannot be written must not look like `inconclusive`, which is 3."""
+    try:
+        yield
+    except StorageError as error:
+        fail(str(error), EXIT_VERDICT_STORAGE)
+
+
+def chosen_formats(text: str | None, out: Path | None) -> list[str]:
+    """The formats that --format names, each once, or the default ones.
+
+    Raises:
+        UnknownNameError: one that is not known.
+    """
+    from opbench.errors import UnknownNameError
+    from opbench.report.comparison import COMPARISON_FORMATS, FILES
+
+    formats = split("--format", text) or (["terminal", *FILES] if out else ["terminal"])
+    for name in formats:
+        if name not in COMPARISON_FORMATS:
+            raise UnknownNameError("format", name, COMPARISON_FORMATS)
+    return list(dict.fromkeys(formats))
+
+
+def accepts_inconclusive(text: str) -> bool:
+    """Whether `--inconclusive` is pass.
+
+    Raises:
+        UsageError: neither pass nor fail.
+    """
+    from opbench.errors import UsageError
+
+    if text not in ("fail", "pass"):
+        raise UsageError(f"--inconclusive must be fail or pass, got {text!r}")
+    return text == "pass"
+
+
+def conclude(
+    comparison: "Comparison", formats: list[str], out: Path | None, *, accept_inconclusive: bool, no_color: bool = False
+) -> NoReturn:
+    """Show a comparison and exit with the code of its verdict."""
+    from opbench.report.comparison import show_comparison
+    from opbench.verdicts import Verdict
+
+    accepted = [Verdict.INCONCLUSIVE] if accept_inconclusive else []
+    for path in show_comparison(comparison, formats, out, stdout(no_color), accepted=accepted):
+        print(path, file=sys.stderr)
+    sys.exit(0 if comparison.verdict in accepted else comparison.exit_code)

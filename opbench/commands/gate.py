@@ -1,0 +1,141 @@
+"""`opbench gate`: is one revision slower than another, measured in turns on this device."""
+
+import re
+import signal
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from opbench.commands._shared import (
+    ComparisonFormats,
+    Inconclusive,
+    NoColor,
+    accepts_inconclusive,
+    chosen_formats,
+    conclude,
+    split,
+    stdout,
+    verdict_exit_codes,
+)
+from opbench.errors import UsageError
+
+if TYPE_CHECKING:
+    from opbench.gate.rules import Rules
+
+__all__ = ["register"]
+
+DEFAULT_TIME_BUDGET_S = 0.1
+DEFAULT_SESSIONS = 10
+FEWEST_ROUNDS = 3
+"""In each stage: fewer have no spread to speak of."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add to the command line."""
+    app.command()(gate)
+
+
+def gate(
+    base: Annotated[
+        str | None, typer.Option(metavar="REV|DIR", help="What to compare with: a revision, or a project's folder.")
+    ] = None,
+    head: Annotated[str, typer.Option(metavar="REV|DIR", help="What to judge.")] = "HEAD",
+    tolerance: Annotated[str, typer.Option(metavar="1%", help="Change of a cell that is accepted.")] = "1%",
+    budget: Annotated[
+        float | None, typer.Option(metavar="MINUTES", help="Time that it may take. [default: 22 rounds]")
+    ] = None,
+    rounds: Annotated[
+        str | None, typer.Option(metavar="SCREEN+CONFIRM", help="Of the two stages. [default: 6+16]")
+    ] = None,
+    inconclusive: Inconclusive = "fail",
+    aa: Annotated[bool, typer.Option("--aa", help="Go on although both arms run the same source.")] = False,
+    selftest: Annotated[
+        bool, typer.Option("--selftest", help="Judge the gate on this machine: A/A and injected slow-downs.")
+    ] = False,
+    inject: Annotated[str, typer.Option(metavar="3%,5%,10%", help="Slow-downs of the self-test.")] = "3%,5%,10%",
+    sessions: Annotated[int, typer.Option(min=1, help="Of each kind, in the self-test.")] = DEFAULT_SESSIONS,
+    format_: ComparisonFormats = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the data. [default: results/<date>-gate-<n>]")
+    ] = None,
+    shapes: Annotated[
+        list[str] | None, typer.Option(metavar="NAME|FILE", help="As for sweep, like all that follow.")
+    ] = None,
+    ops: Annotated[str | None, typer.Option(metavar="a,b")] = None,
+    providers: Annotated[str | None, typer.Option(metavar="op=p,...")] = None,
+    dtypes: Annotated[str | None, typer.Option(metavar="fp32,tf32,fp16,bf16")] = None,
+    level: Annotated[str | None, typer.Option(metavar="module,core")] = None,
+    direction: Annotated[str | None, typer.Option(metavar="fwd,bwd,fwd_bwd")] = None,
+    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda|cuda:N")] = None,
+    timer: Annotated[str | None, typer.Option(metavar="auto|cuda-event|cuda-graph|wall-clock")] = None,
+    cache: Annotated[str | None, typer.Option(metavar="cold|warm")] = None,
+    settings: Annotated[list[str] | None, typer.Option("--set", metavar="op.param=value")] = None,
+    time_budget: Annotated[
+        float, typer.Option(metavar="SECONDS_PER_CELL", help="In each process.")
+    ] = DEFAULT_TIME_BUDGET_S,
+    memory_limit: Annotated[float | None, typer.Option(metavar="GIB")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of inputs and parameters. [default: 0]")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the comparison alone.")] = False,
+    no_color: NoColor = False,
+) -> None:
+    """Judge a revision against another: both installed, run as fresh processes in turns, in two stages.
+
+    Exit codes: 0 same or faster, 1 slower, 2 usage or bad input, 3 inconclusive, 4 not comparable (also where both arms
+    ran the same source), 5 missing or failed cells, 130 interrupted.
+    """
+    if selftest == (base is not None):
+        raise UsageError("give --base, the revision to compare with, or --selftest")
+    if budget is not None and not 0 < budget < float("inf"):
+        raise UsageError(f"--budget must be a positive number of minutes, got {budget:g}")
+    # A kill asks for the same as Ctrl-C: stop, and leave nothing behind.
+    signal.signal(signal.SIGTERM, _interrupt)
+    from opbench.gate.command import GateRequest, run_gate, run_selftest
+    from opbench.gate.rules import Rules
+    from opbench.gate.selftest_table import show_selftest
+    from opbench.gate.session import SessionSettings
+    from opbench.percent import parse_percent
+
+    accepted = accepts_inconclusive(inconclusive)
+    formats = chosen_formats(format_, out or Path())
+
+    given = {
+        "shapes": [_shape_list(text) for text in shapes] if shapes else None,
+        "ops": split("--ops", ops), "providers": split("--providers", providers),
+        "dtypes": split("--dtypes", dtypes), "level": split("--level", level),
+        "direction": split("--direction", direction), "device": device, "timer": timer, "cache": cache,
+        "settings": settings, "time_budget": time_budget, "memory_limit": memory_limit, "seed": seed,
+    }  # fmt: skip
+    options = {name: value for name, value in given.items() if value is not None}
+    rules = replace(_with_rounds(Rules(), rounds), tolerance=parse_percent("--tolerance", tolerance))
+    budget_s = None if budget is None else 60 * budget
+    session = SessionSettings(rules, budget_s, settle=not accepted, same_source_allowed=aa)
+    request = GateRequest(options, session, out, quiet=quiet, no_color=no_color)
+    with verdict_exit_codes():
+        if selftest:
+            sizes = [parse_percent("--inject", text) for text in split("--inject", inject) or []]
+            settled = replace(request, settings=replace(session, settle=False))
+            show_selftest(*run_selftest(sizes, sessions, settled), stdout(no_color))
+        else:
+            comparison, folder = run_gate(str(base), head, request)
+            conclude(comparison, formats, folder, accept_inconclusive=accepted, no_color=no_color)
+
+
+def _with_rounds(rules: "Rules", text: str | None) -> "Rules":
+    if text is None:
+        return rules
+    match = re.fullmatch(r"([0-9]{1,4})\+([0-9]{1,4})", text)
+    if not match or min(map(int, match.groups())) < FEWEST_ROUNDS:
+        raise UsageError(f"--rounds must be two numbers of at least {FEWEST_ROUNDS}, such as 6+16, got {text!r}")
+    return replace(rules, screen_rounds=int(match[1]), confirm_rounds=int(match[2]))
+
+
+def _shape_list(text: str) -> str:
+    """A shape list's name, or its file by a path that means the same from any folder."""
+    return str(Path(text).resolve()) if Path(text).suffix in (".yaml", ".yml") else text
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt

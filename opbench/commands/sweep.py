@@ -1,0 +1,198 @@
+"""`opbench sweep`."""
+
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from opbench.commands._shared import EXIT_FAILED_CELLS, EXIT_INTERRUPTED, NoColor, split, stdout
+
+if TYPE_CHECKING:
+    from opbench.case import Cell
+    from opbench.results import RunFolder
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add to the command line."""
+    app.command()(sweep)
+
+
+def _shape_lists() -> list[str]:
+    """Names that complete --shapes."""
+    from opbench.shapes import builtin_shape_lists
+
+    return list(builtin_shape_lists())
+
+
+def sweep(
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            autocompletion=_shape_lists,
+            help="Shape list; repeat for several. [default: standard and high_resolution on CUDA, smoke on the CPU]",
+        ),
+    ] = None,
+    ops: Annotated[str | None, typer.Option(metavar="a,b", help="Operators. [default: all]")] = None,
+    providers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="op=p,...",
+            help="Implementations, op=all for every one. [default: the first that works here]",
+        ),
+    ] = None,
+    dtypes: Annotated[
+        str | None,
+        typer.Option(metavar="fp32,tf32,fp16,bf16", help="[default: fp32,fp16 on CUDA; fp32,bf16 on the CPU]"),
+    ] = None,
+    level: Annotated[str | None, typer.Option(metavar="module,core", help="[default: module]")] = None,
+    direction: Annotated[str | None, typer.Option(metavar="fwd,bwd,fwd_bwd", help="[default: fwd]")] = None,
+    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="[default: auto]")] = None,
+    timer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|cuda-event|cuda-graph|wall-clock",
+            autocompletion=lambda: ["auto", "cuda-event", "cuda-graph", "wall-clock"],
+            help="[default: auto: cuda-event on CUDA, wall-clock on the CPU]",
+        ),
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(metavar="cold|warm", help="Flush the L2 before each launch, or not. [default: cold on CUDA]"),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="op.param=value", help="A setting of an operator; repeat for several."),
+    ] = None,
+    time_budget: Annotated[
+        float | None, typer.Option(metavar="SECONDS_PER_CELL", help="Sampling time per cell. [default: 1]")
+    ] = None,
+    memory_limit: Annotated[
+        float | None, typer.Option(metavar="GIB", help="Memory that a cell may take. [default: no limit]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of inputs and parameters. [default: 0]")] = None,
+    isolation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="process|none",
+            help="A worker process for each operator and shape, or none, for debugging. [default: process]",
+        ),
+    ] = None,
+    cell_timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Stop a cell after that. [default: 120 and ten time budgets]"),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Results folder. [default: results/<date>-<device>-<n>]"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    retry: Annotated[
+        str | None,
+        typer.Option(metavar="error,timeout", help="With --resume, measure cells of these statuses again."),
+    ] = None,
+    accept_differences: Annotated[
+        bool, typer.Option("--accept-differences", help="Resume although the plan or the environment differs.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and run nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only where the results are.")] = False,
+    no_color: NoColor = False,
+) -> None:
+    """Check and time operators; write raw samples, tables and plots.
+
+    Exit codes: 0 every cell measured (or not applicable, or out of memory), 1 some cell wrong, error, timeout or
+    unavailable, 2 usage or bad input, 3 results cannot be written, 130 interrupted (what was finished is kept).
+    """
+    options = {
+        "shapes": shapes, "ops": split("--ops", ops), "providers": split("--providers", providers),
+        "dtypes": split("--dtypes", dtypes), "level": split("--level", level),
+        "direction": split("--direction", direction), "device": device, "timer": timer, "cache": cache,
+        "settings": settings, "time_budget": time_budget, "memory_limit": memory_limit, "seed": seed,
+    }  # fmt: skip
+    # A kill asks for the same as Ctrl-C: stop, and keep what is finished.
+    signal.signal(signal.SIGTERM, _interrupt)
+    from opbench import registry
+    from opbench import run as api
+    from opbench.progress import ConsoleProgress
+
+    known = registry.registered()
+    ways = {"isolation": isolation, "cell_timeout": cell_timeout, "retry": split("--retry", retry)}
+    conduct = api.make_conduct(ways, resume=resume)
+    if dry_run:
+        _print_plan(api.plan(api.make_request(options, known), known))
+        return
+    if resume and out is None:
+        raise typer.BadParameter("--resume needs --out: the folder of the run to continue")
+    if resume and out is not None:
+        run = api.continue_run(out, options, known, accept_differences=accept_differences)
+    else:
+        run = api.start_run(api.make_request(options, known), known, out, conduct)
+    interrupted = False
+    progress = ConsoleProgress(quiet=quiet, no_color=no_color)
+    try:
+        with progress:
+            api.run_cells(run, known, progress, conduct)
+    except KeyboardInterrupt:
+        interrupted = True
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    api.finish(run)
+    _conclude(run, interrupted=interrupted, quiet=quiet, no_color=no_color)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _print_plan(cells: "list[Cell]") -> None:
+    from rich.table import Table
+
+    table = Table("cell", "provider", "GFLOP", "MB moved", "memory, MiB", title=f"{len(cells)} cells, none run")
+    for column in table.columns[2:]:
+        column.justify = "right"
+    for cell in cells:
+        table.add_row(
+            cell.case.key,
+            cell.provider,
+            f"{cell.flop_count / 1e9:.3g}",
+            f"{cell.bytes_moved / 1e6:.3g}",
+            f"{cell.memory_bytes / 2**20:.0f}",
+        )
+    stdout().print(table)
+    largest = max(cells, key=lambda cell: cell.memory_bytes, default=None)
+    if largest:
+        print(f"largest estimated memory: {largest.memory_bytes / 2**30:.2f} GiB, {largest.key}")
+
+
+def _conclude(run: "RunFolder", *, interrupted: bool, quiet: bool, no_color: bool) -> NoReturn:
+    """Print the tables, what failed and where everything is; exit with the run's code."""
+    from opbench.measurement import FAILURES
+    from opbench.report import print_tables, run_tables, speedup_tables, summary_line
+
+    rows = run.rows()
+    if not quiet:
+        print_tables([*run_tables(run), *speedup_tables(run)], "terminal", stdout(no_color))
+        print(f"\n{summary_line(run)}")
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row["status"]] = counts.get(row["status"], 0) + 1
+    for row in rows:
+        if row["status"] in FAILURES:
+            cell = f"{row['operator']} {row['level']} {row['direction']} {row['shape']} {row['dtype']}"
+            print(f"{row['status']}: {cell} ({row['provider']}): {row['reason']}", file=sys.stderr)
+    disturbed = sum(bool(row["warnings"]) for row in rows)
+    if disturbed and not quiet:
+        print(f"warnings: {disturbed} of {len(rows)} cells; see the notes under the tables", file=sys.stderr)
+    print(f"{len(rows)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    print(f"results: {run.path}")
+    if not quiet:
+        for name in ("measurements.csv", "tables", "plots", "journal.jsonl"):
+            print(f"  {run.path / name}")
+    if interrupted:
+        print(f"interrupted; continue with: opbench sweep --resume --out {run.path}", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(EXIT_FAILED_CELLS if any(row["status"] in FAILURES for row in rows) else 0)

@@ -1,0 +1,251 @@
+"""One stored run against another: per cell the ratio of medians with its interval, and a verdict. Pure.
+
+This is the weak case: both arms come from one process each, so that everything that differs from process to process
+is in the ratio and not in its interval. `opbench gate` repeats processes instead.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Sequence
+
+from opbench.arms import Arm, Reading
+from opbench.case import Case, Cell
+from opbench.measurement import Status
+from opbench.percent import percent_text
+from opbench.verdicts import CellComparison, Comparison, Interval, Verdict, overall_verdict
+
+__all__ = ["ALL_CELLS", "DEFAULT_THRESHOLD", "compare_runs", "geometric_mean", "judge", "plain_key", "ratio_interval"]
+
+DEFAULT_THRESHOLD = 0.1
+ALL_CELLS = "all cells"
+LEAST_SAMPLES = 6
+"""Fewer have no 95 % interval of the median: opbench.stats.median_interval_ranks."""
+
+WEAK_CASE = (
+    "Intervals are 95 %. One stored run against another: each figure is from one process, and the variation between "
+    "processes (memory layout, clocks, caches) is in the ratios but not in their intervals. Hence the wide default "
+    "threshold; smaller changes need `opbench gate`, which repeats processes."
+)
+SAME_SOURCE = "Every compared cell ran the same operator and kernel source in both: what differs is not the code."
+
+
+def compare_runs(base: Arm, head: Arm, threshold: float = DEFAULT_THRESHOLD, allow: Collection[str] = ()) -> Comparison:
+    """Compare every cell of the base with the same cell of the head.
+
+    Args:
+        base: what is compared with.
+        head: what is judged.
+        threshold: relative change that is accepted, 0.1 for 10 %.
+        allow: circumstances that may differ, by name, and settings as operator.name; `-` and `_` stand for blanks.
+
+    Returns:
+        Verdicts as opbench.verdicts says; a cell with no meaning in either arm is only counted.
+    """
+    allowed = {plain_key(key) for key in allow}
+    partners = _partners(base, head)
+    cells, not_applicable = [], []
+    tolerated: dict[str, str] = {}
+    for key, reading in base.readings.items():
+        partner = head.readings.get(partners.get(key, ""))
+        if partner and reading.status is partner.status is Status.NOT_APPLICABLE:
+            not_applicable.append(key)
+            continue
+        found = _differences(reading, partner) if partner else {}
+        strict = {name: text for name, text in found.items() if plain_key(name) not in allowed}
+        tolerated |= {name: text for name, text in found.items() if name not in strict}
+        cells.append(_compare(reading, partner, list(strict.values()), threshold))
+    taken = set(partners.values())
+    return Comparison(
+        base=base.name,
+        head=head.name,
+        tolerance=threshold,
+        cells=tuple(cells),
+        verdict=(verdict := overall_verdict(cell.verdict for cell in cells)),
+        reason=_reason(cells, verdict, threshold),
+        means=_means(cells),
+        only_in_head=tuple(
+            key for key, r in head.readings.items() if key not in taken and r.status is not Status.NOT_APPLICABLE
+        ),
+        not_applicable=tuple(not_applicable),
+        notes=(
+            WEAK_CASE,
+            *([SAME_SOURCE] if _same_source(cells) else []),
+            *(f"Allowed to differ: {text}." for text in tolerated.values()),
+        ),
+    )
+
+
+def judge(change: Interval, tolerance: float) -> Verdict:
+    """What an interval shows: wholly above 1 + tolerance, wholly below its inverse, wholly between, or nothing.
+
+    The bounds are 1 + tolerance and 1 / (1 + tolerance), so that swapping the arms mirrors the verdict.
+    """
+    if change.low > 1 + tolerance:
+        return Verdict.SLOWER
+    if change.high < 1 / (1 + tolerance):
+        return Verdict.FASTER
+    if change.high <= 1 + tolerance and change.low >= 1 / (1 + tolerance):
+        return Verdict.SAME
+    return Verdict.INCONCLUSIVE
+
+
+def ratio_interval(base: Interval, head: Interval) -> Interval:
+    """Head over base, from two independent estimates with intervals (in any unit).
+
+    Log(head) - log(base) lies between its estimate less and plus the root of the summed squares of the arms of the two
+    intervals that point that way; this keeps the coverage of the two, and needs no normal distribution.
+
+    Source: Zou and Donner, Construction of confidence limits about effect measures: a general approach, Statistics
+        in Medicine 27 (2008), 1693 (MOVER).
+    """
+    a, b = _logs(base), _logs(head)
+    difference = b.ratio - a.ratio
+    return Interval(
+        _exp(difference),
+        _exp(difference - math.hypot(b.ratio - b.low, a.high - a.ratio)),
+        _exp(difference + math.hypot(b.high - b.ratio, a.ratio - a.low)),
+    )
+
+
+def geometric_mean(changes: Sequence[Interval]) -> Interval:
+    """The geometric mean of independent ratios, its interval combined as in ratio_interval.
+
+    Raises:
+        ValueError: no ratios.
+    """
+    if not changes:
+        raise ValueError("a mean of no ratios")
+    logs = [_logs(change) for change in changes]
+    count = len(logs)
+    mean = math.fsum(log.ratio for log in logs) / count
+    return Interval(
+        _exp(mean),
+        _exp(mean - math.hypot(*(log.ratio - log.low for log in logs)) / count),
+        _exp(mean + math.hypot(*(log.high - log.ratio for log in logs)) / count),
+    )
+
+
+def _compare(base: Reading, head: Reading | None, differences: Sequence[str], threshold: float) -> CellComparison:
+    if head is None:
+        return CellComparison(
+            base.cell, Verdict.MISSING, "the head does not have it", base.median_ms, base_source=base.source,
+            warnings=base.warnings,
+        )  # fmt: skip
+
+    def outcome(verdict: Verdict, reason: str = "", change: Interval | None = None) -> CellComparison:
+        return CellComparison(
+            base.cell, verdict, reason, base.median_ms, head.median_ms, change, base.source, head.source,
+            tuple(dict.fromkeys((*base.warnings, *head.warnings))),
+        )  # fmt: skip
+
+    failures = [
+        f"{reading.status} in the {name}: {reading.reason}"
+        for name, reading in (("base", base), ("head", head))
+        if reading.status is not Status.OK
+    ]
+    if failures:
+        return outcome(Verdict.MISSING, "; ".join(failures))
+    if differences:
+        return outcome(Verdict.NOT_COMPARABLE, "; ".join(differences))
+    a, b = _estimate(base), _estimate(head)
+    if a is None or b is None:
+        return outcome(Verdict.INCONCLUSIVE, "a median of 0: shorter than the timer's step")
+    change = ratio_interval(a, b)
+    if min(base.samples, head.samples) < LEAST_SAMPLES:
+        few = f"{base.samples} and {head.samples} samples: a 95 % interval needs {LEAST_SAMPLES}"
+        return outcome(Verdict.INCONCLUSIVE, few, Interval(change.ratio, 0.0, math.inf))
+    verdict = judge(change, threshold)
+    wide = f"the interval reaches across a bound of ±{percent_text(threshold)}"
+    return outcome(verdict, wide if verdict is Verdict.INCONCLUSIVE else "", change)
+
+
+def _estimate(reading: Reading) -> Interval | None:
+    if not reading.median_ms or reading.low_ms is None or reading.high_ms is None:
+        return None
+    return Interval(reading.median_ms, reading.low_ms, reading.high_ms)
+
+
+def _partners(base: Arm, head: Arm) -> dict[str, str]:
+    """Which cell of the head stands for one of the base: the same, else the only one that differs by settings alone."""
+    partners = {key: key for key in base.readings if key in head.readings}
+    candidates: defaultdict[str, list[str]] = defaultdict(list)
+    for key, reading in head.readings.items():
+        if key not in base.readings:
+            candidates[_without_settings(reading)].append(key)
+    for key, reading in base.readings.items():
+        others = candidates.get(_without_settings(reading), [])
+        if key not in partners and others:
+            partners[key] = others.pop(0)
+    return partners
+
+
+def _without_settings(reading: Reading) -> str:
+    if not isinstance(reading.cell, Cell):
+        return reading.cell.key
+    case = reading.cell.case
+    bare = Case(case.operator, case.level, case.direction, case.shape_list, case.shape, case.dtype)
+    return f"{bare.key}@{reading.cell.provider}"
+
+
+def _differences(base: Reading, head: Reading) -> dict[str, str]:
+    """One line for each circumstance and setting that differs, by the name that allows it."""
+    here, there = dict(base.circumstances), dict(head.circumstances)
+    for found, reading in ((here, base), (there, head)):
+        if isinstance(reading.cell, Cell):
+            case = reading.cell.case
+            found.update({f"{case.operator}.{name}": str(value) for name, value in case.settings})
+    return {
+        name: f"{name}: {here.get(name, 'none')} in the base, {there.get(name, 'none')} in the head"
+        for name in dict.fromkeys([*here, *there])
+        if here.get(name, "none") != there.get(name, "none")
+    }
+
+
+def _means(cells: Iterable[CellComparison]) -> tuple[tuple[str, Interval], ...]:
+    groups: defaultdict[str, list[Interval]] = defaultdict(list)
+    for cell in cells:
+        if cell.change and cell.verdict is not Verdict.NOT_COMPARABLE:
+            groups[ALL_CELLS].append(cell.change)
+            if isinstance(cell.cell, Cell):
+                groups[cell.cell.case.operator].append(cell.change)
+    return tuple((name, geometric_mean(changes)) for name, changes in groups.items())
+
+
+def _same_source(cells: Iterable[CellComparison]) -> bool:
+    compared = [cell for cell in cells if cell.change]
+    return bool(compared) and all(cell.base_source and cell.base_source == cell.head_source for cell in compared)
+
+
+def _reason(cells: Sequence[CellComparison], verdict: Verdict, threshold: float) -> str:
+    if not cells:
+        return "the base has no cell to compare"
+    if not any(cell.base_ms for cell in cells):
+        return "the base has no measured cell"
+    count = sum(cell.verdict is verdict for cell in cells)
+    what = {
+        Verdict.SLOWER: f"slower by more than {percent_text(threshold)}",
+        Verdict.FASTER: f"faster by more than {percent_text(threshold)}, none slower",
+        Verdict.SAME: f"the same within {percent_text(threshold)}",
+        Verdict.INCONCLUSIVE: "neither shown to differ nor to be the same",
+        Verdict.NOT_COMPARABLE: "measured under other circumstances",
+        Verdict.MISSING: "not measured in both",
+    }[verdict]
+    return f"{count} of {len(cells)} cells: {what}"
+
+
+def plain_key(key: str) -> str:
+    """The name of a circumstance as it is compared with what `allow` names."""
+    return key.replace("-", " ").replace("_", " ").lower()
+
+
+def _logs(interval: Interval) -> Interval:
+    return Interval(
+        *(math.log(value) if value > 0 else -math.inf for value in (interval.ratio, interval.low, interval.high))
+    )
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf

@@ -1,0 +1,28 @@
+"""A relative change as people write it."""
+
+import math
+
+from opbench.errors import UsageError
+
+__all__ = ["parse_percent", "percent_text"]
+
+
+def parse_percent(option: str, text: str) -> float:
+    """The fraction that `3%` or `0.03` stands for.
+
+    Raises:
+        UsageError: neither of these, or not above 0 and below 100 %; a bare 3 could mean 3 % or 300 %.
+    """
+    number, percent, rest = text.strip().partition("%")
+    try:
+        value = float(number) / (100 if percent else 1)
+    except ValueError:
+        value = math.nan
+    if rest or not 0 < value < 1:
+        raise UsageError(f"{option} must be a percentage like 3% or a fraction like 0.03, below 100 %, got {text!r}")
+    return value
+
+
+def percent_text(fraction: float) -> str:
+    """`3 %`, `0.25 %`."""
+    return f"{100 * fraction:.4g} %"

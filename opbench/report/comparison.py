@@ -1,0 +1,253 @@
+"""A comparison as people and machines read it: a terminal, Markdown, CSV, JUnit, GitHub."""
+
+import csv
+import io
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opbench.case import Cell
+from opbench.errors import UnknownNameError
+from opbench.files import storage_errors, write_whole
+from opbench.measurement import one_line
+from opbench.percent import percent_text
+from opbench.report.annotations import append_job_summary, workflow_commands
+from opbench.report.junit import junit_xml
+from opbench.report.layout import count_cells
+from opbench.report.render import Table, markdown_escape, print_tables, render
+from opbench.verdicts import CellComparison, Comparison, Interval, Verdict
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["COLUMNS", "COMPARISON_FORMATS", "FILES", "show_comparison"]
+
+FILES = {"markdown": "comparison.md", "csv": "comparison.csv", "junit": "junit.xml"}
+"""What --out makes of each format that has a file."""
+COMPARISON_FORMATS = ("terminal", *FILES, "github")
+
+COLUMNS = (
+    "operator", "provider", "level", "direction", "shape_list", "shape", "dtype", "settings", "base_ms", "head_ms",
+    "ratio", "ratio_low", "ratio_high", "verdict", "reason", "base_source", "head_source", "warnings",
+)  # fmt: skip
+RANKS = {Verdict.SLOWER: "worst", Verdict.MISSING: "worst", Verdict.NOT_COMPARABLE: "worst", Verdict.FASTER: "best"}
+LISTED = 5
+"""Cells named in a note; the rest are counted."""
+
+
+def show_comparison(
+    comparison: Comparison,
+    formats: Sequence[str],
+    out: Path | None,
+    console: "Console",
+    *,
+    accepted: Collection[Verdict] = (),
+) -> list[Path]:
+    """Print a comparison, or write it.
+
+    Args:
+        comparison: what to show.
+        formats: of COMPARISON_FORMATS. `terminal` is printed always; `github` prints workflow commands and appends
+            Markdown to the file that GITHUB_STEP_SUMMARY names.
+        out: a folder for the files of the others, made if it is not there; None prints them.
+        console: where printing goes.
+        accepted: verdicts that must not fail a build although they are neither same nor faster.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UnknownNameError: a format that is not known.
+        StorageError: a file cannot be written.
+    """
+    for format_ in formats:
+        if format_ not in COMPARISON_FORMATS:
+            raise UnknownNameError("format", format_, COMPARISON_FORMATS)
+    written = []
+    for format_ in formats:
+        if format_ == "terminal":
+            print_tables(comparison_tables(comparison), "terminal", console)
+            _print(f"\n{headline(comparison)}\n", console)
+            continue
+        text = _text(comparison, format_, accepted)
+        if out is None or format_ == "github":
+            _print(text, console)
+        else:
+            with storage_errors(out):
+                out.mkdir(parents=True, exist_ok=True)
+            write_whole(out / FILES[format_], text)
+            written.append(out / FILES[format_])
+        if format_ == "github":
+            append_job_summary(markdown(comparison))
+    return written
+
+
+def headline(comparison: Comparison) -> str:
+    """The verdict on all cells in one line."""
+    bound = f"accepted change: {percent_text(comparison.tolerance)}"
+    return f"{comparison.verdict}: {one_line(comparison.reason) or 'of all cells'} ({bound})"
+
+
+def markdown(comparison: Comparison) -> str:
+    """The verdict, the cells, the means and the notes."""
+    parts = (render(table, "markdown") for table in comparison_tables(comparison))
+    return "\n".join((f"**{markdown_escape(headline(comparison))}**\n", *parts))
+
+
+def comparison_tables(comparison: Comparison) -> list[Table]:
+    """Cells, with what a reader must know as notes, and geometric means."""
+    tables = [_cell_table(comparison)]
+    if comparison.means:
+        rows = ((one_line(name), *_figures(change)) for name, change in comparison.means)
+        tables.append(
+            Table(
+                name="means",
+                title="Geometric means of head / base",
+                columns=("Cells", "Ratio", "interval"),
+                rows=tuple(rows),
+                text_columns=1,
+            )
+        )
+    return tables
+
+
+def _cell_table(comparison: Comparison) -> Table:
+    names = _names(comparison)
+    return Table(
+        name="comparison",
+        title=f"{one_line(comparison.head)} against {one_line(comparison.base)}",
+        columns=("Verdict", "Cell", "base, ms", "head, ms", "head / base", "interval"),
+        rows=tuple(
+            (
+                str(cell.verdict),
+                names[number],
+                _number(cell.base_ms),
+                _number(cell.head_ms),
+                *_figures(cell.change),
+            )
+            for number, cell in enumerate(comparison.cells)
+        ),
+        notes=tuple(_notes(comparison)),
+        ranks={
+            (number, 0, 0): RANKS[cell.verdict] for number, cell in enumerate(comparison.cells) if cell.verdict in RANKS
+        },
+    )
+
+
+def _names(comparison: Comparison) -> list[str]:
+    """What a cell is called in a table: without its settings, unless another is called the same."""
+    short = [_short_name(cell) for cell in comparison.cells]
+    counts = Counter(short)
+    return [
+        name if counts[name] == 1 else one_line(cell.cell.key)
+        for name, cell in zip(short, comparison.cells, strict=True)
+    ]
+
+
+def _short_name(cell: CellComparison) -> str:
+    if not isinstance(cell.cell, Cell):
+        return one_line(cell.cell.fullname)
+    case = cell.cell.case
+    parts = (
+        case.operator,
+        cell.cell.provider,
+        case.level,
+        case.direction,
+        case.shape_list,
+        str(case.shape),
+        case.dtype,
+    )
+    return " ".join(parts)
+
+
+def _notes(comparison: Comparison) -> list[str]:
+    reasons: defaultdict[tuple[Verdict, str], list[str]] = defaultdict(list)
+    warnings: defaultdict[str, list[str]] = defaultdict(list)
+    for name, cell in zip(_names(comparison), comparison.cells, strict=True):
+        if cell.reason:
+            reasons[cell.verdict, _note(cell.reason)].append(name)
+        for warning in cell.warnings:
+            warnings[one_line(warning).partition(": ")[0]].append(name)
+    notes = [
+        f"{verdict.capitalize()}, {count_cells(len(keys))}: {reason}: {_listed(keys)}."
+        for (verdict, reason), keys in reasons.items()
+    ]
+    notes += [f"Warning, {kind}: {count_cells(len(keys))}: {_listed(keys)}." for kind, keys in warnings.items()]
+    if comparison.only_in_head:
+        keys = comparison.only_in_head
+        notes.append(f"Only in the head, not judged: {count_cells(len(keys))}: {_listed(keys)}.")
+    if comparison.not_applicable:
+        notes.append(f"Not applicable in either: {count_cells(len(comparison.not_applicable))}.")
+    return [*notes, *map(_note, comparison.notes)]
+
+
+def _note(text: str) -> str:
+    return one_line(text, 1000)
+
+
+def _listed(keys: Sequence[str]) -> str:
+    more = f" and {len(keys) - LISTED} more" if len(keys) > LISTED else ""
+    return ", ".join(map(one_line, keys[:LISTED])) + more
+
+
+def _figures(change: Interval | None) -> tuple[str, str]:
+    if change is None:
+        return "", ""
+    return f"{change.ratio:.3f}", f"{change.low:.3f} to {change.high:.3f}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _text(comparison: Comparison, format_: str, accepted: Collection[Verdict]) -> str:
+    if format_ == "markdown":
+        return markdown(comparison)
+    if format_ == "csv":
+        return comparison_csv(comparison)
+    if format_ == "junit":
+        return junit_xml(comparison, accepted)
+    return workflow_commands(comparison, accepted)
+
+
+def comparison_csv(comparison: Comparison) -> str:
+    """One row per cell of the base under COLUMNS, unrounded; empty where there is no value."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_row(cell) for cell in comparison.cells)
+    return stream.getvalue()
+
+
+def _row(cell: CellComparison) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "base_ms": cell.base_ms,
+        "head_ms": cell.head_ms,
+        "verdict": str(cell.verdict),
+        "reason": one_line(cell.reason),
+        "base_source": cell.base_source,
+        "head_source": cell.head_source,
+        "warnings": "; ".join(map(one_line, cell.warnings)),
+    }
+    if cell.change:
+        values |= {"ratio": cell.change.ratio, "ratio_low": cell.change.low, "ratio_high": cell.change.high}
+    if not isinstance(cell.cell, Cell):
+        return values | {"operator": one_line(cell.cell.fullname)}
+    case = cell.cell.case
+    return values | {
+        "operator": case.operator,
+        "provider": cell.cell.provider,
+        "level": str(case.level),
+        "direction": str(case.direction),
+        "shape_list": case.shape_list,
+        "shape": str(case.shape),
+        "dtype": str(case.dtype),
+        "settings": case.settings_text,
+    }
+
+
+def _print(text: str, console: "Console") -> None:
+    from rich.text import Text
+
+    console.print(Text(text), soft_wrap=True, end="")
