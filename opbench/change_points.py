@@ -40,9 +40,9 @@ def change_points(values: Sequence[float]) -> list[int]:
     lowers the sum of absolute deviations by a chi-squared variable of one degree times sigma / PEAK (Koenker and
     Bassett 1982), so PENALTY * log(n) stands where BIC has 2 * log(n): one for the step's place, one for its size. BIC
     takes sigma for known. Here it comes from as few as seven differences, and with 2 * log(n) 2 to 10 % of series of
-    pure noise had a step; with 5 * log(n) at most 1 % had, of 8 to 40 runs, normal or with heavy tails
-    (tests/test_change_points.py counts). The price: of series of 12 runs with 1 % of normal noise, a step of 5 % at the
-    ninth was found in 88 of 100, one of 3 % in 45.
+    pure noise had a step; with 5 * log(n) it was 15 of 2,400 with normal noise and 11 of 2,400 with heavy tails, of 8
+    to 40 runs (docs/ci.md has the table, tests/test_change_points.py counts). The price: of series of 12 runs with 1 %
+    of normal noise, a step of 5 % at the ninth was found in 91 of 100, one of 3 % in 42.
 
     Noise is taken for independent from run to run. A slow drift shows as a staircase of small steps.
 

@@ -1,7 +1,9 @@
 """Step changes in series whose truth is known: found where they are, and not found in noise."""
 
 import math
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -49,6 +51,27 @@ def test_a_step_of_ten_percent_is_found_at_its_run(kind, size):
     assert sum(bool(starts) for starts in found) >= 49
     assert sum(starts == [15] for starts in found) >= 45  # a slow run beside the step can move it by one
     assert sum(any(abs(start - 15) <= 1 for start in starts) for starts in found) >= 48
+
+
+@pytest.mark.slow
+def test_the_table_of_the_documentation():
+    text = (Path(__file__).parents[1] / "docs" / "ci.md").read_text()
+    lines = re.findall(r"^\| [^|]*noise: steps.*\n\|[-:|]+\n((?:\|.*\n)+)", text, re.MULTILINE)[0].splitlines()
+    assert len(lines) == len(HEAVY_TAILS)
+    for line, noise in zip(lines, HEAVY_TAILS.values(), strict=True):
+        rngs = {runs: np.random.default_rng(100 + runs) for runs in (8, 12, 20, 40)}
+        wrong = sum(bool(change_points(noise(rng, runs))) for runs, rng in rngs.items() for _ in range(600))
+        figures = [wrong]
+        for runs, place, size in ((20, 10, 0.05), (20, 10, 0.03), (40, 36, 0.05)):
+            rng = np.random.default_rng(3)
+            found = 0
+            for _ in range(200):
+                values = noise(rng, runs)
+                values[place:] += math.log1p(size)
+                found += any(abs(start - place) <= 1 for start in change_points(values))
+            figures.append(found / 2)
+        documented = [float(cell.strip(" %")) for cell in line.strip("|").split("|")[1:]]
+        assert figures == pytest.approx(documented, abs=1), line
 
 
 def test_several_steps_up_and_down():
