@@ -117,7 +117,7 @@ def gate(
         if selftest:
             sizes = [parse_percent("--inject", text) for text in split("--inject", inject) or []]
             settled = replace(request, settings=replace(session, settle=False))
-            show_selftest(*run_selftest(sizes, sessions, settled), stdout(no_color))
+            show_selftest(*run_selftest(sizes, sessions, settled), console=stdout(no_color))
         else:
             comparison, folder = run_gate(str(base), head, request)
             conclude(comparison, formats, folder, accept_inconclusive=accepted, no_color=no_color)

@@ -93,7 +93,9 @@ def run_gate(base: str, head: str, request: GateRequest) -> tuple[Comparison, Pa
     return comparison, out
 
 
-def run_selftest(inject: Sequence[float], sessions: int, request: GateRequest) -> tuple[SelfTest, list[SessionOutcome]]:
+def run_selftest(
+    inject: Sequence[float], sessions: int, request: GateRequest
+) -> tuple[SelfTest, list[SessionOutcome], Path]:
     """Sessions with a known truth on this machine; what they show is kept for the warnings of later gates.
 
     Args:

@@ -5,6 +5,7 @@ processes' medians. Rounds are the replicates: launches inside a process share i
 however many there are they say nothing about the next process.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +35,7 @@ class Rules:
         level: family-wise error of the second stage over the cells that the first one suspects.
         late_level: likewise over those that it merely could not settle: many, so they must not cost the suspects power.
         same_level: of each of the looks at which a cell can be shown to be the same.
-        suite_tolerance: change of the geometric mean over all cells that is accepted.
+        suite_share: of the tolerance, what is accepted of the geometric mean, in which noise averages out.
         sentinel_level: of the test whether the sentinel differs between the arms.
     """
 
@@ -45,8 +46,13 @@ class Rules:
     level: float = 0.01
     late_level: float = 0.001
     same_level: float = 0.05
-    suite_tolerance: float = 0.003
+    suite_share: float = 0.3
     sentinel_level: float = 0.001
+
+    @property
+    def suite_limit(self) -> float:
+        """Log of the change of the geometric mean that is accepted."""
+        return math.log1p(self.suite_share * self.tolerance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +62,7 @@ class Screen:
     Attributes:
         same: cells shown to differ by less than the tolerance.
         suspect: cells that may have changed by more.
-        suite_suspect: the geometric mean may have.
+        suite_suspect: the geometric mean over all other cells may have become slower.
     """
 
     same: Flags
@@ -81,7 +87,7 @@ class Decision:
     Attributes:
         verdicts: one per cell.
         changes: head / base per cell with its 95 % interval, from the rounds that the verdict rests on.
-        suite: of the geometric mean over all cells, likewise.
+        suite: of the geometric mean over all cells; where the suite itself is suspect, over those that are not.
         suite_slower: shown to be slower by more than is tolerated.
     """
 
@@ -102,10 +108,10 @@ def screen(rounds: Rounds, rules: Rules) -> Screen:
     mean = rounds.mean(axis=0)
     changed = (_p_above(rounds, 0.0) < rules.screen_level) & (mean > limit)
     changed |= (_p_above(-rounds, 0.0) < rules.screen_level) & (mean < -limit)
-    suite = rounds.mean(axis=1, keepdims=True)
-    suite_suspect = rounds.shape[1] > 1 and bool(
-        _p_above(suite, 0.0)[0] < rules.screen_level and suite.mean() > np.log1p(rules.suite_tolerance)
-    )
+    suite_suspect = False
+    if rounds.shape[1] - changed.sum() > 1:
+        suite = rounds[:, ~changed].mean(axis=1, keepdims=True)
+        suite_suspect = bool(_p_above(suite, 0.0)[0] < rules.screen_level and suite.mean() > rules.suite_limit)
     return Screen(_same(rounds, rules) & ~changed, changed, suite_suspect)
 
 
@@ -137,15 +143,20 @@ def decide(first: Rounds, second: Rounds | None, kept: Flags, rules: Rules) -> D
         for index, column, all_rounds, verdict in zip(np.flatnonzero(kept), second.T, both.T, outcome, strict=True):
             changes[index] = interval(all_rounds if verdict is Verdict.SAME else column)
         if result.suite_suspect and kept.all():
-            suite_rounds = second.mean(axis=1)
-            p = _p_above(suite_rounds[:, None], np.log1p(rules.suite_tolerance))[0]
+            suite_rounds = second[:, ~result.suspect].mean(axis=1)
+            p = _p_above(suite_rounds[:, None], rules.suite_limit)[0]
             suite_slower = bool(p < rules.level)
     return Decision(tuple(verdicts), tuple(changes), interval(suite_rounds), suite_slower)
 
 
 def moved(rounds: Sequence[float], rules: Rules) -> bool:
-    """Whether a sentinel differs between the arms, by a two-sided paired t-test over all its rounds."""
+    """Whether a sentinel differs between the arms by enough to matter.
+
+    That is by more than half of the tolerance, and by a two-sided paired t-test over all its rounds.
+    """
     column = np.asarray(rounds, dtype=np.float64)[:, None]
+    if abs(column.mean()) < np.log1p(rules.tolerance) / 2:
+        return False
     return bool(min(_p_above(column, 0.0)[0], _p_above(-column, 0.0)[0]) < rules.sentinel_level / 2)
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -263,14 +264,16 @@ class _Run:
             for cell, verdict, change in zip(cells, decision.verdicts, decision.changes, strict=True)
         }
         comparison = self._comparison(setup, None, "", decided, rounds)
-        means = [("all cells", decision.suite)]
+        means = [("all cells", interval(first_rounds.mean(axis=1)))]
         for operator in dict.fromkeys(cell.case.operator for cell in cells):
             columns = [index for index, cell in enumerate(cells) if cell.case.operator == operator]
             means.append((operator, interval(first_rounds[:, columns].mean(axis=1))))
-        verdict, reason = comparison.verdict, comparison.reason
+        verdict = comparison.verdict
+        count = sum(row.verdict is verdict for row in comparison.cells)
+        reason = f"{count} of {len(comparison.cells)} cells"
         if decision.suite_slower and verdict is not Verdict.SLOWER:
             verdict = Verdict.SLOWER
-            reason = f"the geometric mean over all cells is slower by {decision.suite.ratio - 1:+.1%}"
+            reason = f"the geometric mean over the cells is slower: {decision.suite.ratio - 1:+.1%}"
         sentinels = _sentinel_ratios(rounds)
         moving = [name for name, ratios in sentinels.items() if moved(ratios, self.rules)]
         if moving:
@@ -355,7 +358,9 @@ def _row(cell: Cell, setup: Mapping[str, ArmProcess], rounds: Sequence[Mapping[s
         arm: [pair[arm].measurements[key] for pair in rounds if key in pair[arm].measurements] for arm in setup
     }
     medians = {arm: [median(m.latencies_ms) for m in taken[arm] if m.status is Status.OK] for arm in setup}
-    warnings = dict.fromkeys(text for arm in setup for measurement in taken[arm] for text in measurement.warnings)
+    measurements = [measurement for arm in setup for measurement in taken[arm]]
+    # The details differ from process to process; the kind and how often it was seen is what a reader needs.
+    kinds = Counter(kind for m in measurements for kind in {text.partition(":")[0] for text in m.warnings})
     failed = [
         f"{measurement.status} in the {arm}: {measurement.reason}"
         for arm, process in setup.items()
@@ -376,7 +381,7 @@ def _row(cell: Cell, setup: Mapping[str, ArmProcess], rounds: Sequence[Mapping[s
         head_ms=median(medians["head"]) if medians["head"] else None,
         base_source=_source(setup["base"], key),
         head_source=_source(setup["head"], key),
-        warnings=tuple(warnings)[:3],
+        warnings=tuple(f"{kind}: in {count} of {len(measurements)} processes" for kind, count in kinds.items()),
     )
 
 

@@ -13,6 +13,7 @@ from opbench.measurement import Measurement, Status
 __all__ = ["Noise", "SimulatedProcesses", "simulated_cells"]
 
 IDENTITY = {"device": "simulated", "torch": "none"}
+ENVIRONMENT = {"device": "cpu", "device_name": "simulated"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class SimulatedProcesses:
         noise: of the medians.
         seed: of the noise.
         slower: log slow-down of the head by cell key.
+        head: label of the arm that is slower.
         sources: kernel_source_hash by arm's label; its label where it has none.
         process_s: seconds that a process is said to take.
     """
@@ -69,6 +71,7 @@ class SimulatedProcesses:
     noise: Noise = field(default_factory=Noise)
     seed: int = 0
     slower: Mapping[str, float] = field(default_factory=dict)
+    head: str = "head"
     sources: Mapping[str, str] = field(default_factory=dict)
     process_s: float = 4.0
     count: int = 0
@@ -83,7 +86,7 @@ class SimulatedProcesses:
         drift = self.noise.drift * np.sin(self.count / 20)
         factors = np.exp(drift + self.noise.draw(len(chosen) + 1, self._random))
         self.count += 1
-        changes = self.slower if arm.label == "head" else {}
+        changes = self.slower if arm.label == self.head else {}
         source = self.sources.get(arm.label, arm.label)
         measurements = {
             cell.key: Measurement(
@@ -100,4 +103,5 @@ class SimulatedProcesses:
             seconds=self.process_s,
             plan=tuple(self.cells) if cells is None else (),
             identity=IDENTITY if cells is None else {},
+            environment=ENVIRONMENT if cells is None else {},
         )

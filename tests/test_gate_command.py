@@ -1,0 +1,390 @@
+"""`opbench gate` as a command: revisions of a repository of a user's own, exit codes, and nothing left behind."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from opbench.cli import app
+from opbench.errors import GateError, UsageError
+from opbench.gate import command as gate_command
+from opbench.gate.revision import find_source, installed, require_clean
+from opbench.gate.simulation import Noise, SimulatedProcesses, simulated_cells
+
+OPERATOR = '''
+"""An operator of a user's own."""
+import torch
+from opbench import Operator, Provider
+
+WORK = 20
+
+
+def build(case, tensors):
+    x = tensors["x"]
+
+    def forward():
+        for _ in range(WORK):
+            out = x.sin()
+        return out
+
+    return forward
+
+
+def make(name):
+    return Operator(
+        name=name,
+        summary="sine",
+        timed="everything",
+        make_inputs=lambda case, generator: {
+            "x": torch.randn(
+                case.shape.batch, case.shape.height, case.shape.width, case.shape.channels,
+                generator=generator, device=generator.device,
+            )
+        },
+        reference=lambda case, tensors: tensors["x"].sin(),
+        flop_count=lambda case: case.shape.elements,
+        bytes_moved=lambda case: 8 * case.shape.elements,
+        memory_bytes=lambda case: 8 * case.shape.elements,
+        reference_elements=lambda case: 2 * case.shape.elements,
+        tolerance=lambda case: 1e-5,
+        providers=(Provider("torch", build, "a loop"),),
+    )
+
+
+OPERATOR = make("toy_sine")
+'''
+PROJECT = """
+[build-system]
+requires = ["setuptools"]
+build-backend = "setuptools.build_meta"
+[project]
+name = "toy-operators"
+version = "1"
+[project.entry-points."opbench.operators"]
+toy_sine = "toy_operators:OPERATOR"
+[tool.setuptools]
+py-modules = ["toy_operators"]
+"""
+
+
+def git(folder, *arguments):
+    identity = ("-c", "user.name=test", "-c", "user.email=test@example.org")
+    return subprocess.run(
+        ["git", "-C", folder, *identity, *arguments], check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository whose branches are main, slow (the loop is longer), comment and broken; on main, nothing dirty."""
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    git(folder, "init", "--quiet", "--initial-branch", "main")
+    (folder / "pyproject.toml").write_text(PROJECT)
+    (folder / "toy_operators.py").write_text(OPERATOR)
+    git(folder, "add", ".")
+    git(folder, "commit", "--quiet", "-m", "An operator")
+    for branch, before, after in (
+        ("slow", "WORK = 20", "WORK = 30"),
+        ("comment", "WORK = 20", "WORK = 20  # as often as it takes"),
+        ("broken", "import torch", "import torch_of_another_name"),
+    ):
+        git(folder, "switch", "--quiet", "-c", branch, "main")
+        (folder / "toy_operators.py").write_text(OPERATOR.replace(before, after))
+        git(folder, "commit", "--quiet", "-a", "-m", branch)
+    git(folder, "switch", "--quiet", "main")
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return folder
+
+
+def left_behind(folder):
+    return git(folder, "worktree", "list").splitlines()[1:] + git(folder, "status", "--porcelain").splitlines()
+
+
+# Revisions and folders.
+
+
+def test_a_revision_is_installed_as_it_was_committed(repository, tmp_path):
+    sources = {"base": find_source("main", repository), "head": find_source("slow", repository)}
+    with installed(sources, tmp_path) as places:
+        texts = {name: (place / "toy_operators.py").read_text() for name, place in places.items()}
+    assert texts == {"base": OPERATOR, "head": OPERATOR.replace("WORK = 20", "WORK = 30")}
+    assert left_behind(repository) == []
+
+
+def test_a_folder_is_installed_as_it_is(repository, tmp_path):
+    (repository / "toy_operators.py").write_text(OPERATOR + "# not committed\n")
+    (repository / ".venv").mkdir()
+    (repository / ".venv" / "pyvenv.cfg").touch()
+    before = sorted(path.name for path in repository.iterdir())
+    with installed({"head": find_source(".", repository)}, tmp_path) as places:
+        assert (places["head"] / "toy_operators.py").read_text().endswith("# not committed\n")
+    assert sorted(path.name for path in repository.iterdir()) == before
+
+
+@pytest.mark.parametrize("text", ["nowhere", "--upload-pack=x", "./nowhere", "main~99"])
+def test_what_is_neither_a_revision_nor_a_folder(repository, text):
+    with pytest.raises(UsageError, match="revision"):
+        find_source(text, repository)
+
+
+def test_changes_that_are_not_committed_are_not_silently_left_out(repository):
+    source = find_source("HEAD", repository)
+    require_clean(source)
+    (repository / "new.txt").touch()  # untracked files change no revision
+    require_clean(source)
+    (repository / "toy_operators.py").write_text("")
+    with pytest.raises(UsageError, match=r"not committed \(toy_operators.py, ...\).*--head \."):
+        require_clean(source)
+
+
+def test_no_git(repository, monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UsageError, match="git is not installed"):
+        find_source("main", repository)
+
+
+def test_no_repository(tmp_path):
+    with pytest.raises(UsageError, match="not a git repository"):
+        find_source("main", tmp_path)
+
+
+def test_a_revision_that_does_not_install(repository, tmp_path):
+    (repository / "pyproject.toml").write_text("[project]\nname = 1\n")
+    git(repository, "commit", "--quiet", "-a", "-m", "unbuildable")
+    with (
+        pytest.raises(GateError, match="HEAD: cannot be installed"),
+        installed({"head": find_source("HEAD", repository)}, tmp_path),
+    ):
+        pass
+    assert left_behind(repository) == []
+
+
+# Exit codes, on simulated processes.
+
+CELLS = simulated_cells(4)
+QUIET = Noise(0.001, 0.001)
+
+
+@contextmanager
+def nothing_installed(sources, work):
+    yield dict.fromkeys(sources, work)
+
+
+def simulated(monkeypatch, processes):
+    """The command with simulated processes; HEAD is the head."""
+    processes.head = "slow"
+
+    class Launcher:
+        def __init__(self, options):
+            self.run = self
+
+        def __call__(self, arm, cells):
+            return processes(type(arm)(arm.label.split(" ")[0], arm.place, arm.inject), cells)
+
+    monkeypatch.setattr(gate_command, "Launcher", Launcher)
+    monkeypatch.setattr(gate_command, "installed", nothing_installed)
+
+
+def gate(*arguments):
+    return CliRunner().invoke(app, ["gate", *arguments], catch_exceptions=True)
+
+
+def slower(size):
+    return {CELLS[0].key: math.log1p(size)}
+
+
+@pytest.mark.parametrize(
+    ("processes", "arguments", "code"),
+    [
+        (SimulatedProcesses(CELLS, QUIET), [], 0),
+        (SimulatedProcesses(CELLS, QUIET, slower=slower(-0.1)), [], 0),
+        (SimulatedProcesses(CELLS, QUIET, slower=slower(0.1)), [], 1),
+        (SimulatedProcesses(CELLS, QUIET, slower=slower(0.1)), ["--tolerance", "20%"], 0),
+        (SimulatedProcesses(CELLS, Noise(0.1, 0.1)), [], 3),
+        (SimulatedProcesses(CELLS, Noise(0.1, 0.1)), ["--inconclusive", "pass"], 0),
+        (SimulatedProcesses(CELLS, QUIET, sources={"main": "a", "slow": "a"}), [], 4),
+        (SimulatedProcesses(CELLS, QUIET, sources={"main": "a", "slow": "a"}), ["--aa"], 0),
+        (SimulatedProcesses((), QUIET), [], 5),
+    ],
+    ids=["same", "faster", "slower", "tolerated", "noise", "noise-accepted", "same-source", "aa", "nothing"],
+)
+def test_exit_codes(repository, tmp_path, monkeypatch, processes, arguments, code):
+    simulated(monkeypatch, processes)
+    done = gate("--base", "main", "--head", "slow", "--quiet", "--out", str(tmp_path / "out"), *arguments)
+    assert done.exit_code == code, done.output
+    kept = json.loads((tmp_path / "out" / "gate.json").read_text())
+    assert kept["arms"]["head"]["commit"] == git(repository, "rev-parse", "slow")
+    count = len((tmp_path / "out" / "processes.jsonl").read_text().splitlines())
+    assert count >= 2
+    assert (tmp_path / "out" / "comparison.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "give --base"),
+        (["--base", "main", "--selftest"], "give --base"),
+        (["--base", "nowhere"], "nowhere"),
+        (["--base", "main", "--tolerance", "3"], "--tolerance"),
+        (["--base", "main", "--tolerance", "nan"], "--tolerance"),
+        (["--base", "main", "--budget", "-1"], "--budget"),
+        (["--base", "main", "--rounds", "2+16"], "--rounds"),
+        (["--base", "main", "--rounds", "many"], "--rounds"),
+        (["--base", "main", "--inconclusive", "maybe"], "--inconclusive"),
+        (["--base", "main", "--format", "latex"], "latex"),
+        (["--selftest", "--inject", "5"], "--inject"),
+    ],
+)
+def test_bad_usage(repository, arguments, message):
+    error = gate(*arguments).exception
+    assert isinstance(error, UsageError)
+    assert message in str(error)
+    assert not (repository / "results").exists()
+
+
+def test_bad_usage_is_one_line_and_2(repository):
+    done = subprocess.run(
+        [sys.executable, "-m", "opbench", "gate", "--base", "nowhere"], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "opbench: nowhere: neither a revision of repository nor a folder with a project; " + (
+        "in a shallow clone fetch the whole history first\n"
+    )
+
+
+def test_a_folder_that_holds_a_gate_is_not_overwritten(repository, tmp_path, monkeypatch):
+    simulated(monkeypatch, SimulatedProcesses(CELLS, QUIET))
+    arguments = ("--base", "main", "--head", "slow", "--quiet", "--out", str(tmp_path / "out"))
+    assert gate(*arguments).exit_code == 0
+    before = (tmp_path / "out" / "processes.jsonl").read_bytes()
+    again = gate(*arguments)
+    assert again.exit_code != 0
+    assert "already" in str(again.exception)
+    assert (tmp_path / "out" / "processes.jsonl").read_bytes() == before
+
+
+def test_the_github_format_names_the_failing_cell(repository, tmp_path, monkeypatch):
+    simulated(monkeypatch, SimulatedProcesses(CELLS, QUIET, slower=slower(0.1)))
+    monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "summary.md"))
+    done = gate("--base", "main", "--head", "slow", "--quiet", "--format", "github", "--out", str(tmp_path / "out"))
+    assert done.exit_code == 1
+    assert "::error" in done.stdout
+    assert "op0" in done.stdout
+    assert "slower" in (tmp_path / "summary.md").read_text()
+
+
+# The self-test.
+
+
+def test_a_selftest_finds_its_rates_and_goes_on_where_it_was(repository, tmp_path, monkeypatch):
+    class Injected(SimulatedProcesses):
+        def __call__(self, arm, cells):
+            self.slower = {
+                cell.key: math.log1p(fraction)
+                for name, fraction in arm.inject.items()
+                for cell in self.cells
+                if cell.case.operator == name
+            }
+            self.head = arm.label
+            return super().__call__(arm, cells)
+
+    processes = Injected(CELLS, Noise(0.005, 0.005))
+
+    class Launcher:
+        def __init__(self, options):
+            self.run = processes
+
+    monkeypatch.setattr(gate_command, "Launcher", Launcher)
+    out = tmp_path / "out"
+    arguments = ("--selftest", "--inject", "5%,10%", "--device", "cpu", "--quiet", "--out", str(out))
+    first = gate(*arguments, "--sessions", "2")
+    assert first.exit_code == 0, first.output
+    assert "5 of" not in first.stdout
+    done = gate(*arguments, "--sessions", "5")
+    assert done.exit_code == 0
+    assert "5 of 5" in done.stdout
+    assert "--tolerance" in done.stdout
+    sessions = [json.loads(line) for line in (out / "sessions.jsonl").read_text().splitlines()]
+    assert len(sessions) == 15
+    assert all(entry["verdict"] == "slower" for entry in sessions if entry["inject"])
+    assert not any(entry["verdict"] == "slower" for entry in sessions if not entry["inject"])
+    assert len(list(out.glob("session-*.jsonl.gz"))) == 15
+    other = gate(*arguments, "--sessions", "5", "--tolerance", "2%")
+    assert "other options" in str(other.exception)
+
+
+# Real processes; the long ones with `make test-slow`.
+
+
+def real_gate(repository, head, *arguments, **options):
+    (repository.parent / "one.yaml").write_text("shapes:\n  - {batch: 1, height: 32, width: 32, channels: 32}\n")
+    return subprocess.run(
+        [
+            sys.executable, "-m", "opbench", "gate", "--base", "main", "--head", head, "--ops", "toy_sine", "--device",
+            "cpu", "--dtypes", "fp32", "--time-budget", "0.05", "--shapes", str(repository.parent / "one.yaml"),
+            "--out", str(repository.parent / "out"), *arguments,
+        ],
+        capture_output=True, text=True, timeout=600, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, **options,
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_slower_operator_on_a_branch_is_caught(repository):
+    done = real_gate(repository, "slow", "--rounds", "3+5")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert left_behind(repository) == []
+
+
+@pytest.mark.slow
+def test_a_comment_is_not_a_slow_down(repository):
+    done = real_gate(repository, "comment", "--rounds", "3+5", "--inconclusive", "pass")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_revision_that_does_not_start_is_named(repository):
+    done = real_gate(repository, "broken")
+    assert done.returncode == 2
+    assert "torch_of_another_name" in done.stderr.splitlines()[-1]
+    assert left_behind(repository) == []
+
+
+def test_an_interrupt_leaves_no_worktree_and_no_process(repository, tmp_path):
+    (tmp_path / "one.yaml").write_text("shapes:\n  - {batch: 1, height: 8, width: 8, channels: 32}\n")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    process = subprocess.Popen(
+        [
+            sys.executable, "-m", "opbench", "gate", "--base", "main", "--head", "slow", "--ops", "toy_sine",
+            "--device", "cpu", "--dtypes", "fp32", "--shapes", str(tmp_path / "one.yaml"), "--out", str(tmp_path / "o"),
+        ],
+        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(scratch)},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not list(scratch.glob("*/answer.jsonl")):  # a process of an arm is running
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=60) == 130
+    assert left_behind(repository) == []
+    assert not list(scratch.iterdir())
+    running = Path("/proc").glob("[0-9]*/cmdline")
+    assert not [path for path in running if str(scratch).encode() in _read(path)]
+
+
+def _read(path):
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""

@@ -1,0 +1,129 @@
+"""The gate's statistics against scipy's tests, and what they must never do."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import stats
+
+from opbench.gate.rules import Rules, decide, holm, interval, moved, screen
+from opbench.verdicts import Verdict
+
+RULES = Rules()
+
+
+def rounds(count, means, spread=0.01, seed=0):
+    """Log ratios of `count` rounds with exactly these means and standard deviations, a column per cell."""
+    noise = np.random.default_rng(seed).standard_normal((count, len(means)))
+    noise = (noise - noise.mean(axis=0)) / noise.std(axis=0, ddof=1)
+    return np.asarray(means) + spread * noise
+
+
+def test_interval_is_that_of_a_one_sample_t_test():
+    column = rounds(16, [0.03])[:, 0]
+    low, high = stats.ttest_1samp(column, 0.0).confidence_interval(0.95)
+    found = interval(column)
+    assert (found.ratio, found.low, found.high) == pytest.approx((math.exp(0.03), math.exp(low), math.exp(high)))
+
+
+def test_holm_steps_down():
+    # 0.01/3, 0.01/2, 0.01/1: the second fails, so the third is not looked at although it is below 0.01.
+    assert holm(np.array([0.008, 0.001, 0.007]), 0.01).tolist() == [False, True, False]
+    assert holm(np.array([0.004, 0.001, 0.007]), 0.01).tolist() == [True, True, True]
+    assert holm(np.array([]), 0.01).tolist() == []
+
+
+def test_the_screen_suspects_what_moved_and_settles_what_did_not():
+    found = screen(rounds(6, [0.05, -0.05, 0.0, 0.012], [0.01, 0.01, 0.002, 0.02]), RULES)
+    assert found.suspect.tolist() == [True, True, False, False]
+    assert found.same.tolist() == [False, False, True, False]
+    assert found.kept(settle=False).tolist() == [True, True, False, False]
+    assert found.kept(settle=True).tolist() == [True, True, False, True]
+
+
+def test_a_uniform_slow_down_that_no_cell_shows_makes_the_suite_suspect():
+    found = screen(rounds(6, [0.008] * 40, 0.01), RULES)
+    assert not found.suspect.any()
+    assert found.suite_suspect
+    assert found.kept(settle=False).all()
+    second = rounds(16, [0.008] * 40, 0.01, seed=1)
+    assert decide(rounds(6, [0.008] * 40, 0.01), second, np.ones(40, bool), RULES).suite_slower
+
+
+@pytest.mark.parametrize(
+    ("second", "verdict"),
+    [(0.05, Verdict.SLOWER), (-0.05, Verdict.FASTER), (0.012, Verdict.INCONCLUSIVE)],
+)
+def test_the_second_stage_alone_decides(second, verdict):
+    first = rounds(6, [0.05])
+    decision = decide(first, rounds(16, [second], seed=1), np.array([True]), RULES)
+    assert decision.verdicts == (verdict,)
+
+
+def test_a_screen_alone_never_calls_a_cell_slower():
+    decision = decide(rounds(6, [0.5, 0.0], [0.01, 0.001]), None, np.array([False, False]), RULES)
+    assert decision.verdicts == (Verdict.INCONCLUSIVE, Verdict.SAME)
+
+
+def test_not_shown_to_differ_is_not_shown_to_be_the_same():
+    noisy = decide(rounds(6, [0.0], 0.05), rounds(16, [0.0], 0.05, seed=1), np.array([True]), RULES)
+    quiet = decide(rounds(6, [0.0], 0.05), rounds(16, [0.0], 0.001, seed=1), np.array([True]), Rules(tolerance=0.03))
+    assert noisy.verdicts == (Verdict.INCONCLUSIVE,)
+    assert quiet.verdicts == (Verdict.SAME,)
+
+
+def test_many_cells_in_doubt_cost_a_suspect_no_power():
+    first = rounds(6, [0.05, *[0.0] * 200], [0.01, *[0.03] * 200])
+    second = rounds(16, [0.03, *[0.0] * 200], [0.018, *[0.03] * 200], seed=1)
+    assert stats.ttest_1samp(second[:, 0], math.log1p(0.01), alternative="greater").pvalue > 0.01 / 201
+    assert decide(first, second, np.ones(201, bool), RULES).verdicts[0] is Verdict.SLOWER
+
+
+def test_a_sentinel_moves_only_when_it_does():
+    assert moved(rounds(22, [0.02])[:, 0], RULES)
+    assert moved(rounds(22, [-0.02])[:, 0], RULES)
+    assert not moved(rounds(22, [0.002])[:, 0], RULES)
+
+
+log_ratios = st.floats(-0.25, 0.25, allow_nan=False, width=32)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_swapping_the_arms_mirrors_the_verdicts(data):
+    cells = data.draw(st.integers(1, 5))
+    first = data.draw(arrays(np.float64, (6, cells), elements=log_ratios))
+    second = data.draw(arrays(np.float64, (16, cells), elements=log_ratios))
+    mirrored = {Verdict.SLOWER: Verdict.FASTER, Verdict.FASTER: Verdict.SLOWER}
+    everything = np.ones(cells, bool)
+    there = decide(first, second, everything, RULES)
+    back = decide(-first, -second, everything, RULES)
+    assert [mirrored.get(verdict, verdict) for verdict in there.verdicts] == list(back.verdicts)
+    for a, b in zip(there.changes, back.changes, strict=True):
+        assert a.ratio * b.ratio == pytest.approx(1)
+        assert a.low * b.high == pytest.approx(1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(arrays(np.float64, st.tuples(st.integers(3, 20), st.integers(1, 4)), elements=log_ratios))
+def test_identical_rounds_and_any_others_give_finite_intervals(first):
+    decision = decide(first, None, np.zeros(first.shape[1], bool), RULES)
+    for change in decision.changes:
+        assert 0 < change.low <= change.ratio <= change.high < math.inf
+
+
+def test_false_alarms_stay_below_the_level_under_heavy_tails():
+    """At the edge of what is tolerated, where the error is largest: Student noise with 3 degrees of freedom."""
+    random = np.random.default_rng(5)
+    edge = math.log1p(RULES.tolerance)
+    alarms = 0
+    sessions = 2000
+    for _ in range(sessions):
+        noise = 0.01 * random.standard_t(3, (22, 5)) + edge
+        kept = screen(noise[:6], RULES).kept(settle=False)
+        if kept.any():
+            alarms += Verdict.SLOWER in decide(noise[:6], noise[6:, kept], kept, RULES).verdicts
+    assert alarms / sessions < RULES.level
