@@ -145,7 +145,7 @@ def test_damaged_runs_are_a_line_each_and_the_others_are_shown(copied):
         assert name in line
     assert "schema_version must be 1, got 99" in lines[1]
     assert "started_at must be a date, got 'yesterday'" in lines[-1]
-    assert "8 runs could not be read and are not shown" in text
+    assert "8 runs could not be read and are left out" in text
     kept = [line for line in text.splitlines() if "could not be read" not in line]
     assert kept == whole.splitlines()
 
@@ -238,6 +238,18 @@ def test_a_failed_cell_is_a_gap(copied):
     [series] = read_history(copied).series
     assert [len(trend.points) for trend in series.trends] == [21, 20]
     assert len(series.steps) == 1
+
+
+def test_settings_are_named_where_they_tell_cells_apart(tmp_path):
+    cells = [measurement("dcnv4", SHAPE, "fp16", 1.0, settings=(("offset_std_px", size),)) for size in (1, 2)]
+    add_run(tmp_path, 0, [*cells, measurement("conv3x3", SHAPE, "fp16", 1.0, settings=(("bias", 0),))])
+    code, text, err = call("history", str(tmp_path), "--out", str(tmp_path / "out"), "--format", "terminal")
+    assert code == 0, err
+    assert "DCNv4 [torch] 2×8×8×32 fp16 module fwd standard offset_std_px=2 " in text
+    assert "bias" not in text
+    assert "1 run from" in text
+    svg = (tmp_path / "out" / "plots" / "dcnv4-module-fwd-standard.svg").read_text()
+    assert "fp16, offset_std_px=2" in svg
 
 
 def test_the_picture_shows_points_intervals_levels_and_the_step(nights):

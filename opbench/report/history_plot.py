@@ -1,6 +1,7 @@
 """One panel per cell: medians with their intervals over the runs, levels, and the steps between them."""
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from opbench.case import Shape
 from opbench.files import storage_errors
 from opbench.history import History, RunEntry, Series, Trend
 from opbench.report.history_tables import series_name, signed_percent
@@ -54,8 +56,9 @@ def history_figure(series: Series, trends: Sequence[Trend], name: str = "") -> F
     rows = -(-len(trends) // 2)
     figure = Figure((WIDTH_INCHES, 1.1 + 2.6 * rows), dpi=DPI, layout="constrained")
     panels = figure.subplots(rows, min(2, len(trends)), squeeze=False).ravel()
+    places = Counter(_place(trend) for trend in trends)
     for axes, trend in zip(panels, trends, strict=False):
-        _draw(axes, series.runs, trend)
+        _draw(axes, series.runs, trend, trend.cell.case.settings_text if places[_place(trend)] > 1 else "")
     for unused in panels[len(trends) :]:
         unused.set_axis_off()
     case = trends[0].cell.case
@@ -88,7 +91,11 @@ def _free_stem(name: str, taken: set[str]) -> str:
     return stem
 
 
-def _draw(axes: Axes, runs: Sequence[RunEntry], trend: Trend) -> None:
+def _place(trend: Trend) -> tuple[str, Shape, str]:
+    return trend.cell.provider, trend.cell.case.shape, trend.cell.case.dtype
+
+
+def _draw(axes: Axes, runs: Sequence[RunEntry], trend: Trend, name: str) -> None:
     place = {run: number for number, run in enumerate(runs)}
     x = [place[point.run] for point in trend.points]
     middles = [point.latency_ms for point in trend.points]
@@ -103,8 +110,7 @@ def _draw(axes: Axes, runs: Sequence[RunEntry], trend: Trend) -> None:
         text = f" {signed_percent(step.change)}"
         axes.text(x[step.index] - 0.5, 1.0, text, color=colour, transform=axes.get_xaxis_transform(), va="top")
     case = trend.cell.case
-    settings = f" {case.settings_text}" if case.settings_text else ""
-    title = f"{trend.cell.provider}, {shape_text(case.shape, batch=True)}, {case.dtype}{settings}"
+    title = f"{trend.cell.provider}, {shape_text(case.shape, batch=True)}, {case.dtype}{f', {name}' if name else ''}"
     axes.set_title(title if len(title) <= 60 else f"{title[:59]}…")
     _scale(axes, trend)
     ticks = _ticks(len(runs), [x[step.index] for step in trend.steps])

@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterator
 
 from opbench.case import Cell
@@ -10,7 +11,7 @@ from opbench.history import History, RunEntry, Series, Trend
 from opbench.report.layout import ABSENT, OPERATOR_LABELS, count_cells, shape_text, three_digits
 from opbench.report.render import Table
 
-__all__ = ["HISTORY_COLUMNS", "cell_name", "history_csv", "history_tables", "series_name", "signed_percent"]
+__all__ = ["HISTORY_COLUMNS", "cell_names", "history_csv", "history_tables", "series_name", "signed_percent"]
 
 HISTORY_COLUMNS = (
     "series", "operator", "provider", "level", "direction", "shape_list", "shape", "dtype", "settings", "run", "run_id",
@@ -46,12 +47,17 @@ def series_name(history: History, number: int) -> str:
     return f"series {number} of {len(history.series)}" if len(history.series) > 1 else ""
 
 
-def cell_name(cell: Cell) -> str:
-    """What tells a cell from the others: operator, provider, shape, dtype, level, direction and settings."""
-    case = cell.case
-    label = OPERATOR_LABELS.get(case.operator, case.operator)
-    parts = (label, f"[{cell.provider}]", shape_text(case.shape, batch=True), case.dtype, case.level, case.direction)
-    return " ".join(filter(None, (*parts, case.settings_text)))
+def cell_names(series: Series) -> dict[str, str]:
+    """A name for each cell's key: operator, provider, shape, dtype, level and direction; more where that is no name."""
+    cells = [trend.cell for trend in series.trends]
+    short = {cell.key: _cell_name(cell) for cell in cells}
+    counts = Counter(short.values())
+    return {
+        cell.key: short[cell.key]
+        if counts[short[cell.key]] == 1
+        else " ".join(filter(None, (short[cell.key], cell.case.shape_list, cell.case.settings_text)))
+        for cell in cells
+    }
 
 
 def signed_percent(change: float) -> str:
@@ -59,14 +65,20 @@ def signed_percent(change: float) -> str:
     return f"{100 * change:+.1f} %"
 
 
+def _cell_name(cell: Cell) -> str:
+    case = cell.case
+    label = OPERATOR_LABELS.get(case.operator, case.operator)
+    return f"{label} [{cell.provider}] {shape_text(case.shape, batch=True)} {case.dtype} {case.level} {case.direction}"
+
+
 def _step_table(series: Series, number: int, history: History) -> Table:
-    rows, ranks = [], {}
+    rows, ranks, names = [], {}, cell_names(series)
     for row, (trend, step) in enumerate(series.steps):
         ranks[row, 3, 0] = "worst" if step.change > 0 else "best"
         counts = f"{step.runs_before} / {step.runs_after}"
         levels = (three_digits(step.before_ms), three_digits(step.after_ms))
         place = (step.run.short_revision, _run_text(step.run))
-        rows.append((*place, cell_name(trend.cell), signed_percent(step.change), *levels, counts))
+        rows.append((*place, names[trend.cell.key], signed_percent(step.change), *levels, counts))
     return Table(
         name=f"steps-{number}",
         title=_title("Step changes of the median latency", history, number),
@@ -78,29 +90,30 @@ def _step_table(series: Series, number: int, history: History) -> Table:
 
 
 def _trend_table(series: Series, number: int, history: History) -> Table:
+    names = cell_names(series)
     return Table(
         name=f"trends-{number}",
         title=_title("Median latency over time", history, number),
         columns=("Cell", "runs", "first, ms", "last, ms", "noise", "steps"),
-        rows=tuple(_trend_row(trend) for trend in series.trends),
+        rows=tuple((names[trend.cell.key], *_trend_figures(trend)) for trend in series.trends),
         notes=tuple(_notes(series, number, history)),
         text_columns=1,
     )
 
 
-def _trend_row(trend: Trend) -> tuple[str, ...]:
+def _trend_figures(trend: Trend) -> tuple[str, ...]:
     ends = (three_digits(trend.points[0].latency_ms), three_digits(trend.points[-1].latency_ms))
     noise = ABSENT if trend.noise is None else f"{100 * trend.noise:.1f} %"
     steps = ", ".join(signed_percent(step.change) for step in trend.steps) or (
         "none" if trend.is_long_enough else ABSENT
     )
-    return (cell_name(trend.cell), str(len(trend.points)), *ends, noise, steps)
+    return (str(len(trend.points)), *ends, noise, steps)
 
 
 def _notes(series: Series, number: int, history: History) -> Iterator[str]:
     first, last = series.runs[0], series.runs[-1]
     yield (
-        f"{len(series.runs)} runs from {first.started_at:%Y-%m-%d} ({first.short_revision}) to "
+        f"{_count_runs(len(series.runs))} from {first.started_at:%Y-%m-%d} ({first.short_revision}) to "
         f"{last.started_at:%Y-%m-%d} ({last.short_revision}); "
         + ", ".join(f"{name}: {value}" for name, value in series.set_up)
         + "."
@@ -119,7 +132,7 @@ def _notes(series: Series, number: int, history: History) -> Iterator[str]:
     if number == 1:
         yield from history.notes
         if history.problems:
-            yield f"{len(history.problems)} runs could not be read and are not shown: standard error names them."
+            yield f"{_count_runs(len(history.problems))} could not be read and are left out: standard error names them."
 
 
 def _difference(one: Series, other: Series) -> str:
@@ -131,6 +144,10 @@ def _difference(one: Series, other: Series) -> str:
 def _title(what: str, history: History, number: int) -> str:
     name = series_name(history, number)
     return f"{what}, {name}" if name else what
+
+
+def _count_runs(count: int) -> str:
+    return f"{count} run{'' if count == 1 else 's'}"
 
 
 def _run_text(run: RunEntry) -> str:
