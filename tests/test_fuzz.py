@@ -131,6 +131,10 @@ def check_report(place, run, *options):
     if code == 2:
         assert err.startswith("opbench: ")
         assert err.count("\n") == 1
+    code, out, err = call("history", place.root)
+    assert code in (0, 1, 2)
+    assert "\x1b" not in out + err
+    assert all(line.startswith("opbench: ") for line in err.splitlines())
     assert sorted(path.name for path in place.root.iterdir()) == ["precious", "run"]
     assert (place.root / "precious").read_text() == "mine"
 

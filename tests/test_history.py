@@ -1,0 +1,284 @@
+"""`opbench history`: a folder of runs over time, with damaged ones, other set-ups and a known step in it."""
+
+import csv
+import io
+import json
+import shutil
+import sys
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from report_fixtures import make_run, measurement
+from test_fuzz import call
+
+from opbench.case import Shape
+from opbench.errors import ResultsError
+from opbench.history import read_history
+from opbench.measurement import Status
+from opbench.report.history_plot import TICKS, _ticks, history_figure
+from opbench.report.history_tables import HISTORY_COLUMNS
+
+SHAPE = Shape(2, 8, 8, 32)
+BEGIN = datetime(2026, 3, 1, 4, tzinfo=UTC)
+STEP_AT = 12
+ENVIRONMENT = {
+    "device": "cuda:0",
+    "device_name": "Example GPU 40GB",
+    "driver_version": "1.2",
+    "packages": {"torch": "2.1"},
+}
+
+
+def revision(day):
+    return f"{day:02d}" + "c0ffee" * 6 + "ab"
+
+
+def add_run(folder, day, cells, *, name=None, environment=(), started_at=None):
+    """One run with its day's date and revision."""
+    path = folder / (name or f"night-{day:02d}")
+    make_run(path, cells)
+    file = path / "run.json"
+    run = json.loads(file.read_text())
+    run["started_at"] = started_at or (BEGIN + timedelta(days=day)).isoformat()
+    run["environment"] = {**ENVIRONMENT, "git_revision": revision(day), **dict(environment)}
+    file.write_text(json.dumps(run))
+    return path
+
+
+def cells_of(day, noise):
+    """dcnv4 is 10 % slower from STEP_AT on; conv3x3 stays."""
+    slow = 1.1 if day >= STEP_AT else 1.0
+    return [
+        measurement("conv3x3", SHAPE, "fp16", noise.normal(1, 0.01)),
+        measurement("dcnv4", SHAPE, "fp16", 2 * slow * noise.normal(1, 0.01), provider="triton"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def nights(tmp_path_factory):
+    """Twenty nights."""
+    folder = tmp_path_factory.mktemp("nights")
+    noise = np.random.default_rng(5)
+    for day in reversed(range(20)):  # the order of names and of writing is not that of time
+        add_run(folder / f"week-{day // 7}", day, cells_of(day, noise))
+    return folder
+
+
+@pytest.fixture
+def copied(nights, tmp_path):
+    return shutil.copytree(nights, tmp_path / "runs")
+
+
+def test_a_step_is_found_with_its_revision_and_run(nights):
+    [series] = read_history(nights).series
+    assert [run.revision for run in series.runs] == [revision(day) for day in range(20)]
+    [(trend, step)] = series.steps
+    assert trend.cell.case.operator == "dcnv4"
+    assert step.run.revision == revision(STEP_AT)
+    assert step.run.name == f"week-1/night-{STEP_AT}"
+    assert (step.runs_before, step.runs_after) == (12, 8)
+    assert step.change == pytest.approx(0.1, abs=0.02)
+    assert step.before_ms == pytest.approx(2.0, rel=0.01)
+    assert trend.levels == ((0, 12, step.before_ms), (12, 20, step.after_ms))
+    assert trend.noise == pytest.approx(0.01, rel=0.6)
+
+
+def test_the_command_prints_and_writes(nights, tmp_path):
+    out = tmp_path / "deep" / "out"
+    code, text, err = call("history", str(nights), "--out", str(out))
+    assert code == 0, err
+    short = revision(STEP_AT)[:10]
+    [line] = [line for line in text.splitlines() if line.startswith(short)]
+    assert f"2026-03-13 week-1/night-{STEP_AT}" in line
+    assert "DCNv4 [triton] 2×8×8×32 fp16 module fwd" in line
+    assert "12 / 8" in line
+    assert "20 runs from 2026-03-01" in text
+    assert f"| {short} |" in (out / "history.md").read_text()
+    rows = list(csv.DictReader(io.StringIO((out / "history.csv").read_text())))
+    assert tuple(rows[0]) == HISTORY_COLUMNS
+    assert len(rows) == 40
+    [begin] = [row for row in rows if row["step_change"]]
+    assert begin["git_revision"] == revision(STEP_AT)
+    assert float(begin["step_change"]) == pytest.approx(0.1, abs=0.02)
+    dcnv4 = [row for row in rows if row["operator"] == "dcnv4"]
+    assert {row["level_ms"] for row in dcnv4[:12]} != {row["level_ms"] for row in dcnv4[12:]}
+    assert [row["started_at"] for row in dcnv4] == sorted(row["started_at"] for row in dcnv4)
+    plots = {"conv3x3-module-fwd-standard", "dcnv4-module-fwd-standard"}
+    assert {path.name for path in (out / "plots").iterdir()} == {f"{p}{s}" for p in plots for s in (".png", ".svg")}
+    assert err.count("\n") == 6
+
+
+def test_without_out_files_go_to_standard_output_and_no_plot_is_drawn(nights, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code, text, err = call("history", str(nights), "--format", "csv")
+    assert (code, err) == (0, "")
+    assert len(list(csv.reader(io.StringIO(text)))) == 41
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_runs_are_a_line_each_and_the_others_are_shown(copied):
+    _, whole, _ = call("history", str(copied))
+    damaged = {
+        "a-cut": lambda path: (path / "run.json").write_text('{"schema_version": 1, "run_'),
+        "b-future": lambda path: (path / "run.json").write_text('{"schema_version": 99}'),
+        "c-journal": lambda path: (path / "journal.jsonl").write_text("{}\n"),
+        "d-no-journal": lambda path: (path / "journal.jsonl").unlink(),
+        "e-no-run": lambda path: (path / "run.json").unlink(),
+        "f-nan": lambda path: (path / "journal.jsonl").write_text(
+            (path / "journal.jsonl").read_text().replace('"latencies_ms": [', '"latencies_ms": [NaN, ')
+        ),
+        "g-negative": lambda path: (path / "journal.jsonl").write_text(
+            (path / "journal.jsonl").read_text().replace('"latencies_ms": [', '"latencies_ms": [-1.0, ')
+        ),
+    }
+    for name, damage in damaged.items():
+        damage(add_run(copied, 30, cells_of(30, np.random.default_rng(1)), name=name))
+    add_run(copied, 31, cells_of(31, np.random.default_rng(1)), name="h-date", started_at="yesterday")
+    code, text, err = call("history", str(copied))
+    assert code == 1
+    lines = err.splitlines()
+    assert len(lines) == len(damaged) + 1
+    for line, name in zip(lines, [*damaged, "h-date"], strict=True):
+        assert line.startswith("opbench: left out: ")
+        assert name in line
+    assert "schema_version must be 1, got 99" in lines[1]
+    assert "started_at must be a date, got 'yesterday'" in lines[-1]
+    assert "8 runs could not be read and are left out" in text
+    kept = [line for line in text.splitlines() if "could not be read" not in line]
+    assert kept == whole.splitlines()
+
+
+def test_a_run_that_was_cut_short_keeps_its_whole_lines(copied):
+    path = add_run(copied, 25, cells_of(25, np.random.default_rng(1)), name="cut")
+    journal = path / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-10])
+    [series] = read_history(copied).series
+    assert [len(trend.points) for trend in series.trends] == [21, 20]
+
+
+def test_nothing_to_show_is_one_line_and_exit_code_2(tmp_path):
+    empty, failed, broken = tmp_path / "empty", tmp_path / "failed", tmp_path / "broken"
+    empty.mkdir()
+    add_run(failed, 1, [measurement("dcnv4", SHAPE, "fp16", Status.ERROR)])
+    (add_run(broken, 1, cells_of(1, np.random.default_rng(1))) / "run.json").write_text("[")
+    for folder, message in (
+        (tmp_path / "gone", "gone: no such folder"),
+        (empty, "empty: no run there"),
+        (failed, "failed: no cell was measured in the runs there (1)"),
+        (broken, "broken: no run there that can be read; "),
+    ):
+        code, text, err = call("history", str(folder))
+        assert (code, text) == (2, "")
+        assert err.count("\n") == 1
+        assert err.startswith("opbench: ")
+        assert message in err
+    code, _, err = call("history", str(empty), "--format", "pdf")
+    assert (code, err) == (2, "opbench: unknown format 'pdf'; known: terminal, markdown, csv\n")
+
+
+def test_a_file_that_cannot_be_written_is_exit_code_3(nights, tmp_path):
+    (tmp_path / "file").write_text("")
+    code, _, err = call("history", str(nights), "--out", str(tmp_path / "file" / "out"))
+    assert code == 3
+    assert "cannot be written" in err
+
+
+def test_without_ruptures_one_line_says_what_to_install(nights, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ruptures", None)
+    monkeypatch.setitem(sys.modules, "ruptures.detection", None)
+    code, text, err = call("history", str(nights))
+    assert (code, text) == (2, "")
+    assert err == "opbench: opbench history needs ruptures (on Python 3.13 or older): pip install 'opbench[history]'\n"
+
+
+def test_another_set_up_is_another_series_and_said_so(copied, tmp_path):
+    noise = np.random.default_rng(9)
+    for day in range(20, 24):
+        add_run(copied, day, cells_of(day, noise), environment={"packages": {"torch": "2.2"}})
+    newer, older = read_history(copied).series
+    assert [len(newer.runs), len(older.runs)] == [4, 20]
+    assert dict(newer.set_up)["torch"] == "2.2"
+    assert set(older.set_up) >= {("torch", "2.1"), ("driver", "1.2"), ("timer", "cuda-event"), ("cache", "cold")}
+    assert newer.steps == ()
+    assert len(older.steps) == 1
+    code, text, _ = call("history", str(copied), "--out", str(tmp_path / "out"))
+    assert code == 0
+    assert "series 1 of 2" in text
+    assert "Not comparable with the other 1 series: torch 2.2 here, 2.1 there" in text
+    assert "no step can be shown in fewer than 8 runs, 4 before it and 4 from it on (2 cells)" in text
+    assert (tmp_path / "out" / "plots" / "series-2-dcnv4-module-fwd-standard.png").exists()
+
+
+def test_a_copy_of_a_run_counts_once(copied):
+    shutil.copytree(copied / "week-0" / "night-03", copied / "z-copy")
+    found = read_history(copied)
+    assert len(found.series[0].runs) == 20
+    assert found.notes == ("z-copy is the run of week-0/night-03 once more, and counts once.",)
+
+
+def test_figures_from_a_run_that_went_on_elsewhere_are_left_out(copied):
+    path = add_run(copied, 20, cells_of(20, np.random.default_rng(1)))
+    journal = path / "journal.jsonl"
+    first, second = (json.loads(line) for line in journal.read_text().splitlines())
+    second["warnings"] = ["resumed elsewhere: torch: 2.1 there, 2.2 here"]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in (first, second)))
+    found = read_history(copied)
+    assert [len(trend.points) for trend in found.series[0].trends] == [21, 20]
+    assert found.notes == ("1 figures are left out: their runs went on on another set-up than they began on.",)
+
+
+def test_a_failed_cell_is_a_gap(copied):
+    cells = [
+        cells_of(20, np.random.default_rng(1))[0],
+        measurement("dcnv4", SHAPE, "fp16", Status.ERROR, provider="triton"),
+    ]
+    add_run(copied, 20, cells)
+    [series] = read_history(copied).series
+    assert [len(trend.points) for trend in series.trends] == [21, 20]
+    assert len(series.steps) == 1
+
+
+def test_settings_are_named_where_they_tell_cells_apart(tmp_path):
+    cells = [measurement("dcnv4", SHAPE, "fp16", 1.0, settings=(("offset_std_px", size),)) for size in (1, 2)]
+    add_run(tmp_path, 0, [*cells, measurement("conv3x3", SHAPE, "fp16", 1.0, settings=(("bias", 0),))])
+    code, text, err = call("history", str(tmp_path), "--out", str(tmp_path / "out"), "--format", "terminal")
+    assert code == 0, err
+    assert "DCNv4 [torch] 2×8×8×32 fp16 module fwd standard offset_std_px=2 " in text
+    assert "bias" not in text
+    assert "1 run from" in text
+    svg = (tmp_path / "out" / "plots" / "dcnv4-module-fwd-standard.svg").read_text()
+    assert "fp16, offset_std_px=2" in svg
+
+
+def test_the_picture_shows_points_intervals_levels_and_the_step(nights):
+    [series] = read_history(nights).series
+    [trend] = [trend for trend in series.trends if trend.steps]
+    figure = history_figure(series, [trend])
+    [axes] = [axes for axes in figure.axes if axes.axison]
+    intervals, points, *levels = axes.collections
+    assert [tuple(offset) for offset in points.get_offsets()] == [(n, p.latency_ms) for n, p in enumerate(trend.points)]
+    assert [path.vertices[:, 1].tolist() for path in intervals.get_paths()] == [
+        [p.low_ms, p.high_ms] for p in trend.points
+    ]
+    assert [level.get_paths()[0].vertices[0, 1] for level in levels] == [ms for *_, ms in trend.levels]
+    assert [line.get_xdata()[0] for line in axes.lines] == [STEP_AT - 0.5]
+    assert [text.get_text() for text in axes.texts] == [f" {100 * trend.steps[0].change:+.1f} %"]
+    assert f"{revision(STEP_AT)[:7]}\n26-03-13" in [tick.get_text() for tick in axes.get_xticklabels()]
+    assert axes.get_ylim()[0] < min(p.latency_ms for p in trend.points)
+    assert axes.get_ylim()[1] > max(p.latency_ms for p in trend.points)
+
+
+@pytest.mark.parametrize(("count", "steps"), [(1, []), (2, []), (8, [4]), (20, [12]), (300, [5, 100, 280])])
+def test_labels_name_the_steps_and_do_not_touch(count, steps):
+    ticks = _ticks(count, steps)
+    assert set(steps) <= set(ticks) <= set(range(count))
+    assert count == 1 or len(ticks) >= 2
+    gaps = [after - before for before, after in pairwise(ticks)]
+    assert all(gap >= -(-count // TICKS) for gap in gaps)
+
+
+def test_no_folder_is_an_error_of_its_own(tmp_path):
+    with pytest.raises(ResultsError, match="no such folder"):
+        read_history(tmp_path / "gone")
