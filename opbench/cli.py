@@ -1,17 +1,18 @@
 """The command line: parse, call, print. Heavy imports stay inside the commands that need them."""
 
-import io
 import os
 import signal
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn, cast
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
 from opbench.errors import OpbenchError, StorageError
+from opbench.streams import guarded
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -63,10 +64,16 @@ class Format(StrEnum):
 
 def main() -> None:
     """Run the command line; whatever is raised is one line on standard error and an exit code of its kind."""
-    # A path on the command line may hold bytes that are no text.
-    cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
+    with redirect_stdout(guarded(sys.stdout, "standard output")), redirect_stderr(guarded(sys.stderr, "")):
+        _run_app()
+
+
+def _run_app() -> None:
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # a full disk refuses no sooner
     except OpbenchError as error:
         _fail(str(error), EXIT_STORAGE if isinstance(error, StorageError) else EXIT_USAGE)
     except KeyboardInterrupt:
@@ -178,8 +185,10 @@ def sweep(
         "direction": _split("--direction", direction), "device": device, "timer": timer, "cache": cache,
         "settings": settings, "time_budget": time_budget, "memory_limit": memory_limit, "seed": seed,
     }  # fmt: skip
-    # A kill asks for the same as Ctrl-C: stop, and keep what is finished.
-    signal.signal(signal.SIGTERM, _interrupt)
+    # A kill, or a terminal that closes, asks for the same as Ctrl-C: stop, and keep what is finished.
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup
+            signal.signal(number, _interrupt)
     from opbench import registry
     from opbench import run as api
     from opbench.progress import ConsoleProgress
@@ -203,7 +212,8 @@ def sweep(
             api.run_cells(run, known, progress, conduct)
     except KeyboardInterrupt:
         interrupted = True
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     api.finish(run)
     _conclude(run, interrupted=interrupted, quiet=quiet, no_color=no_color)
 
