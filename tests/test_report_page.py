@@ -509,6 +509,17 @@ def test_the_page_fits_its_window(shown):
 
 
 @browser_test
+def test_words_are_wrapped_and_not_cut(shown):
+    cut = """return [...document.querySelectorAll(arguments[0])].filter(e => e.checkVisibility())
+      .map(e => [e.clientWidth, e.scrollWidth]).filter(([seen, all]) => all > seen)"""
+    click(shown, ".figure[data-row='0']")
+    assert shown.execute_script(cut, "#cell, #cell-facts") == []
+    shown.execute_script("byId('cell').close()")
+    assert shown.execute_script("return document.querySelectorAll('#failed .scroll, #suspicious .scroll').length") == 2
+    assert shown.execute_script(cut, "#failed .scroll, #suspicious .scroll") == []
+
+
+@browser_test
 def test_a_hostile_run_runs_no_script(driver, tmp_path):
     run = hostile_run(tmp_path)
     open_page(driver, write_page([run], tmp_path / "page.html"))
