@@ -1,15 +1,15 @@
 """The command line: one line and an exit code for whatever goes wrong. The commands are in opbench.commands."""
 
-import io
 import os
 import sys
-from typing import cast
+from contextlib import redirect_stderr, redirect_stdout
 
 import typer
 
 from opbench.commands import register_all
 from opbench.commands._shared import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_STORAGE, EXIT_USAGE, fail
 from opbench.errors import OpbenchError, StorageError
+from opbench.streams import guarded
 
 __all__ = ["app", "main"]
 
@@ -27,10 +27,16 @@ TRACEBACK_VARIABLE = "OPBENCH_TRACEBACK"
 
 def main() -> None:
     """Run the command line; whatever is raised is one line on standard error and an exit code of its kind."""
-    # A path on the command line may hold bytes that are no text.
-    cast(io.TextIOWrapper, sys.stdout).reconfigure(errors="backslashreplace")
+    with redirect_stdout(guarded(sys.stdout, "standard output")), redirect_stderr(guarded(sys.stderr, "")):
+        _run_app()
+
+
+def _run_app() -> None:
     try:
-        app()
+        try:
+            app()
+        finally:
+            sys.stdout.flush()  # a full disk refuses no sooner
     except OpbenchError as error:
         fail(str(error), EXIT_STORAGE if isinstance(error, StorageError) else EXIT_USAGE)
     except KeyboardInterrupt:

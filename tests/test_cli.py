@@ -79,7 +79,7 @@ def test_out_is_refused_twice_and_resume_finds_nothing_left(folder):
     assert (folder / "run" / "journal.jsonl").read_bytes() == journal
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP])  # SIGTERM has the same handler as SIGHUP
 def test_a_sweep_that_is_stopped_keeps_its_cells_and_resumes(folder, how):
     command = [sys.executable, "-m", "opbench", "sweep", *FAST, "--ops", "conv3x3,attention,dcnv4", "--out", "run"]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -106,9 +106,41 @@ def test_130_when_interrupted_before_there_is_a_run(folder):
     assert "Traceback" not in err
 
 
-def test_a_reader_that_leaves_is_no_error_with_a_traceback(folder):
-    command = f"{sys.executable} -m opbench env | head -1"
-    done = subprocess.run(["bash", "-c", command], cwd=folder, capture_output=True, text=True, timeout=240)
-    assert done.stdout.startswith("opbench: ")
+@pytest.mark.parametrize(("command", "code"), [("report published", 0), ("report gone 2>&1", 2)])
+def test_a_reader_that_leaves_changes_no_exit_code(folder, command, code):
+    pipe = f"{sys.executable} -m opbench {command} | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", pipe], cwd=folder, capture_output=True, text=True, timeout=240)
+    assert done.stdout == f"{code}\n"
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
+
+
+def test_a_sweep_goes_on_when_nobody_reads_what_it_says(folder):
+    said, silence = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "opbench", *SWEEP[:-1]], cwd=folder, stdout=silence, stderr=silence
+    )
+    os.close(silence)
+    assert os.read(said, 1)
+    os.close(said)
+    assert process.wait(timeout=240) == 0
+    assert (folder / "run" / "measurements.csv").read_text().count(",ok,") == 1
+    assert list((folder / "run" / "plots").iterdir())
+
+
+def test_3_when_standard_output_takes_no_more(folder):
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "opbench", "report", "published"], cwd=folder, stdout=full, stderr=subprocess.PIPE,
+            text=True, timeout=240,
+        )  # fmt: skip
+    assert done.returncode == 3
+    assert done.stderr == "opbench: standard output: cannot be written: No space left on device\n"
+
+
+def test_a_locale_without_unicode_gets_ascii(folder):
+    variables = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = opbench(folder, "report", "published", **variables)
+    assert done.stdout.isascii()
+    assert "56x56x128" in done.stdout
+    assert "\\" not in done.stdout

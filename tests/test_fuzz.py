@@ -106,7 +106,7 @@ def place(tmp_path, original):
 def call(*arguments):
     """Exit code and output of the command line in this process; nothing but an exit may leave it."""
     out, err, argv = io.TextIOWrapper(io.BytesIO(), encoding="utf-8"), io.StringIO(), sys.argv
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
     sys.argv = ["opbench", *map(str, arguments)]
     try:
         with redirect_stdout(out), redirect_stderr(err):
@@ -117,7 +117,8 @@ def call(*arguments):
         code = 0
     finally:
         sys.argv = argv
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     out.flush()
     assert "Traceback" not in err.getvalue()
     assert "internal error" not in err.getvalue(), err.getvalue()

@@ -3,8 +3,10 @@
 import io
 import os
 import pty
+import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from opbench.measurement import Measurement, Status
 from opbench.progress import ConsoleProgress
 from opbench.report import print_tables, run_tables, sample_table, summary_line
 from opbench.report.layout import sparkline
+from opbench.report.published import PublishedRun
 
 ROOT = Path(__file__).parents[1]
 SHAPE = Shape(1, 8, 8, 16)
@@ -54,6 +57,20 @@ def test_without_colours_the_words_are_the_same(run):
     assert "\x1b[1;32m" not in plain
     assert "\x1b[31m" not in plain
     assert "7.25" in plain
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 100, 160])
+def test_no_width_cuts_a_figure(width):
+    for table in run_tables(PublishedRun()):
+        console = Console(file=io.StringIO(), force_terminal=True, no_color=True, width=width)
+        print_tables([table], "terminal", console)
+        text = "".join(part.partition("m")[2] for part in f"m{console.file.getvalue()}".split("\x1b["))
+        assert "…" not in text
+        assert max(map(len, text.splitlines())) <= width
+        figures = [figure for row in table.rows for figure in row[table.text_columns :]]
+        assert Counter(re.findall(r"(?:N/A|[\w.]+) / (?:N/A|[\w.]+)", text.partition("─")[2])) == Counter(figures)
+        for column in table.columns[table.text_columns :]:
+            assert column.partition("\n")[0] in text
 
 
 def in_a_terminal(*arguments, **environment):

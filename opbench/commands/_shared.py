@@ -1,9 +1,11 @@
 """What several commands need: exit codes, consoles, options of one form."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -49,6 +51,17 @@ def fail(message: str, code: int) -> NoReturn:
     """One line on standard error, and an exit code."""
     print(f"opbench: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def interrupt_on_termination() -> None:
+    """Let SIGTERM, and a terminal that closes, do what Ctrl-C does; SIGHUP stays ignored under nohup."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def split(option: str, text: str | None) -> list[str] | None:

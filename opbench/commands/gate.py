@@ -1,11 +1,9 @@
 """`opbench gate`: is one revision slower than another, measured in turns on this device."""
 
 import re
-import signal
 from dataclasses import replace
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,6 +14,7 @@ from opbench.commands._shared import (
     accepts_inconclusive,
     chosen_formats,
     conclude,
+    interrupt_on_termination,
     split,
     stdout,
     verdict_exit_codes,
@@ -90,8 +89,7 @@ def gate(
         raise UsageError("give --base, the revision to compare with, or --selftest")
     if budget is not None and not 0 < budget < float("inf"):
         raise UsageError(f"--budget must be a positive number of minutes, got {budget:g}")
-    # A kill asks for the same as Ctrl-C: stop, and leave nothing behind.
-    signal.signal(signal.SIGTERM, _interrupt)
+    interrupt_on_termination()
     from opbench.gate.command import GateRequest, run_gate, run_selftest
     from opbench.gate.rules import Rules
     from opbench.gate.selftest_table import show_selftest
@@ -135,7 +133,3 @@ def _with_rounds(rules: "Rules", text: str | None) -> "Rules":
 def _shape_list(text: str) -> str:
     """A shape list's name, or its file by a path that means the same from any folder."""
     return str(Path(text).resolve()) if Path(text).suffix in (".yaml", ".yml") else text
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt

@@ -3,12 +3,18 @@
 import signal
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from opbench.commands._shared import EXIT_FAILED_CELLS, EXIT_INTERRUPTED, NoColor, split, stdout
+from opbench.commands._shared import (
+    EXIT_FAILED_CELLS,
+    EXIT_INTERRUPTED,
+    NoColor,
+    interrupt_on_termination,
+    split,
+    stdout,
+)
 
 if TYPE_CHECKING:
     from opbench.case import Cell
@@ -114,8 +120,8 @@ def sweep(
         "direction": split("--direction", direction), "device": device, "timer": timer, "cache": cache,
         "settings": settings, "time_budget": time_budget, "memory_limit": memory_limit, "seed": seed,
     }  # fmt: skip
-    # A kill asks for the same as Ctrl-C: stop, and keep what is finished.
-    signal.signal(signal.SIGTERM, _interrupt)
+    # A kill, or a terminal that closes, asks for the same as Ctrl-C: stop, and keep what is finished.
+    interrupt_on_termination()
     from opbench import registry
     from opbench import run as api
     from opbench.progress import ConsoleProgress
@@ -139,13 +145,10 @@ def sweep(
             api.run_cells(run, known, progress, conduct)
     except KeyboardInterrupt:
         interrupted = True
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     api.finish(run)
     _conclude(run, interrupted=interrupted, quiet=quiet, no_color=no_color)
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt
 
 
 def _print_plan(cells: "list[Cell]") -> None:

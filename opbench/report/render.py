@@ -11,6 +11,7 @@ from opbench.errors import UnknownNameError
 
 if TYPE_CHECKING:
     from rich.console import Console, Group
+    from rich.table import Table as RichTable
     from rich.text import Text
 
 __all__ = ["FORMATS", "SEPARATOR", "SUFFIXES", "Table", "markdown_escape", "print_tables", "render", "terminal"]
@@ -22,6 +23,10 @@ FORMATS = ("terminal", *SUFFIXES)
 TERMINAL_WIDTH = 160
 SEPARATOR = " / "
 """Between the figures of several dtypes in a cell."""
+GAP = 2
+"""Blanks between a terminal's columns."""
+NAME_COLUMNS = 2
+"""An operator or a cell, and its provider."""
 RANK_STYLES = {"best": "bold green", "worst": "red"}
 
 _LATEX_ESCAPES = str.maketrans(
@@ -103,32 +108,66 @@ def print_tables(tables: Iterable[Table], format: str, console: "Console") -> No
         if number:
             console.print()
         if format == "terminal" and console.is_terminal:
-            console.print(terminal(table))
+            console.print(terminal(table, console.width))
         else:
             console.print(Text(render(table, format)), soft_wrap=True, end="")
 
 
-def terminal(table: Table) -> "Group":
-    """A table as a rich renderable; no text in it is taken for rich markup."""
-    from rich import box
+def terminal(table: Table, width: int) -> "Group":
+    """A table as a rich renderable of at most `width` columns; no text in it is taken for rich markup.
+
+    A figure is never cut: columns that do not fit beside the others stand in a block of their own below.
+    """
     from rich.console import Group
-    from rich.table import Table as RichTable
     from rich.text import Text
 
-    grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
     columns = table.columns
     second_lines = {column.partition("\n")[2] for column in columns[table.text_columns :]}
     if len(second_lines) == 1:  # the title says it too, and a terminal is narrow
         columns = tuple(column.partition("\n")[0] for column in columns)
-    for index, column in enumerate(columns):
-        if index < table.text_columns:
-            grid.add_column(Text(column), no_wrap=index == 0, vertical="middle")
-        else:
-            grid.add_column(Text(column), justify="right")
-    for number, row in enumerate(table.rows):
-        grid.add_row(*(_ranked(table, number, column, value) for column, value in enumerate(row)))
+    blocks = [_grid(table, columns, block) for block in _blocks(table, columns, width)]
     # Not the grid's own title, which is wrapped to the grid's width.
-    return Group(Text(table.title, style="bold"), grid, *(Text(note, style="dim") for note in table.notes))
+    return Group(Text(table.title, style="bold"), *blocks, *(Text(note, style="dim") for note in table.notes))
+
+
+def _blocks(table: Table, columns: tuple[str, ...], width: int) -> list[list[int]]:
+    """The columns of figures, in as few groups as fit beside the columns of words; one each where none fits."""
+    from rich.cells import cell_len
+
+    def wide(index: int) -> int:
+        texts = (columns[index], *(row[index] for row in table.rows))
+        return GAP + max(cell_len(line) for text in texts for line in text.split("\n"))
+
+    words = sum(wide(index) for index in range(table.text_columns))
+    left = first = max(width + GAP - words, (width + GAP) // 2)  # names longer than half of it are wrapped
+    blocks: list[list[int]] = [[]]
+    for index in range(table.text_columns, len(columns)):
+        if blocks[-1] and wide(index) > left:
+            blocks.append([])
+            left = first
+        blocks[-1].append(index)
+        left -= wide(index)
+    return blocks
+
+
+def _grid(table: Table, columns: tuple[str, ...], figures: list[int]) -> "RichTable":
+    """Every row's words, and these columns of its figures."""
+    from rich import box
+    from rich.table import Table as RichTable
+    from rich.text import Text
+
+    grid = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True, show_edge=False)
+    shown = (*range(table.text_columns), *figures)
+    for index in shown:
+        is_figure = index >= table.text_columns
+        # Names alone may be wrapped: a histogram is words too.
+        grid.add_column(
+            Text(columns[index]), justify="right" if is_figure else "left", vertical="top" if is_figure else "middle",
+            no_wrap=index >= NAME_COLUMNS, overflow="fold",
+        )  # fmt: skip
+    for number, row in enumerate(table.rows):
+        grid.add_row(*(_ranked(table, number, column, row[column]) for column in shown))
+    return grid
 
 
 def _ranked(table: Table, row: int, column: int, value: str) -> "Text":
@@ -148,7 +187,9 @@ def _terminal_text(table: Table) -> str:
     from rich.console import Console
 
     stream = io.StringIO()
-    Console(file=stream, width=TERMINAL_WIDTH, no_color=True, force_terminal=False).print(terminal(table))
+    Console(file=stream, width=TERMINAL_WIDTH, no_color=True, force_terminal=False).print(
+        terminal(table, TERMINAL_WIDTH)
+    )
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 

@@ -164,11 +164,11 @@ function drawBars(kind, points) {
     data: order.map((place) => ({ value: points[place].parts[which], item: points[place] })),
   }));
   const narrow = innerWidth < 640;
-  const most = narrow ? 12 : 24;
+  const most = narrow ? 8 : 24; // labels of three lines on a phone
   const many = points.length > most;
   const zoom = many ? [{ type: "slider", yAxisIndex: 0, width: 18, right: 2, startValue: points.length - most, endValue: points.length - 1, brushSelect: false }, { type: "inside", yAxisIndex: 0, zoomOnMouseWheel: false, moveOnMouseWheel: true }] : [];
   const width = narrow ? 120 : 320;
-  return { ...base(), grid: { ...base().grid, right: many ? 40 : 24 }, dataZoom: zoom, xAxis: axis("ms", false), yAxis: { type: "category", data: order.map((place) => names[place]), axisLabel: { color: css("--ink"), width, overflow: "break", lineHeight: 13, interval: 0, fontSize: narrow ? 10 : 12 }, axisLine: { lineStyle: { color: css("--muted") } } }, series };
+  return { ...base(), grid: { ...base().grid, right: many ? 40 : 24 }, dataZoom: zoom, xAxis: axis("ms", false), yAxis: { type: "category", data: order.map((place) => names[place]), axisLabel: { color: css("--ink"), width, overflow: "break", lineHeight: narrow ? 11 : 13, interval: 0, fontSize: narrow ? 10 : 12 }, axisLine: { lineStyle: { color: css("--muted") } } }, series };
 }
 
 function drawHeat(kind, points) {

@@ -1,0 +1,77 @@
+"""Standard output and error that hold where their other end is gone, full, or knows no Unicode."""
+
+import codecs
+import errno
+import os
+from contextlib import suppress
+from typing import Any, TextIO, cast
+
+from opbench.errors import StorageError
+
+__all__ = ["guarded"]
+
+ASCII = {"×": "x", "─": "-", "±": "+/-", "…": "...", "→": "->", "τ": "tau", "≤": "<=", "≥": ">=", "·": "*"} | {
+    block: str(height) for height, block in enumerate("▁▂▃▄▅▆▇█", start=1)
+}
+"""What stands for a character where the locale lacks it; anything else becomes its escape."""
+
+ERROR_HANDLER = "opbench_ascii"
+
+
+def guarded(stream: TextIO, name: str) -> TextIO:
+    """A stream to use in place of a standard one.
+
+    A reader that leaves (`opbench sweep | head -1`) or a terminal that closes changes nothing about what a command does
+    or its exit code; what it still says is lost. Any other failure, such as a full disk, is a StorageError.
+
+    Args:
+        stream: sys.stdout or sys.stderr.
+        name: what to call it in the error; "" if none may be raised, since there is no place left to say it.
+    """
+    codecs.register_error(ERROR_HANDLER, _in_ascii)
+    if hasattr(stream, "reconfigure"):
+        stream.reconfigure(errors=ERROR_HANDLER)
+    return cast(TextIO, _Guarded(stream, name))
+
+
+class _Guarded:
+    """Writes and flushes of a stream, and everything else as the stream has it."""
+
+    def __init__(self, stream: TextIO, name: str) -> None:
+        self._stream = stream
+        self._name = name
+
+    def write(self, text: str) -> int:
+        """As TextIO.write."""
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._give_up(error)
+            return len(text)
+
+    def flush(self) -> None:
+        """As TextIO.flush."""
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._give_up(error)
+
+    def _give_up(self, error: OSError) -> None:
+        """Send the rest to nowhere: Python tries again at its end what it could not write."""
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        if self._name and error.errno not in (errno.EPIPE, errno.EIO):  # EIO: the terminal is gone
+            raise StorageError(f"{self._name}: cannot be written: {error.strerror}") from None
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever a stream has
+        return getattr(self._stream, name)
+
+
+def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    if (replacement := ASCII.get(error.object[error.start])) is not None:
+        return replacement, error.start + 1
+    return codecs.backslashreplace_errors(error)
