@@ -2,6 +2,9 @@
 
 The four corners of all points of one (pixel, group) are a weighted sum of rows of `value`, which is what
 `embedding_bag` with per-sample weights computes: no gathered copy of the corners is ever stored.
+
+There are two ways to make indices and weights. The one for inference on the CPU compares nothing and works in place; a
+sum of its that is not finite is made again by the other, which gradients, other devices and compilers always take.
 """
 
 import math
@@ -27,56 +30,123 @@ def deformable_sample(
     Returns:
         (N, Ho, Wo, G, Dg) in the dtype of `value`; sums are accumulated in float32 or better.
     """
+    if _is_inference_on_the_cpu(value, offset, mask):
+        result = _unchecked_sample(value, offset, mask, geometry)
+        if math.isfinite(result.sum(dtype=_precise(value)).item()):
+            return result
+    return _strict_sample(value, offset, mask, geometry)
+
+
+def _is_inference_on_the_cpu(*tensors: torch.Tensor) -> bool:
+    wants_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return tensors[0].device.type == "cpu" and not wants_gradients and not torch.compiler.is_compiling()
+
+
+def _precise(value: torch.Tensor) -> torch.dtype:
+    """The dtype of coordinates and weights."""
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
+def _unchecked_sample(
+    value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: Geometry
+) -> torch.Tensor:
+    """The sum over two neighbours in each direction that are always in the image; NaN too often, never too rarely.
+
+    A pixel at distance z weighs max(0, 1 - |z|), which is 0 for a point that is outside.
+    """
+    _, height, width, groups, group_channels = value.shape
+    points = offset.shape[:-1]
+    y_x = torch.empty(2, *points, dtype=_precise(value))
+    for axis, grid in enumerate(_grids(offset, geometry, y_x.dtype)):
+        torch.add(grid, offset[..., 1 - axis], alpha=geometry.offset_scale, out=y_x[axis])
+    low = y_x.floor().nan_to_num_(nan=0.0)  # NaN is no index; as a weight it stays
+    low[0].clamp_(0, max(height - 2, 0))
+    low[1].clamp_(0, max(width - 2, 0))
+    distances = torch.empty(2, *y_x.shape, dtype=y_x.dtype)  # (corner, axis, N, Ho, Wo, G, K)
+    torch.abs(y_x.sub_(low), out=distances[0])
+    torch.sub(y_x, 1, out=distances[1]).abs_()
+    weights = distances.neg_().add_(1).relu_()
+    weights[:, 0] *= mask
+    # A second neighbour that the image does not have is the first one with weight 0.
+    step_y, step_x = width * groups, groups
+    if height == 1:
+        weights[1, 0], step_y = 0, 0
+    if width == 1:
+        weights[1, 1], step_x = 0, 0
+
+    index_dtype = _index_dtype(value)
+    row, column = low.to(index_dtype)
+    first = row.mul_(width).add_(column).mul_(groups)
+    images = torch.arange(0, value.shape[:4].numel(), height * width * groups, dtype=index_dtype)
+    first += images.view(-1, 1, 1, 1, 1) + torch.arange(groups, dtype=index_dtype).view(-1, 1)
+    indices = [first, first + step_x, first + step_y, first + (step_y + step_x)]
+    products = [by_row * by_column for by_row in weights[:, 0] for by_column in weights[:, 1]]
+    table = value.reshape(-1, group_channels)
+    return _weighted_sum(torch.stack(indices, -2), table, torch.stack(products, -2), value.dtype, points)
+
+
+def _strict_sample(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """The sum that reads only pixels that count, and a row of zeros for the others."""
     batch, height, width, groups, group_channels = value.shape
-    precise = torch.float64 if value.dtype == torch.float64 else torch.float32
-    x, y = _coordinates(offset.to(precise), geometry)
+    precise = _precise(value)
+    y, x = (
+        grid + offset[..., 1 - axis] * geometry.offset_scale
+        for axis, grid in enumerate(_grids(offset, geometry, precise))
+    )
     inside = (x > -1) & (x < width) & (y > -1) & (y < height)
     strength = torch.where(inside, mask.to(precise), 0)
-    # Points outside are moved to the origin with weight zero, so that NaN and inf never reach an index. An inf or NaN
-    # among the image's first four pixels, times zero, does reach their sums.
+    # NaN and inf must not reach an index.
     x = torch.where(inside, x, 0)
     y = torch.where(inside, y, 0)
 
     top, left = y.detach().floor(), x.detach().floor()
     down, right = y - top, x - left
-    index_dtype = torch.int32 if value.numel() < 2**31 else torch.int64
+    index_dtype = _index_dtype(value)
     row, column = top.to(index_dtype), left.to(index_dtype)
     weight_y = ((1 - down) * (row >= 0), down * (row < height - 1))
     weight_x = ((1 - right) * (column >= 0), right * (column < width - 1))
+    # A corner outside is its neighbour inside, which the point touches anyway, with weight 0.
     rows = (row.clamp(min=0), (row + 1).clamp(max=height - 1))
     columns = (column.clamp(min=0), (column + 1).clamp(max=width - 1))
 
-    image = torch.arange(batch, device=value.device, dtype=index_dtype).view(-1, 1, 1, 1, 1) * height
-    group = torch.arange(groups, device=value.device, dtype=index_dtype).view(-1, 1)
+    options = {"device": value.device, "dtype": index_dtype}
+    image = torch.arange(batch, **options).view(-1, 1, 1, 1, 1) * height
+    group = torch.arange(groups, **options).view(-1, 1)
     indices, weights = [], []
+    zeros = batch * height * width * groups
     for corner_y in (0, 1):
         line = (image + rows[corner_y]) * width
         strength_y = strength * weight_y[corner_y]
         for corner_x in (0, 1):
-            indices.append((line + columns[corner_x]) * groups + group)
+            indices.append(torch.where(inside, (line + columns[corner_x]) * groups + group, zeros))
             weights.append(strength_y * weight_x[corner_x])
 
-    bags = math.prod(offset.shape[:4])
-    result = F.embedding_bag(
-        torch.stack(indices, dim=-2).view(bags, 4 * geometry.points),
-        value.reshape(-1, group_channels),
-        per_sample_weights=torch.stack(weights, dim=-2).view(bags, 4 * geometry.points).to(value.dtype),
-        mode="sum",
-    )
-    return result.view(*offset.shape[:4], group_channels)
+    table = F.pad(value.reshape(-1, group_channels), (0, 0, 0, 1))
+    return _weighted_sum(torch.stack(indices, -2), table, torch.stack(weights, -2), value.dtype, offset.shape[:-1])
 
 
-def _coordinates(offset: torch.Tensor, geometry: Geometry) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sampling coordinates x and y in pixels, each (N, Ho, Wo, G, K)."""
-    _, out_height, out_width, _, _, _ = offset.shape
-    options = {"device": offset.device, "dtype": offset.dtype}
+def _index_dtype(value: torch.Tensor) -> torch.dtype:
+    return torch.int32 if value.numel() < 2**31 else torch.int64
+
+
+def _weighted_sum(
+    indices: torch.Tensor, table: torch.Tensor, weights: torch.Tensor, dtype: torch.dtype, points: torch.Size
+) -> torch.Tensor:
+    """Rows of `table` weighted and summed for each (pixel, group): (N, Ho, Wo, G, Dg)."""
+    layout = (math.prod(points[:-1]), 4 * points[-1])
+    result = F.embedding_bag(indices.view(layout), table, per_sample_weights=weights.view(layout).to(dtype), mode="sum")
+    return result.view(*points[:-1], table.shape[-1])
+
+
+def _grids(offset: torch.Tensor, geometry: Geometry, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Coordinates y and x of the points before offsets, in pixels: (1, Ho, 1, 1, K) and (1, 1, Wo, 1, K)."""
+    options = {"device": offset.device, "dtype": dtype}
     scale = geometry.offset_scale
-    taps = torch.tensor(list(geometry.taps()), **options)
     grids = []
-    for axis, size in ((0, out_height), (1, out_width)):
-        start = torch.arange(size, **options) * geometry.stride[axis] - geometry.padding[axis]
-        point = geometry.base[axis] * (1 - scale) + taps[:, axis] * (geometry.dilation[axis] * scale)
-        grids.append(start.view(-1, 1) + point)
-    y = grids[0].view(1, out_height, 1, 1, -1) + offset[..., 1] * scale
-    x = grids[1].view(1, 1, out_width, 1, -1) + offset[..., 0] * scale
-    return x, y
+    for axis, shape in enumerate(((1, -1, 1, 1, 1), (1, 1, -1, 1, 1))):
+        stride, dilation = geometry.stride[axis], geometry.dilation[axis]
+        first = geometry.base[axis] * (1 - scale) - geometry.padding[axis]
+        point = torch.tensor([first + tap[axis] * dilation * scale for tap in geometry.taps()], **options)
+        start = torch.arange(0, offset.shape[1 + axis] * stride, stride, **options)
+        grids.append(start.view(shape) + point)
+    return grids

@@ -10,20 +10,16 @@ import os
 import torch
 import triton
 import triton.language as tl
-from opbench_kernels.deform_triton import (
-    INDEX_LIMIT,
-    Launch,
-    _add_square,
-    _distance,
-    _neighbours,
-    _strict_add,
-)
+from opbench_kernels.bilinear_triton import add_square, place_point, strict_add, weigh_square
+from opbench_kernels.deform_triton import INDEX_LIMIT, Launch
 from opbench_kernels.geometry import Geometry
 
 __all__ = ["dcnv4_from_input", "from_input_launch", "pack_offset_mask"]
 
 COLUMNS = 4
 """Of one point and group in the packed weight: dx, dy, mask, and one of zeros, so that halving twice separates them."""
+MAX_REGISTERS = 168
+"""Three programs of 128 threads per SM. Left to itself, the compiler spills a few registers for a fourth."""
 
 
 @triton.jit
@@ -49,6 +45,57 @@ def _predict(
     dx, strength = tl.split(even)
     dy, _ = tl.split(odd)
     return dx.reshape(BLOCK_P * BLOCK_G), dy.reshape(BLOCK_P * BLOCK_G), strength.reshape(BLOCK_P * BLOCK_G)
+
+
+@triton.jit
+def _predict_group(
+    x_rows, weight_ptr, bias_ptr, point, group,
+    C: tl.constexpr, G: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """dx, dy and mask (BLOCK_P,) of one point and group, slowly and in few registers."""
+    bias = bias_ptr + point * (4 * G) + group * 4
+    dx = tl.zeros((BLOCK_P,), dtype=tl.float32) + tl.load(bias).to(tl.float32)
+    dy = tl.zeros((BLOCK_P,), dtype=tl.float32) + tl.load(bias + 1).to(tl.float32)
+    strength = tl.zeros((BLOCK_P,), dtype=tl.float32) + tl.load(bias + 2).to(tl.float32)
+    for first in tl.range(0, C, BLOCK_C):
+        channel = first + tl.arange(0, BLOCK_C)
+        used = channel < C
+        x = tl.load(x_rows + channel[None, :], mask=used[None, :], other=0.0).to(tl.float32)
+        weight = weight_ptr + (point * C + channel) * (4 * G) + group * 4
+        dx += tl.sum(x * tl.load(weight, mask=used, other=0.0).to(tl.float32)[None, :], axis=1)
+        dy += tl.sum(x * tl.load(weight + 1, mask=used, other=0.0).to(tl.float32)[None, :], axis=1)
+        strength += tl.sum(x * tl.load(weight + 2, mask=used, other=0.0).to(tl.float32)[None, :], axis=1)
+    return dx, dy, strength
+
+
+@triton.jit
+def _strict_tile(
+    x_ptr, weight_ptr, bias_ptr, out_ptr, first_pixel, first_group, pixels, height, width,
+    offset_scale, base_y, base_x, C: tl.constexpr, G: tl.constexpr, DG: tl.constexpr, K: tl.constexpr,
+    KH: tl.constexpr, PAD_H: tl.constexpr, PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
+    CENTER: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """A program's output by strict_add, one group after the other, so that it takes few registers."""
+    tile = first_pixel + tl.arange(0, BLOCK_P)
+    tile_valid = (tile < pixels)[:, None]
+    channel = tl.arange(0, BLOCK_D)
+    in_group = (channel < DG)[None, :]
+    x_rows = x_ptr + tl.minimum(tile, pixels - 1).to(tl.int64)[:, None] * C
+    pixel = tl.minimum(tile, pixels - 1)
+    start_x = pixel % width - PAD_W
+    start_y = pixel // width % height - PAD_H
+    start_pixel = pixel.to(tl.int64) - PAD_H * width - PAD_W
+    for group in tl.range(first_group, min(first_group + BLOCK_G, G)):
+        column = group * DG + channel[None, :]
+        values = x_ptr + (start_pixel * C)[:, None] + column
+        acc = tl.zeros((BLOCK_P, BLOCK_D), dtype=tl.float32)
+        for point in tl.range(K):
+            dx, dy, strength = _predict_group(x_rows, weight_ptr, bias_ptr, point, group, C, G, BLOCK_P, BLOCK_C)
+            y, x = place_point(dx, dy, point, offset_scale, base_y, base_x, KH, DILATION_H, DILATION_W, CENTER)
+            acc = strict_add(acc, values, y, x, strength, start_y, start_x, height, width, in_group, C, WIDE)
+        out = out_ptr + (pixel.to(tl.int64) * C)[:, None] + column
+        tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=tile_valid & in_group)
 
 
 @triton.jit(do_not_specialize=("pixels", "height", "width"))
@@ -89,54 +136,24 @@ def _from_input_kernel(
         first_y, last_y = (-start_y).to(tl.float32), (height - 2 - start_y).to(tl.float32)
         for point in tl.range(K):
             dx, dy, strength = _predict(
-                x_rows,
-                tile_valid,
-                weight_ptr,
-                bias_ptr,
-                point,
-                first_group,
-                C,
-                G,
-                BLOCK_P,
-                BLOCK_G,
-                BLOCK_C,
-                PRECISION,
-                UPCAST,
-            )
-            y, x = _distance(dx, dy, point, offset_scale, base_y, base_x, KH, DILATION_H, DILATION_W, CENTER)
-            left, wx0, wx1 = _neighbours(x, first_x, last_x)
-            top, wy0, wy1 = _neighbours(y, first_y, last_y)
-            wy0 *= strength
-            wy1 *= strength
-            top = top.to(tl.int64 if WIDE else tl.int32)
-            upper = values + ((top * width + left.to(tl.int32)) * C)[:, None]
-            lower = upper + width * C
-            acc = _add_square(acc, upper, lower, C, wy0 * wx0, wy0 * wx1, wy1 * wx0, wy1 * wx1, in_group, BLOCK_D > DG)
+                x_rows, tile_valid, weight_ptr, bias_ptr, point, first_group,
+                C, G, BLOCK_P, BLOCK_G, BLOCK_C, PRECISION, UPCAST,
+            )  # fmt: skip
+            y, x = place_point(dx, dy, point, offset_scale, base_y, base_x, KH, DILATION_H, DILATION_W, CENTER)
+            shift, w00, w01, w10, w11 = weigh_square(y, x, strength, first_y, last_y, first_x, last_x, width, WIDE)
+            upper = values + (shift * C)[:, None]
+            acc = add_square(acc, upper, upper + width * C, C, w00, w01, w10, w11, in_group, BLOCK_D > DG)
         total = tl.sum(acc)
         doubtful = total != total  # noqa: PLR0124 - NaN
     if doubtful:
-        acc = tl.zeros((BLOCK_P * BLOCK_G, BLOCK_D), dtype=tl.float32)
-        for point in tl.range(K):
-            dx, dy, strength = _predict(
-                x_rows,
-                tile_valid,
-                weight_ptr,
-                bias_ptr,
-                point,
-                first_group,
-                C,
-                G,
-                BLOCK_P,
-                BLOCK_G,
-                BLOCK_C,
-                PRECISION,
-                UPCAST,
-            )
-            y, x = _distance(dx, dy, point, offset_scale, base_y, base_x, KH, DILATION_H, DILATION_W, CENTER)
-            acc = _strict_add(acc, values, y, x, strength, start_y, start_x, height, width, in_group, C, WIDE)
-
-    out = out_ptr + (pixel.to(tl.int64) * C + group * DG)[:, None] + channel[None, :]
-    tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=valid & in_group)
+        _strict_tile(
+            x_ptr, weight_ptr, bias_ptr, out_ptr, first_pixel, first_group, pixels, height, width,
+            offset_scale, base_y, base_x, C, G, DG, K, KH, PAD_H, PAD_W, DILATION_H, DILATION_W, CENTER, WIDE,
+            BLOCK_P, BLOCK_G, BLOCK_C, BLOCK_D,
+        )  # fmt: skip
+    else:
+        out = out_ptr + (pixel.to(tl.int64) * C + group * DG)[:, None] + channel[None, :]
+        tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=valid & in_group)
 
 
 def pack_offset_mask(
@@ -206,7 +223,7 @@ def from_input_launch(
     }
     bases = (base * (1.0 - geometry.offset_scale) for base in geometry.base)
     arguments = (x, weight, bias, out, pixels, height, width, geometry.offset_scale, *bases)
-    options = {"num_warps": 4, "enable_fp_fusion": True}
+    options = {"num_warps": 4, "enable_fp_fusion": True, "maxnreg": MAX_REGISTERS}
     grid = (triton.cdiv(pixels, block_p), triton.cdiv(groups, block_g))
     return Launch(_from_input_kernel, arguments, constants, options, grid)
 

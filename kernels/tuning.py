@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 import triton
-from opbench_kernels import deform_triton
+from opbench_kernels import bilinear_triton, deform_triton
 from opbench_kernels.deform_triton import Config, Sampled, forward_config, forward_launch
 
 __all__ = ["CONFIGS", "cache_path", "choose", "enable", "is_enabled", "last_choice"]
@@ -82,7 +82,8 @@ def _possible(sampled: Sampled) -> list[Config]:
 def _key(sampled: Sampled) -> str:
     """What the best configuration may depend on; rows by power of two."""
     value = sampled.value
-    source = hashlib.sha256(Path(deform_triton.__file__).read_bytes()).hexdigest()[:12]
+    modules = (deform_triton, bilinear_triton)
+    source = hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in modules)).hexdigest()[:12]
     device = torch.cuda.get_device_name(value.device) if value.device.type == "cuda" else "cpu"
     rows = triton.next_power_of_2(sampled.rows)
     shape = (str(value.dtype), *value.shape[1:], sampled.geometry.points, *sampled.geometry.stride, rows)

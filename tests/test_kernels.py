@@ -186,6 +186,23 @@ def test_a_bad_pixel_stays_where_it_belongs(implementation, bad):
     assert torch.allclose(got[finite], expected[finite], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("implementation", ["torch", "torch with gradients", "triton"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_bad_first_pixel_does_not_reach_points_outside(implementation, bad):
+    # A point that does not count has a weight of zero and must still read something: not an image's first pixels.
+    value = torch.ones(2, 4, 5, 8)
+    value[:, :2, :2] = bad
+    offset = torch.full((2, 4, 5, 9, 2), -50.0)
+    offset[:, 3:, 3:] = 0.25  # these do count, far from the bad pixels
+    mask = torch.ones(2, 4, 5, 9)
+    arguments = [tensor.to(DEVICE) for tensor in (value, offset.flatten(3), mask)]
+    arguments[0].requires_grad_(implementation == "torch with gradients")
+    got = dcnv3(*arguments, groups=1, implementation=implementation.partition(" ")[0]).cpu()
+    assert got.isfinite().all()
+    assert (got[:, :3] == 0).all()
+    assert (got[:, 3:, 3:] > 0).all()
+
+
 def test_float32_does_not_lose_precision_with_the_coordinate():
     # A coordinate of 3000 in float32 has 2^-13 between neighbours; the fraction of a small offset has not.
     geometry = Geometry(stride=(1, 60))

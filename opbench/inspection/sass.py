@@ -1,9 +1,10 @@
 """Reads SASS: instructions, their classes, and the path that is executed where nothing is out of the ordinary."""
 
 import heapq
+import math
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 __all__ = ["CLASSES", "Instruction", "classify", "hot_path", "memory_accesses", "parse_sass"]
@@ -81,16 +82,42 @@ def _width(opcode: str) -> int:
     return 32
 
 
-def hot_path(instructions: list[Instruction]) -> list[Instruction]:
+def hot_path(instructions: list[Instruction], trips: Sequence[int] = ()) -> list[Instruction]:
     """What runs where nothing is out of the ordinary.
 
     Without a loop all of it up to the last exit. With one (a sum that must be made again where it was not finite) the
-    shortest path to the exit that is taken without a condition, which skips the loop.
+    shortest path to the exit that is taken without a condition, which skips the loop. A loop that this path enters is
+    repeated.
+
+    Args:
+        instructions: a whole listing.
+        trips: how often the loops on that path run, the outermost first.
+
+    Raises:
+        ValueError: loops on that path are nested deeper than `trips` says.
     """
     last = max(position for position, instruction in enumerate(instructions) if instruction.name == "EXIT")
     if not any(_is_backward_branch(instruction) for instruction in instructions[:last]):
         return instructions[: last + 1]
-    return _shortest_path(instructions)
+    path = _shortest_path(instructions)
+    loops = _entered_loops(instructions, {instruction.address for instruction in path})
+    repeated = []
+    for instruction in path:
+        depth = sum(first <= instruction.address <= end for first, end in loops.items())
+        if depth > len(trips):
+            raise ValueError(f"{depth} nested loops at {instruction.address:#x}, trips of {len(trips)} are known")
+        repeated += [instruction] * math.prod(trips[:depth])
+    return repeated
+
+
+def _entered_loops(instructions: list[Instruction], path: set[int]) -> dict[int, int]:
+    """First and last address of each loop that begins on the path; the end's jump to itself is none."""
+    loops: dict[int, int] = {}
+    for instruction in filter(_is_backward_branch, instructions):
+        first = _target(instruction)
+        if first in path:
+            loops[first] = max(loops.get(first, 0), instruction.address)
+    return loops
 
 
 def _is_backward_branch(instruction: Instruction) -> bool:
@@ -128,7 +155,8 @@ def _shortest_path(instructions: list[Instruction]) -> list[Instruction]:
 
 
 def _successors(instruction: Instruction, position: int, index: dict[int, int]) -> list[int]:
-    if instruction.name != "BRA":
+    # The compiler also jumps to the end of a loop by a call that never returns.
+    if instruction.name not in ("BRA", "CALL"):
         return [position + 1]
     target = _target(instruction)
     taken = [index[target]] if target in index else []

@@ -3,27 +3,21 @@
 All of it comes from compiling and from arithmetic: nothing is run, and no time here is a measurement.
 """
 
+import math
 import multiprocessing
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from opbench.case import Case, Direction, Dtype, Level
+from opbench.case import Case, Direction, Dtype
 from opbench.inspection.compile import compile_launch
+from opbench.inspection.launches import GROUP_CHANNELS, POINTS, is_fused, launch, uses
 from opbench.inspection.sass import classify, hot_path, memory_accesses
 from opbench.operator import by_direction
-from opbench.shapes import load_shape_list
-
-if TYPE_CHECKING:
-    from opbench_kernels.deform_triton import Launch
 
 __all__ = ["GPUS", "Estimate", "Gpu", "Variant", "estimate", "figures", "inspect_kernels"]
 
-SHAPE_LISTS = ("standard", "high_resolution")
-GROUP_CHANNELS = 32
-KERNEL_SIZE = 3
-POINTS = KERNEL_SIZE**2
 WARP_SIZE = 32
 SCHEDULERS_PER_SM = 4
 REGISTERS_PER_SM = 65536
@@ -67,7 +61,8 @@ class Variant:
     """One compiled kernel.
 
     Attributes:
-        name: direction, dtype, groups, and vectors of 16 bytes that a lane takes per corner.
+        name: fwd, bwd, strided or fused (opbench.inspection.launches), dtype, groups, and vectors of 16 bytes that a
+            lane takes per corner.
         registers: per thread.
         stack_bytes: local memory per thread.
         local_accesses: spills, loads and stores.
@@ -79,6 +74,7 @@ class Variant:
         instructions: on the path where every sum is finite.
         instructions_per_point: warp instructions per sampled point of a group, 32 lanes wide.
         classes: those instructions by class.
+        expected_wide_loads: on that path, where each lane reads pixels (and a fused kernel's weights) by 16 bytes.
         loads, stores, atomics: global accesses on that path by width in bits.
     """
 
@@ -94,6 +90,7 @@ class Variant:
     instructions: int
     instructions_per_point: float
     classes: Mapping[str, int]
+    expected_wide_loads: int
     loads: Mapping[int, int]
     stores: Mapping[int, int]
     atomics: Mapping[int, int]
@@ -105,8 +102,10 @@ class Estimate:
 
     Attributes:
         issue_ms: warps * instructions / (SMs * 4 schedulers * clock).
-        l1_ms: 4 corners * K * P * C * element bytes / (SMs * L1 bytes per clock * clock).
-        hbm_ms: value, offset_mask and output once (backward: also the gradients) / memory bandwidth.
+        l1_ms: 4 corners * K * P * C * element bytes / (SMs * L1 bytes per clock * clock). Fused: also the input once
+            per point and block of groups, and the weights once per block of pixels.
+        hbm_ms: value, offset_mask (fused: the weights) and output once (backward: also the gradients) / memory
+            bandwidth.
     """
 
     variant: str
@@ -135,53 +134,28 @@ def inspect_kernels(
     Yields:
         Architecture, variant and estimates. One process per core compiles.
     """
-    uses: dict[str, list[Case]] = {}
-    for direction in directions:
-        for dtype in dtypes:
-            for shape_list in SHAPE_LISTS:
-                for shape in load_shape_list(shape_list).shapes:
-                    case = Case("dcnv4", Level.CORE, direction, shape_list, shape, dtype)
-                    uses.setdefault(_name(_launch(case), case), []).append(case)
-    tasks = [(architecture, name) for architecture in architectures for name in uses]
+    cases = uses(dtypes, directions)
+    tasks = [(architecture, name) for architecture in architectures for name in cases]
     # Forking a process that has started torch's threads may hang.
     with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
         compiled = pool.map(
-            figures, (name for _, name in tasks), (uses[name][0] for _, name in tasks), (arch for arch, _ in tasks)
+            figures, (name for _, name in tasks), (cases[name][0] for _, name in tasks), (arch for arch, _ in tasks)
         )
         for (architecture, name), variant in zip(tasks, compiled, strict=True):
-            yield architecture, variant, [estimate(variant, GPUS[architecture], case) for case in uses[name]]
-
-
-def _name(launch: "Launch", case: Case) -> str:
-    constants = launch.constants
-    return f"{case.direction}-{case.dtype}-groups{constants['G']}-vectors{constants.get('VECTORS', 1)}"
-
-
-def _launch(case: Case) -> "Launch":
-    """DCNv4's launch on tensors without memory; DCNv3's kernel is the same, with other strides."""
-    import torch
-    from opbench_kernels.deform_triton import backward_launch, forward_launch, sampled_dcnv4
-    from opbench_kernels.geometry import Geometry, padded_offset_mask_channels
-
-    shape = case.shape
-    groups = shape.channels // GROUP_CHANNELS
-    size = (shape.batch, shape.height, shape.width)
-    options: dict[str, Any] = {"dtype": getattr(torch, case.dtype.torch_name), "device": "meta"}
-    value = torch.empty(*size, shape.channels, **options)
-    offset_mask = torch.empty(*size, padded_offset_mask_channels(groups, POINTS), **options)
-    sampled = sampled_dcnv4(value, offset_mask, groups, Geometry())
-    if case.direction is Direction.FWD:
-        return forward_launch(sampled, value)
-    return backward_launch(sampled, value, value.float(), sampled.offset, sampled.mask)
+            yield architecture, variant, [estimate(variant, GPUS[architecture], case) for case in cases[name]]
 
 
 def figures(name: str, case: Case, architecture: str) -> Variant:
     """Compile the launch of a case and read its figures."""
-    launch = _launch(case)
-    binary = compile_launch(launch, int(architecture.removeprefix("sm_")))
-    path = hot_path(binary.instructions)
-    rows = launch.constants["BLOCK_ROWS"]
-    points = rows * launch.constants["K"]
+    launched = launch(case)
+    constants = launched.constants
+    binary = compile_launch(launched, int(architecture.removeprefix("sm_")))
+    rows, trips = constants.get("BLOCK_ROWS", 0), list[int]()
+    if is_fused(case):
+        rows = constants["BLOCK_P"] * constants["BLOCK_G"]
+        trips = [constants["K"], math.ceil(constants["C"] / constants["BLOCK_C"])]
+    path = hot_path(binary.instructions, trips)
+    points = rows * constants["K"]
     return Variant(
         name=name,
         registers=binary.registers,
@@ -190,15 +164,30 @@ def figures(name: str, case: Case, architecture: str) -> Variant:
         shared_bytes=binary.shared_bytes,
         num_warps=binary.num_warps,
         block_rows=rows,
-        lanes_per_row=max(1, launch.constants["BLOCK_D"] * case.dtype.element_bytes // 16),
+        lanes_per_row=max(1, constants["BLOCK_D"] * case.dtype.element_bytes // 16),
         occupancy=_occupancy(GPUS[architecture], binary.registers, binary.shared_bytes, binary.num_warps),
         instructions=len(path),
         instructions_per_point=len(path) * binary.num_warps / points,
         classes=classify(path),
+        expected_wide_loads=_expected_wide_loads(case, constants, binary.num_warps),
         loads=memory_accesses(path, "load"),
         stores=memory_accesses(path, "store"),
         atomics=memory_accesses(path, "atomic"),
     )
+
+
+def _expected_wide_loads(case: Case, constants: Mapping[str, Any], num_warps: int) -> int:
+    corners: int = 4 * constants["K"]
+    if not is_fused(case):
+        return corners * int(constants.get("VECTORS", 1)) + int(case.direction is Direction.BWD)
+    pixels, group_block, channels = constants["BLOCK_P"], constants["BLOCK_G"], constants["BLOCK_C"]
+
+    def per_lane(elements: float) -> int:
+        return math.ceil(elements * case.dtype.element_bytes / (16 * WARP_SIZE * num_warps))
+
+    product = per_lane(pixels * channels) + per_lane(channels * 4 * group_block)
+    sampled = corners * per_lane(pixels * group_block * constants["BLOCK_D"])
+    return sampled + int(constants["K"]) * math.ceil(constants["C"] / channels) * product
 
 
 def _occupancy(gpu: Gpu, registers: int, shared_bytes: int, num_warps: int) -> float:
@@ -215,19 +204,25 @@ def estimate(variant: Variant, gpu: Gpu, case: Case) -> Estimate:
     hertz = gpu.clock_ghz * 1e9
     shape, element_bytes = case.shape, case.dtype.element_bytes
     groups = shape.channels // GROUP_CHANNELS
-    warps = -(-shape.pixels * groups // variant.block_rows) * variant.num_warps
+    launched = launch(case)
+    warps = math.prod(launched.grid) * variant.num_warps
     packed = -(-3 * POINTS * groups // 8) * 8
     once = by_direction(
         case,
         fwd=2 * shape.elements + shape.pixels * packed,
         bwd=3 * shape.elements + shape.pixels * 2 * packed,
     )
-    gathered = 4 * POINTS * shape.elements
+    cached = 4 * POINTS * shape.elements
+    if is_fused(case):
+        weights = POINTS * shape.channels * 4 * groups
+        once = 2 * shape.elements + weights
+        pixel_tiles, group_tiles = launched.grid
+        cached += POINTS * shape.elements * group_tiles + weights * pixel_tiles
     return Estimate(
         variant=variant.name,
         shape_list=case.shape_list,
         shape=str(shape),
         issue_ms=1e3 * warps * variant.instructions / (gpu.sms * SCHEDULERS_PER_SM * hertz),
-        l1_ms=1e3 * gathered * element_bytes / (gpu.sms * gpu.l1_bytes_per_clock * hertz),
+        l1_ms=1e3 * cached * element_bytes / (gpu.sms * gpu.l1_bytes_per_clock * hertz),
         hbm_ms=1e3 * once * element_bytes / (gpu.hbm_gbps * 1e9),
     )

@@ -4,8 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
+from opbench.inspection.launches import POINTS
 from opbench.inspection.sass import CLASSES
-from opbench.inspection.static import GPUS, POINTS, Estimate, Variant
+from opbench.inspection.static import GPUS, Estimate, Variant
 
 __all__ = ["estimate_table", "variant_table"]
 
@@ -52,7 +53,8 @@ def estimate_table(architecture: str, results: Sequence[tuple[Variant, Sequence[
     title = (
         f"{architecture}: lower bounds, ms, of a {gpu.name} with {gpu.sms} SMs at {gpu.clock_ghz} GHz (not measured)\n"
         "issue = warps * instructions / (SMs * 4 * clock); "
-        f"L1 = 4 K P C bytes / (SMs * {gpu.l1_bytes_per_clock} * clock); HBM = bytes once / {gpu.hbm_gbps:.0f} GB/s"
+        f"L1 = 4 K P C bytes (fused: and the product's) / (SMs * {gpu.l1_bytes_per_clock} * clock); "
+        f"HBM = bytes once / {gpu.hbm_gbps:.0f} GB/s"
     )
     table = Table("shape list", "shape", "variant", "issue", "L1", "HBM", "bound by", title=title)
     for column in table.columns[3:6]:

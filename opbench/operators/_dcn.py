@@ -17,7 +17,12 @@ KERNEL_SIZE = Setting(3, 1, "side of the sampling grid, odd")
 OFFSET_STD_PX = Setting(1.0, 0.0, "standard deviation of the offsets, pixels")
 
 _SHARED_SOURCES = (__name__, "opbench_kernels.functional", "opbench_kernels.geometry")
-TRITON_SOURCES = (*_SHARED_SOURCES, "opbench_kernels.deform_operators", "opbench_kernels.deform_triton")
+TRITON_SOURCES = (
+    *_SHARED_SOURCES,
+    "opbench_kernels.deform_operators",
+    "opbench_kernels.deform_triton",
+    "opbench_kernels.bilinear_triton",
+)
 TORCH_SOURCES = (*_SHARED_SOURCES, "opbench_kernels.deform_torch")
 
 
