@@ -5,6 +5,7 @@ import io
 import json
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from report_fixtures import make_run, measurement
@@ -70,6 +71,7 @@ def test_the_threshold_is_an_option(place):
     [
         (("--threshold", "3"), "--threshold must be a percentage like 3% or a fraction like 0.03"),
         (("--format", "yaml"), "unknown format 'yaml'; known: terminal, markdown, csv, junit, github"),
+        (("--format", "terminal", "--out", "x"), "--out is for markdown, csv, junit; --format names none of them"),
         (("--inconclusive", "maybe"), "--inconclusive must be fail or pass, got 'maybe'"),
     ],
 )
@@ -272,3 +274,14 @@ def test_a_run_that_measured_nothing_is_5_on_either_side(place, cells):
         assert code == 5, arms
         assert "missing: " in out.splitlines()[-1]
     assert call("compare", "published", "base")[0] == 5
+
+
+def test_the_readme_shows_what_the_command_prints(monkeypatch):
+    root = Path(__file__).parents[1]
+    monkeypatch.chdir(root / "results" / "compare")
+    code, out, _ = call("compare", "main", "branch")
+    shown = (root / "README.md").read_text().partition("$ opbench compare main branch\n")[2].partition("```")[0]
+    assert code == 1
+    assert [line for line in shown.splitlines() if line != "..."] == [
+        line.rstrip() for line in out.splitlines() if line.rstrip() in shown.splitlines() and line.strip()
+    ]

@@ -96,14 +96,17 @@ def chosen_formats(text: str | None, out: Path | None) -> list[str]:
 
     Raises:
         UnknownNameError: one that is not known.
+        UsageError: --out, and none that has a file.
     """
-    from opbench.errors import UnknownNameError
+    from opbench.errors import UnknownNameError, UsageError
     from opbench.report.comparison import COMPARISON_FORMATS, FILES
 
     formats = split("--format", text) or (["terminal", *FILES] if out else ["terminal"])
     for name in formats:
         if name not in COMPARISON_FORMATS:
             raise UnknownNameError("format", name, COMPARISON_FORMATS)
+    if out and not set(formats) & set(FILES):
+        raise UsageError(f"--out is for {', '.join(FILES)}; --format names none of them")
     return list(dict.fromkeys(formats))
 
 
