@@ -83,7 +83,9 @@ def test_out_is_refused_twice_and_resume_finds_nothing_left(folder):
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP])  # SIGTERM has the same handler as SIGHUP
 def test_a_sweep_that_is_stopped_keeps_its_cells_and_resumes(folder, how):
-    command = [sys.executable, "-m", "opbench", "sweep", *FAST, "--ops", "conv3x3,attention,dcnv4", "--out", "run"]
+    # Cells that are long enough for the signal to come before the last, on a busy machine too.
+    command = [sys.executable, "-m", "opbench", "sweep", *FAST, "--time-budget", "0.2", "--out", "run",
+               "--ops", "conv3x3,attention,dcnv4"]  # fmt: skip
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     journal = folder / "run" / "journal.jsonl"
     deadline = time.monotonic() + 120
