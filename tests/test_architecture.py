@@ -71,14 +71,12 @@ def test_help_imports_nothing_heavy():
     assert not imported_by(statement) & HEAVY
 
 
-def test_reading_results_works_without_torch(tmp_path):
-    command = [sys.executable, "-m", "opbench", "sweep", "--shapes", "smoke", "--ops", "conv3x3", "--device", "cpu",
-               "--time-budget", "0.02", "--out", str(tmp_path / "run"), "--quiet"]  # fmt: skip
-    subprocess.run(command, check=True, capture_output=True)
-    code = f"import opbench; frame = opbench.load_results({str(tmp_path / 'run')!r}); assert len(frame) == 6"
+def test_reading_results_works_without_torch():
+    run = str(ROOT / "results" / "xeon-2core")  # as a real sweep wrote it
+    code = f"import opbench; frame = opbench.load_results({run!r}); assert len(frame) == 84"
     assert "torch" not in imported_by(code, without=("torch", "triton", "timm"))
     report = (
-        f"import sys; sys.argv = ['opbench', 'report', {str(tmp_path / 'run')!r}]\n"
+        f"import sys; sys.argv = ['opbench', 'report', {run!r}]\n"
         "try:\n    from opbench.cli import main; main()\nexcept SystemExit as end: assert end.code in (None, 0)"
     )
     loaded = imported_by(report, without=("torch", "triton", "timm", "pandas", "numpy", "matplotlib", "scipy"))
