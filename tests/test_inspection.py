@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,17 @@ def test_the_hot_path_skips_a_loop_and_keeps_straight_code():
     assert [instruction.address for instruction in path] == [0x00, 0x10, 0x20, 0x30, 0x40, 0x80, 0x90]
     straight = parse_sass(LISTING.replace("@P1 BRA 0x50", "@P1 BRA 0x70"))
     assert [instruction.address for instruction in hot_path(straight)] == list(range(0, 0xA0, 0x10))
+
+
+def test_a_loop_on_the_hot_path_counts_as_often_as_it_runs():
+    # An outer loop with an inner one, left by a call that never returns; the loop after them is skipped.
+    lines = ["S2R R0", "MOV R1, R2", "FFMA R4, R4, R9, R4", "@P0 BRA 0x20", "@P1 CALL.REL.NOINC 0x60", "BRA 0x10",
+             "@P2 BRA 0x90", "MOV R1, R2", "@P3 BRA 0x70", "EXIT"]  # fmt: skip
+    instructions = parse_sass("".join(f"        /*{16 * i:04x}*/  {line} ;\n" for i, line in enumerate(lines)))
+    counts = Counter(instruction.address // 16 for instruction in hot_path(instructions, (3, 5)))
+    assert counts == {0: 1, 1: 3, 2: 15, 3: 15, 4: 3, 6: 1, 9: 1}
+    with pytest.raises(ValueError, match="nested loops"):
+        hot_path(instructions, (3,))
 
 
 @pytest.fixture(scope="module")
