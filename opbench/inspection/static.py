@@ -177,7 +177,7 @@ def figures(name: str, case: Case, architecture: str) -> Variant:
 
 
 def _expected_wide_loads(case: Case, constants: Mapping[str, Any], num_warps: int) -> int:
-    corners: int = 4 * constants["K"]
+    corners = 4 * int(constants["K"])
     if not is_fused(case):
         return corners * int(constants.get("VECTORS", 1)) + int(case.direction is Direction.BWD)
     pixels, group_block, channels = constants["BLOCK_P"], constants["BLOCK_G"], constants["BLOCK_C"]
@@ -187,7 +187,7 @@ def _expected_wide_loads(case: Case, constants: Mapping[str, Any], num_warps: in
 
     product = per_lane(pixels * channels) + per_lane(channels * 4 * group_block)
     sampled = corners * per_lane(pixels * group_block * constants["BLOCK_D"])
-    return sampled + int(constants["K"]) * math.ceil(constants["C"] / channels) * product
+    return sampled + int(constants["K"]) * math.ceil(int(constants["C"]) / int(channels)) * product
 
 
 def _occupancy(gpu: Gpu, registers: int, shared_bytes: int, num_warps: int) -> float:
