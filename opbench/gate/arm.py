@@ -1,21 +1,21 @@
 """One process of one arm: times the cells it is told to, and a sentinel that no revision touches.
 
 The gate runs this very file, by its path, for both arms; only `opbench` and the operators come from the arm's own
-place, the first on PYTHONPATH. Standard input: one JSON request. The file named by the first argument gets JSON
-lines: what the process is, the plan where no cells were named, a measurement per cell, the sentinel, and an end.
+place, the first on PYTHONPATH. Standard input and the file descriptor named by the first argument carry JSON lines: a
+request in, an answer out. The first request says what to measure and how; each one after it names one thing to do.
 """
 
 import json
+import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import IO, Any
 
 PROTOCOL = 1
 SENTINEL_SAMPLES = 20
-"""Before the cells, and as many again after them."""
 SENTINEL_LAUNCHES = {"cpu": 1, "cuda": 20}
 """Per sample: on CUDA enough that launching is a small part of it."""
 SENTINEL_SIDE = 256
@@ -23,20 +23,20 @@ SENTINEL_BYTES = 2**22
 
 
 def main() -> None:
-    """Serve one request."""
-    request = json.loads(sys.stdin.read())
-    if request["protocol"] != PROTOCOL:
-        raise SystemExit(f"protocol must be {PROTOCOL}, got {request['protocol']}")
-    with open(sys.argv[1], "w", encoding="utf-8") as out:
+    """Serve until standard input ends."""
+    requests = (json.loads(line) for line in sys.stdin)
+    with os.fdopen(int(sys.argv[1]), "w", encoding="utf-8") as out:
         try:
-            _serve(request, out)
+            _serve(next(requests), requests, out)
         except Exception as error:
             if type(error).__module__ == "opbench.errors":  # meant for a reader: no traceback
                 raise SystemExit(str(error)) from None
             raise
 
 
-def _serve(request: Mapping[str, Any], out: IO[str]) -> None:
+def _serve(first: Mapping[str, Any], requests: Iterable[Mapping[str, Any]], out: IO[str]) -> None:
+    if first["protocol"] != PROTOCOL:
+        raise SystemExit(f"protocol must be {PROTOCOL}, got {first['protocol']}")
     # All that the gate needs of a revision's opbench: one whose opbench lacks it cannot be an arm.
     from opbench import registry
     from opbench.case import Cell
@@ -45,28 +45,27 @@ def _serve(request: Mapping[str, Any], out: IO[str]) -> None:
     from opbench.run import plan
     from opbench.runner import CellRunner, RunOptions
 
-    def say(**message: Any) -> None:  # noqa: ANN401
+    def answer(**message: Any) -> None:  # noqa: ANN401
         out.write(json.dumps(message) + "\n")
         out.flush()
 
     operators = dict(registry.registered())
-    asked = make_request(request["options"], operators)
-    if request["cells"] is None:
-        environment = collect_environment(asked.device)
-        say(identity=comparison_identity(environment), environment=environment)
-        cells = plan(asked, operators)
-        say(plan=[cell.to_json() for cell in cells])
-    else:
-        cells = [Cell.from_json(cell) for cell in request["cells"]]
-    for name, fraction in request["inject"].items():
+    asked = make_request(first["options"], operators)
+    planned = plan(asked, operators)
+    for name, fraction in first["inject"].items():
         operators[name] = slowed(operators[name], fraction)
-    before = sentinel(asked.device)
     runner = CellRunner(RunOptions.of(asked.to_json()), operators.__getitem__)
-    for cell in cells:
-        say(measurement=json.loads(runner.run(cell).to_json_line()))
-    after = sentinel(asked.device)
-    say(sentinel={name: statistics.median(before[name] + after[name]) for name in before})
-    say(end=True)
+    answer(ready=True)
+    for request in requests:
+        if request["do"] == "plan":
+            environment = collect_environment(asked.device)
+            cells = [cell.to_json() for cell in planned]
+            answer(plan=cells, identity=comparison_identity(environment), environment=environment)
+        elif request["do"] == "sentinel":
+            answer(sentinel=sentinel(asked.device))
+        else:
+            measurement = runner.run(Cell.from_json(request["cell"]))
+            answer(measurement=json.loads(measurement.to_json_line()))
 
 
 def sentinel(device: str) -> dict[str, list[float]]:

@@ -1,16 +1,18 @@
-"""Starts the fresh processes of the gate's arms, and reads what they measured."""
+"""Runs rounds: a fresh process of each arm, which measure cell by cell in turns."""
 
 import json
 import os
+import select
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Self, cast
 
 from opbench.case import Cell
 from opbench.errors import GateError
@@ -20,6 +22,9 @@ from opbench.measurement import Measurement, Status, one_line
 from opbench.stats import median
 
 __all__ = ["Arm", "ArmProcess", "Launcher"]
+
+LAST_WORDS_S = 10.0
+"""Most that may pass between the end of a process's answers and its death."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,7 @@ class ArmProcess:
     Attributes:
         measurements: by cell key, in the order in which they were measured.
         sentinel: milliseconds by name; empty where the process ended early.
-        seconds: from start to end, importing included.
+        seconds: its share of the round, importing included.
         failure: why it ended early; empty where it did not.
         plan: the arm's cells, where the process was asked to make the plan.
         identity: what must be equal to compare, likewise.
@@ -66,7 +71,10 @@ class ArmProcess:
 
 
 class Launcher:
-    """Runs processes of arms, one at a time.
+    """Runs rounds, one at a time.
+
+    Both processes of a round live at once and take turns: the same cell in one, then at once in the other, the first
+    of them alternating from cell to cell. What the machine does within seconds so falls on both alike.
 
     Args:
         options: what to measure and how, as make_request takes it.
@@ -75,44 +83,143 @@ class Launcher:
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = dict(options)
 
-    def run(self, arm: Arm, cells: Sequence[Cell] | None) -> ArmProcess:
-        """Measure cells in a fresh process of an arm, in the order given; None for all that the arm plans.
+    def run(self, arms: Mapping[str, Arm], cells: Sequence[Cell] | None, first: str) -> dict[str, ArmProcess]:
+        """One round.
+
+        Args:
+            arms: by name.
+            cells: in the order of measuring; None for all that each arm plans, in the order of its plan.
+            first: name of the arm that measures the first cell first.
 
         Raises:
-            GateError: the arm cannot be measured at all: it does not start, or its opbench is another one.
+            GateError: an arm cannot be measured at all: it does not start, or its opbench is another one.
         """
-        count = 500 if cells is None else len(cells)
-        limit_s = START_LIMIT_S + count * cell_limit_s(self._options.get("time_budget") or 1.0)
-        request = {
-            "protocol": arm_program.PROTOCOL,
-            "options": self._options,
-            "cells": None if cells is None else [cell.to_json() for cell in cells],
-            "inject": dict(arm.inject),
-        }
-        with tempfile.TemporaryDirectory(prefix="opbench-gate-") as folder:
-            answer = Path(folder) / "answer.jsonl"
-            # -P: neither this program's folder nor the current one may shadow what the arm imports.
-            command = [sys.executable, "-P", str(arm_program.__file__), str(answer)]
-            started = time.monotonic()
-            process = subprocess.Popen(
-                command,
+        started = time.monotonic()
+        cell_s = cell_limit_s(self._options.get("time_budget") or 1.0)
+        names = sorted(arms, key=lambda name: name != first)
+        with ExitStack() as stack:
+            processes = {name: stack.enter_context(_Process(arms[name], self._options)) for name in names}
+            for name in names:
+                processes[name].ask(None, START_LIMIT_S)
+            if cells is None:
+                for name in names:
+                    processes[name].ask({"do": "plan"}, START_LIMIT_S)
+                    if "plan" not in processes[name].heard:
+                        raise GateError(f"{arms[name].label}: cannot be measured: {processes[name].failure}")
+                every = [cell for name in names for cell in processes[name].plan]
+                cells = list({cell.key: cell for cell in every}.values())
+            steps: list[Cell | None] = [None, *cells, None]
+            for number, step in enumerate(steps):
+                for name in names if number % 2 == 0 else reversed(names):
+                    processes[name].measure(step, cell_s)
+            each_s = (time.monotonic() - started) / len(names)
+            return {name: process.result(each_s) for name, process in processes.items()}
+
+
+class _Process:
+    """One process of an arm, from its start to its end."""
+
+    def __init__(self, arm: Arm, options: Mapping[str, Any]) -> None:
+        self.failure = ""
+        self.heard: dict[str, Any] = {}
+        self._first = {"protocol": arm_program.PROTOCOL, "options": dict(options), "inject": dict(arm.inject)}
+        self._arm = arm
+        self._measurements: dict[str, Measurement] = {}
+        self._sentinel: dict[str, list[float]] = {}
+        self._unread = b""
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory(prefix="opbench-gate-")
+        self._answers, theirs = os.pipe()
+        self._errors = Path(self._folder.name) / "errors"
+        with self._errors.open("wb") as errors:
+            self._process = subprocess.Popen(
+                # -P: neither this program's folder nor the current one may shadow what the arm imports.
+                [sys.executable, "-P", str(arm_program.__file__), str(theirs)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-                errors="replace",
-                cwd=folder,
-                env=_environment(arm),
+                stderr=errors,
+                cwd=self._folder.name,
+                env=_environment(self._arm),
+                pass_fds=(theirs,),
                 start_new_session=True,  # Ctrl-C is ours to handle: the process must not die halfway by itself
             )
-            try:
-                _, errors = process.communicate(json.dumps(request), timeout=limit_s)
-                failure = "" if process.returncode == 0 else _last_line(errors, process.returncode)
-            except subprocess.TimeoutExpired:
-                failure = f"it took longer than {limit_s:.0f} s"
-            finally:
-                _end(process)
-            return _read(answer, failure, time.monotonic() - started, arm, planned=cells is None)
+        os.close(theirs)
+        self._send(self._first)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        with suppress(OSError):
+            cast(IO[bytes], self._process.stdin).close()
+        os.close(self._answers)
+        self._folder.cleanup()
+
+    @property
+    def plan(self) -> tuple[Cell, ...]:
+        """What it said that it plans."""
+        return tuple(Cell.from_json(cell) for cell in self.heard.get("plan", ()))
+
+    def measure(self, cell: Cell | None, limit_s: float) -> None:
+        """Measure a cell, or the sentinel; nothing where the process has failed, or plans no such cell."""
+        if cell is None:
+            for name, taken in self.ask({"do": "sentinel"}, limit_s).get("sentinel", {}).items():
+                self._sentinel.setdefault(name, []).extend(taken)
+        elif "plan" not in self.heard or cell in self.plan:
+            answer = self.ask({"do": "cell", "cell": cell.to_json()}, limit_s)
+            if "measurement" in answer:
+                self._measurements[cell.key] = Measurement.from_json(answer["measurement"])
+
+    def ask(self, request: Mapping[str, Any] | None, limit_s: float) -> dict[str, Any]:
+        """What the process answers; {} where it has failed. None waits for the answer to what was sent first."""
+        if self.failure:
+            return {}
+        if request is not None:
+            self._send(request)
+        deadline = time.monotonic() + limit_s
+        while b"\n" not in self._unread:
+            wait_s = deadline - time.monotonic()
+            if wait_s <= 0 or not select.select([self._answers], [], [], wait_s)[0]:
+                self.failure = f"no answer within {limit_s:.0f} s"
+                return {}
+            data = os.read(self._answers, 2**16)
+            if not data:
+                self.failure = self._last_words()
+                return {}
+            self._unread += data
+        line, _, self._unread = self._unread.partition(b"\n")
+        answer: dict[str, Any] = json.loads(line)
+        if "plan" in answer:
+            self.heard = answer
+        return answer
+
+    def result(self, seconds: float) -> ArmProcess:
+        """What it measured."""
+        return ArmProcess(
+            measurements=self._measurements,
+            sentinel={name: median(taken) for name, taken in self._sentinel.items()} if not self.failure else {},
+            seconds=seconds,
+            failure=self.failure,
+            plan=self.plan,
+            identity=self.heard.get("identity", {}),
+            environment=self.heard.get("environment", {}),
+        )
+
+    def _send(self, request: Mapping[str, Any]) -> None:
+        stdin = cast(IO[bytes], self._process.stdin)
+        with suppress(BrokenPipeError):  # why it ended shows when its answer is read
+            stdin.write(json.dumps(request).encode() + b"\n")
+            stdin.flush()
+
+    def _last_words(self) -> str:
+        try:
+            returncode = self._process.wait(timeout=LAST_WORDS_S)
+        except subprocess.TimeoutExpired:
+            return "it closed its answers"
+        lines = [line for line in self._errors.read_text(errors="replace").splitlines() if line.strip()]
+        return f"exit code {returncode}: {one_line(lines[-1]) if lines else 'no message'}"
 
 
 def _environment(arm: Arm) -> dict[str, str]:
@@ -122,47 +229,3 @@ def _environment(arm: Arm) -> dict[str, str]:
         variables["PYTHONPATH"] = os.pathsep.join([str(arm.place), *others])
     variables["PYTHONDONTWRITEBYTECODE"] = "1"
     return variables
-
-
-def _end(process: "subprocess.Popen[str]") -> None:
-    """Kill what is left of a process and of what it started."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, 9)
-    process.wait()
-    for pipe in (process.stdin, process.stderr):
-        if pipe:
-            with suppress(OSError):
-                pipe.close()
-
-
-def _last_line(errors: str, returncode: int) -> str:
-    lines = [line for line in errors.splitlines() if line.strip()]
-    return f"exit code {returncode}: {one_line(lines[-1]) if lines else 'no message'}"
-
-
-def _read(answer: Path, failure: str, seconds: float, arm: Arm, *, planned: bool) -> ArmProcess:
-    messages: dict[str, Any] = {}
-    measurements = {}
-    with suppress(FileNotFoundError), answer.open(encoding="utf-8") as file:
-        for line in file:
-            if not line.endswith("\n"):
-                break  # the process was killed while it wrote
-            message = json.loads(line)
-            if "measurement" in message:
-                measurement = Measurement.from_json(message["measurement"])
-                measurements[measurement.cell.key] = measurement
-            else:
-                messages |= message
-    if not failure and not messages.get("end"):
-        failure = "it ended without a word"
-    if failure and planned and "plan" not in messages:
-        raise GateError(f"{arm.label}: cannot be measured: {failure}")
-    return ArmProcess(
-        measurements=measurements,
-        sentinel=messages.get("sentinel", {}),
-        seconds=seconds,
-        failure=failure,
-        plan=tuple(Cell.from_json(cell) for cell in messages.get("plan", ())),
-        identity=messages.get("identity", {}),
-        environment=messages.get("environment", {}),
-    )

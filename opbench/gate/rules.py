@@ -128,13 +128,13 @@ def decide(first: Rounds, second: Rounds | None, kept: Flags, rules: Rules) -> D
         rules: levels.
     """
     result = screen(first, rules)
-    verdicts = np.where(result.same, Verdict.SAME, Verdict.INCONCLUSIVE).astype(object)
+    verdicts = _settled(result.same)
     changes = [interval(column) for column in first.T]
     suite_rounds, suite_slower = first.mean(axis=1), False
     if second is not None and second.size:
         limit = np.log1p(rules.tolerance)
         both = np.vstack([first[:, kept], second])
-        outcome = np.where(_same(both, rules), Verdict.SAME, Verdict.INCONCLUSIVE).astype(object)
+        outcome = _settled(_same(both, rules))
         for family, level in ((result.suspect[kept], rules.level), (~result.suspect[kept], rules.late_level)):
             columns = np.flatnonzero(family)
             outcome[columns[holm(_p_above(-second[:, columns], limit), level)]] = Verdict.FASTER
@@ -173,6 +173,12 @@ def holm(p_values: NDArray[np.float64], level: float) -> Flags:
     rejected: Flags = np.zeros(len(p_values), dtype=bool)
     rejected[order[: len(passed) if passed.all() else int(np.argmin(passed))]] = True
     return rejected
+
+
+def _settled(same: Flags) -> NDArray[np.object_]:
+    verdicts = np.full(len(same), Verdict.INCONCLUSIVE, dtype=object)
+    verdicts[same] = Verdict.SAME
+    return verdicts
 
 
 def _same(rounds: Rounds, rules: Rules) -> Flags:

@@ -17,7 +17,7 @@ from opbench.errors import GateError, ResultsError
 from opbench.files import write_whole
 from opbench.gate.process import Arm
 from opbench.gate.rules import Rules
-from opbench.gate.session import Listener, RunProcess, Session, SessionSettings, run_session
+from opbench.gate.session import Listener, RunRound, Session, SessionSettings, run_session
 from opbench.measurement import one_line
 from opbench.verdicts import Verdict
 
@@ -138,7 +138,7 @@ class SelfTest:
 
 
 def run_sessions(
-    run_process: RunProcess,
+    run_round: RunRound,
     inject: Sequence[float],
     sessions: int,
     settings: SessionSettings,
@@ -148,7 +148,7 @@ def run_sessions(
     """Run A/A sessions and sessions with each injected slow-down, in turns; those that `out` holds are kept.
 
     Args:
-        run_process: as Launcher.run.
+        run_round: as Launcher.run.
         inject: fractions by which an operator is slowed, 0.05 for 5 %.
         sessions: of each kind.
         settings: of every session.
@@ -168,7 +168,7 @@ def run_sessions(
             if (number, fraction) in done:
                 continue
             if not operators:
-                plan = run_process(Arm("plan"), None).plan
+                plan = run_round({"base": Arm("plan")}, None, "base")["base"].plan
                 operators = list(dict.fromkeys(cell.case.operator for cell in plan))
                 if not operators:
                     raise GateError("a self-test needs at least one cell")
@@ -177,7 +177,7 @@ def run_sessions(
             session = run_session(
                 Arm("this opbench"),
                 head,
-                run_process,
+                run_round,
                 replace(settings, same_source_allowed=True, seed=number),
                 on_session(number, fraction, chosen),
             )

@@ -3,7 +3,7 @@
 import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -15,16 +15,16 @@ from opbench.gate.process import Arm, ArmProcess
 from opbench.gate.rules import Rules, decide, screen
 from opbench.verdicts import Comparison, Verdict
 
-__all__ = ["Listener", "ProcessRecord", "Session", "SessionSettings", "run_session"]
+__all__ = ["Listener", "ProcessRecord", "RunRound", "Session", "SessionSettings", "run_session"]
 
 FEWEST_CONFIRM_ROUNDS = 8
 MOST_CONFIRM_ROUNDS = 64
 
 
-class RunProcess(Protocol):
-    """Measures cells in a fresh process of an arm: Launcher.run, or a simulation."""
+class RunRound(Protocol):
+    """Runs a round, a fresh process of each arm: Launcher.run, or a simulation."""
 
-    def __call__(self, arm: Arm, cells: Sequence[Cell] | None) -> ArmProcess:
+    def __call__(self, arms: Mapping[str, Arm], cells: Sequence[Cell] | None, first: str) -> Pair:
         """As Launcher.run."""
         ...
 
@@ -120,32 +120,32 @@ class Session:
 
 
 def run_session(
-    base: Arm, head: Arm, run_process: RunProcess, settings: SessionSettings, listener: Listener | None = None
+    base: Arm, head: Arm, run_round: RunRound, settings: SessionSettings, listener: Listener | None = None
 ) -> Session:
     """Measure two arms in turns and compare them.
 
     Raises:
         GateError: an arm cannot be measured at all.
     """
-    return _Run(base, head, run_process, settings, listener).run()
+    return _Run(base, head, run_round, settings, listener).run()
 
 
 class _Run:
     """The state of a session while it goes on."""
 
     def __init__(
-        self, base: Arm, head: Arm, run_process: RunProcess, settings: SessionSettings, listener: Listener | None
+        self, base: Arm, head: Arm, run_round: RunRound, settings: SessionSettings, listener: Listener | None
     ) -> None:
         self.arms = {"base": base, "head": head}
         self.settings = settings
         self.rules = settings.rules
         self.records: list[ProcessRecord] = []
-        self._run_process = run_process
+        self._run_round = run_round
         self._listener = listener
         self._random = random.Random(settings.seed)  # noqa: S311 - an order, not a secret
 
     def run(self) -> Session:
-        setup = {name: self._process("setup", 0, name, None) for name in self.arms}
+        setup = self._round("setup", 0, None, "base")
         outcome = self._without_rounds(setup) or self._with_rounds(setup)
         return Session(outcome, self.records)
 
@@ -229,7 +229,7 @@ class _Run:
         return sum(record.process.seconds for record in self.records)
 
     def _stage(self, name: str, rounds: int, cells: Sequence[Cell]) -> list[Pair]:
-        """Rounds of one process per arm, base first in the even ones and head first in the odd ones."""
+        """Rounds; in the even ones the base measures the first cell first, in the odd ones the head."""
         if self._listener:
             last = self.records[-2:]
             self._listener.stage(name, 2 * rounds, rounds * sum(record.process.seconds for record in last))
@@ -237,14 +237,14 @@ class _Run:
         for number in range(rounds):
             order = list(cells)
             self._random.shuffle(order)
-            arms = ("base", "head") if number % 2 == 0 else ("head", "base")
-            taken.append({arm: self._process(name, number, arm, order) for arm in arms})
+            taken.append(self._round(name, number, order, ("base", "head")[number % 2]))
         return taken
 
-    def _process(self, stage: str, number: int, arm: str, cells: Sequence[Cell] | None) -> ArmProcess:
-        process = self._run_process(self.arms[arm], cells)
-        record = ProcessRecord(stage, number, arm, process)
-        self.records.append(record)
-        if self._listener:
-            self._listener.process_ended(record)
-        return process
+    def _round(self, stage: str, number: int, cells: Sequence[Cell] | None, first: str) -> Pair:
+        pair = self._run_round(self.arms, cells, first)
+        for arm, process in pair.items():
+            record = ProcessRecord(stage, number, arm, process)
+            self.records.append(record)
+            if self._listener:
+                self._listener.process_ended(record)
+        return pair

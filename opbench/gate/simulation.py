@@ -55,7 +55,7 @@ def simulated_cells(count: int) -> tuple[Cell, ...]:
 
 @dataclass(slots=True)
 class SimulatedProcesses:
-    """Runs processes as Launcher.run does, from a seed.
+    """Runs rounds as Launcher.run does, from a seed.
 
     Attributes:
         cells: what both arms plan.
@@ -80,7 +80,11 @@ class SimulatedProcesses:
     def __post_init__(self) -> None:
         self._random = np.random.default_rng(self.seed)
 
-    def __call__(self, arm: Arm, cells: Sequence[Cell] | None) -> ArmProcess:
+    def __call__(self, arms: Mapping[str, Arm], cells: Sequence[Cell] | None, first: str) -> dict[str, ArmProcess]:
+        """One round, the first arm's process before the other's."""
+        return {name: self.process(arms[name], cells) for name in sorted(arms, key=lambda name: name != first)}
+
+    def process(self, arm: Arm, cells: Sequence[Cell] | None) -> ArmProcess:
         """One process."""
         chosen = self.cells if cells is None else cells
         drift = self.noise.drift * np.sin(self.count / 20)
