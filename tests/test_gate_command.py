@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -188,8 +189,9 @@ def simulated(monkeypatch, processes):
         def __init__(self, options):
             self.run = self
 
-        def __call__(self, arm, cells):
-            return processes(type(arm)(arm.label.split(" ")[0], arm.place, arm.inject), cells)
+        def __call__(self, arms, cells, first):
+            short = {name: replace(arm, label=arm.label.split(" ")[0]) for name, arm in arms.items()}
+            return processes(short, cells, first)
 
     monkeypatch.setattr(gate_command, "Launcher", Launcher)
     monkeypatch.setattr(gate_command, "installed", nothing_installed)
@@ -288,7 +290,7 @@ def test_the_github_format_names_the_failing_cell(repository, tmp_path, monkeypa
 
 def test_a_selftest_finds_its_rates_and_goes_on_where_it_was(repository, tmp_path, monkeypatch):
     class Injected(SimulatedProcesses):
-        def __call__(self, arm, cells):
+        def process(self, arm, cells):
             self.slower = {
                 cell.key: math.log1p(fraction)
                 for name, fraction in arm.inject.items()
@@ -296,7 +298,7 @@ def test_a_selftest_finds_its_rates_and_goes_on_where_it_was(repository, tmp_pat
                 if cell.case.operator == name
             }
             self.head = arm.label
-            return super().__call__(arm, cells)
+            return super().process(arm, cells)
 
     processes = Injected(CELLS, Noise(0.005, 0.005))
 
@@ -371,7 +373,7 @@ def test_an_interrupt_leaves_no_worktree_and_no_process(repository, tmp_path):
         stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env={**os.environ, "TMPDIR": str(scratch)},
     )  # fmt: skip
     deadline = time.monotonic() + 120
-    while not list(scratch.glob("*/answer.jsonl")):  # a process of an arm is running
+    while not list(scratch.glob("*/errors")):  # a process of an arm is running
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.05)

@@ -32,9 +32,12 @@ class Recorder:
     def __init__(self, inner, change=lambda arm, cells, process: process):
         self.inner, self.change, self.asked = inner, change, []
 
-    def __call__(self, arm, cells):
-        self.asked.append((arm.label, None if cells is None else [cell.key for cell in cells]))
-        return self.change(arm, cells, self.inner(arm, cells))
+    def __call__(self, arms, cells, first):
+        pair = {}
+        for name in sorted(arms, key=lambda name: name != first):
+            self.asked.append((name, None if cells is None else [cell.key for cell in cells]))
+            pair[name] = self.change(arms[name], cells, self.inner.process(arms[name], cells))
+        return pair
 
 
 def test_nothing_changed_is_shown_to_be_the_same():

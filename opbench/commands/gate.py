@@ -1,6 +1,7 @@
 """`opbench gate`: is one revision slower than another, measured in turns on this device."""
 
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -97,7 +98,8 @@ def gate(
     from opbench.percent import parse_percent
 
     accepted = accepts_inconclusive(inconclusive)
-    formats = chosen_formats(format_, out or Path())
+    # --out is the folder of the data first of all: unlike compare's, it needs no format that has a file.
+    formats = chosen_formats(format_, None if format_ else out)
 
     given = {
         "shapes": [_shape_list(text) for text in shapes] if shapes else None,
@@ -118,7 +120,8 @@ def gate(
             show_selftest(*run_selftest(sizes, sessions, settled), console=stdout(no_color))
         else:
             comparison, folder = run_gate(str(base), head, request)
-            conclude(comparison, formats, folder, accept_inconclusive=accepted, no_color=no_color)
+            print(f"data: {folder}", file=sys.stderr)
+            conclude(comparison, formats, out, accept_inconclusive=accepted, no_color=no_color)
 
 
 def _with_rounds(rules: "Rules", text: str | None) -> "Rules":
