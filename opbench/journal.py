@@ -87,14 +87,18 @@ class JournalWriter:
         """
         line = measurement.to_json_line().encode() + b"\n"
         with storage_errors(self._path):
+            written = 0
             try:
-                written = 0
                 while written < len(line):
                     written += self._file.write(line[written:])
                 os.fsync(self._file.fileno())
-            except BaseException:
-                with suppress(OSError):
-                    self._cut()
+            except BaseException as error:
+                # A line that is there in full stays when only waiting for the disk was interrupted, by Ctrl-C say.
+                if isinstance(error, OSError) or written < len(line):
+                    with suppress(OSError):
+                        self._cut()
+                else:
+                    self._whole += len(line)
                 raise
         self._whole += len(line)
 

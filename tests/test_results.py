@@ -77,6 +77,21 @@ def test_measurements_csv_is_the_same_table_unrounded(run):
     assert rows[0]["samples"] == "41"
 
 
+def test_an_interrupt_while_the_disk_is_waited_for_keeps_the_line(run, monkeypatch):
+    before = len(list(run.measurements()))
+    measurement = next(iter(run.measurements()))
+
+    def interrupted(descriptor):
+        raise KeyboardInterrupt
+
+    with run.append() as journal:
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("os.fsync", interrupted)
+            journal.write(measurement)
+        journal.write(measurement)
+    assert len(list(run.measurements())) == before + 2
+
+
 def test_a_line_cut_short_is_left_out_and_then_overwritten(run):
     journal_path = run.path / "journal.jsonl"
     whole = journal_path.read_bytes()
