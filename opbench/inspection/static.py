@@ -180,14 +180,18 @@ def _expected_wide_loads(case: Case, constants: Mapping[str, Any], num_warps: in
     corners = 4 * int(constants["K"])
     if not is_fused(case):
         return corners * int(constants.get("VECTORS", 1)) + int(case.direction is Direction.BWD)
-    pixels, group_block, channels = constants["BLOCK_P"], constants["BLOCK_G"], constants["BLOCK_C"]
+    pixels, group_block, channels = (int(constants[name]) for name in ("BLOCK_P", "BLOCK_G", "BLOCK_C"))
 
-    def per_lane(elements: float) -> int:
+    def per_lane(elements: int) -> int:
         return math.ceil(elements * case.dtype.element_bytes / (16 * WARP_SIZE * num_warps))
 
     product = per_lane(pixels * channels) + per_lane(channels * 4 * group_block)
     sampled = corners * per_lane(pixels * group_block * constants["BLOCK_D"])
+<<<<<<< HEAD
     return sampled + int(constants["K"]) * math.ceil(int(constants["C"]) / int(channels)) * product
+=======
+    return sampled + int(constants["K"]) * math.ceil(int(constants["C"]) / channels) * product
+>>>>>>> kernels
 
 
 def _occupancy(gpu: Gpu, registers: int, shared_bytes: int, num_warps: int) -> float:
