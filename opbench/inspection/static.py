@@ -187,11 +187,7 @@ def _expected_wide_loads(case: Case, constants: Mapping[str, Any], num_warps: in
 
     product = per_lane(pixels * channels) + per_lane(channels * 4 * group_block)
     sampled = corners * per_lane(pixels * group_block * constants["BLOCK_D"])
-<<<<<<< HEAD
-    return sampled + int(constants["K"]) * math.ceil(int(constants["C"]) / int(channels)) * product
-=======
     return sampled + int(constants["K"]) * math.ceil(int(constants["C"]) / channels) * product
->>>>>>> kernels
 
 
 def _occupancy(gpu: Gpu, registers: int, shared_bytes: int, num_warps: int) -> float:
