@@ -91,12 +91,12 @@ def chatter(x):
 
 def change_flags(x):
     result = x * 2
-    torch.set_num_threads(1)
+    torch.set_num_threads(torch.get_num_threads() + 1)
     torch.set_default_dtype(torch.float64)
     torch._C._set_deterministic_algorithms(True)  # the public function imports torch's compiler, for seconds
     torch.backends.cudnn.benchmark = True
     torch.autograd.set_grad_enabled(False)
-    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["OMP_NUM_THREADS"] = "99"
     os.chdir("/")
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return result

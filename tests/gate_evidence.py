@@ -208,10 +208,24 @@ def _verdict(session, key):
     return next(row.verdict for row in session.comparison.cells if row.cell.key == key)
 
 
+def spread_table(kinds):
+    """Standard deviation of a round's log ratio per cell, for rounds that were run in different ways."""
+    keys = sorted(next(iter(kinds.values()))[0].cells)
+    rows = [
+        [key.partition("/fp32")[0], *(f"{statistics.stdev(r.ratio(key) for r in kind):.1%}" for kind in kinds.values())]
+        for key in keys
+    ]
+    return table(["cell", *kinds], rows)
+
+
+def _data(folder):
+    return next(iter(folder.glob("processes.jsonl*")))
+
+
 def main(folder):
     rules = Rules()
     outcomes = list(read_outcomes(folder / "selftest"))
-    pool = read_rounds(next(iter((folder / "pool").glob("processes.jsonl*"))))
+    pool = read_rounds(_data(folder / "pool"))
     unchanged, slowed, injected = (
         list(pool),
         defaultdict(list),
@@ -228,15 +242,13 @@ def main(folder):
                 if key.startswith(f"{outcome.operator}/"):
                     injected[outcome.inject][outcome.operator][key].append(r.ratio(key))
     noise = fitted_noise(unchanged)
-    spreads = {key: statistics.stdev(r.ratio(key) for r in unchanged) for key in sorted(unchanged[0].cells)}
+    spreads = spread_table({"in turns": unchanged, "one after the other": read_rounds(_data(folder / "sequential"))})
     print(f"{2 * len(unchanged)} processes in A/A rounds\n")
     print("## Live\n\n" + live(outcomes))
     print("## Resampled\n\n" + resampled_table(unchanged, injected, rules, rules.confirm_rounds))
     print("## Peers\n\n" + peers_table(unchanged, slowed))
-    print("## Spread of a round's log ratio\n")
-    for key, spread in spreads.items():
-        print(f"- {key}: {spread:.2%}")
-    print(f"\nfitted: process {noise.process:.2%}, cell {noise.cell:.2%}\n")
+    print("## Spread of a round's log ratio\n\n" + spreads)
+    print(f"fitted: process {noise.process:.2%}, cell {noise.cell:.2%}\n")
     result = summarise(outcomes, rules)
     print(
         f"advice: tolerance {result.tolerance:.1%}, detectable {result.detectable[0]:.1%}, "
