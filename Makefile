@@ -31,7 +31,7 @@ bench: $(VENV)/.installed-dev
 
 # The tables of docs/gate.md, from the sessions under results/gate; CONTRIBUTING.md says how those were measured.
 gate-evidence: $(VENV)/.installed-dev
-	$(BIN)/python tests/gate_evidence.py results/gate --simulate
+	$(BIN)/python tests/gate_evidence.py results/gate
 
 # The README's pictures, from a real run: measured under RUN if there is none yet, then drawn again. Needs Chromium.
 RUN ?= results/xeon-2core

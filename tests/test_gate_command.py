@@ -18,7 +18,7 @@ from opbench.cli import app
 from opbench.errors import GateError, UsageError
 from opbench.gate import command as gate_command
 from opbench.gate.revision import find_source, installed, require_clean
-from opbench.gate.simulation import Noise, SimulatedProcesses, simulated_cells
+from opbench.gate.simulation import ENVIRONMENT, Noise, SimulatedProcesses, simulated_cells
 
 OPERATOR = '''
 """An operator of a user's own."""
@@ -146,6 +146,7 @@ def test_changes_that_are_not_committed_are_not_silently_left_out(repository):
     (repository / "toy_operators.py").write_text("")
     with pytest.raises(UsageError, match=r"not committed \(toy_operators.py, ...\).*--head \."):
         require_clean(source)
+    require_clean(find_source("slow", repository))  # is not what is checked out
 
 
 def test_no_git(repository, monkeypatch):
@@ -323,6 +324,27 @@ def test_a_selftest_finds_its_rates_and_goes_on_where_it_was(repository, tmp_pat
     assert len(list(out.glob("session-*.jsonl.gz"))) == 15
     other = gate(*arguments, "--sessions", "5", "--tolerance", "2%")
     assert "other options" in str(other.exception)
+
+
+def test_a_gate_says_when_the_selftest_knows_that_it_asks_too_much(repository, tmp_path, monkeypatch):
+    processes = SimulatedProcesses(CELLS, Noise(0.02, 0.02))
+    simulated(monkeypatch, processes)
+    # The self-test speaks of this machine, the simulated gate of the simulated one.
+    monkeypatch.setattr(gate_command, "collect_environment", lambda device: ENVIRONMENT)
+
+    def notes(*arguments):
+        out = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"
+        gate("--base", "main", "--head", "slow", "--quiet", "--out", str(out), *arguments)
+        return "\n".join(json.loads((out / "gate.json").read_text())["notes"])
+
+    assert "no self-test on this machine yet" in notes()
+    assert (
+        gate("--selftest", "--sessions", "2", "--inject", "10%", "--quiet", "--out", str(tmp_path / "s")).exit_code == 0
+    )
+    asked_too_much = notes("--tolerance", "0.1%", "--budget", "2.2")
+    assert "warning: a tolerance of 0.1%" in asked_too_much
+    assert "warning: the budget is below" in asked_too_much
+    assert "warning" not in notes("--tolerance", "30%")
 
 
 # Real processes; the long ones with `make test-slow`.

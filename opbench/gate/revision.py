@@ -72,12 +72,14 @@ def find_source(text: str, repository: Path) -> Source:
 
 
 def require_clean(source: Source) -> None:
-    """Refuse to measure HEAD while tracked files differ from it: the changes would not be in what is measured.
+    """Refuse to measure what is checked out while tracked files differ from it: they would not be in what is measured.
 
     Raises:
         UsageError: they differ.
     """
-    if source.repository and (changed := _git(source.repository, "status", "--porcelain", "--untracked-files=no")):
+    if not source.repository or source.commit != _git(source.repository, "rev-parse", "HEAD"):
+        return
+    if changed := _git(source.repository, "status", "--porcelain", "--untracked-files=no"):
         first = changed.splitlines()[0][2:].strip()
         raise UsageError(
             f"{source.repository.name} has changes that are not committed ({first}, ...), which {source.label} does "
