@@ -173,11 +173,12 @@ def run_cells(
         executor.close()
 
 
-def finish(run: RunFolder) -> None:
-    """Write what is derived from the journal: measurements.csv, tables/ and plots/."""
+def finish(run: RunFolder, *, plots: bool = True) -> None:
+    """Write what is derived from the journal: measurements.csv, tables/ and, unless told not to, plots/."""
     run.write_measurements_csv()
     write_tables(run)
-    write_plots(run)
+    if plots:
+        write_plots(run)
 
 
 def sweep(
@@ -201,6 +202,7 @@ def sweep(
     resume: bool = False,
     retry: Sequence[str] | None = None,
     accept_differences: bool = False,
+    plots: bool = True,
     operators: Sequence[Operator] = (),
     progress: Progress | None = None,
 ) -> RunFolder:
@@ -226,6 +228,7 @@ def sweep(
         resume: continue the run in `out`.
         retry: with resume, statuses of cells to measure again.
         accept_differences: with resume, go on although plan or environment differ.
+        plots: draw the files of plots/; `opbench report --write` draws them later, too.
         operators: operator objects to sweep beside the registered ones. They cannot be sent to a worker process, so
             with them cells run in this process: a crash or a hang then ends the sweep.
         progress: hears about every cell.
@@ -259,7 +262,7 @@ def sweep(
     try:
         run_cells(run, known, progress or Silence(), conduct)
     finally:
-        finish(run)
+        finish(run, plots=plots)
     return run
 
 

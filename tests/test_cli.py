@@ -28,12 +28,21 @@ def folder(tmp_path):
     return tmp_path
 
 
-FAST = ("--shapes", "tiny.yaml", "--device", "cpu", "--time-budget", "0.02")
+FAST = ("--shapes", "tiny.yaml", "--device", "cpu", "--time-budget", "0.02", "--no-plots")
 
 
 def test_a_sweep_from_start_to_report(folder, monkeypatch):
     done = opbench(
-        "sweep", *FAST, "--ops", "conv3x3,dcnv4", "--dtypes", "fp32,bf16", "--level", "module,core", cwd=folder
+        "sweep",
+        *FAST,
+        "--plots",
+        "--ops",
+        "conv3x3,dcnv4",
+        "--dtypes",
+        "fp32,bf16",
+        "--level",
+        "module,core",
+        cwd=folder,
     )
     assert done.returncode == 0, done.stderr
     assert "[1/8] conv3x3 (torch) module fwd 1x4x4x32 fp32: " in done.stderr
@@ -76,9 +85,10 @@ def test_out_is_refused_twice_and_resume_finds_nothing_left(folder):
     again = opbench("sweep", *FAST, "--ops", "conv3x3", "--out", "run", cwd=folder)
     assert again.returncode == 2
     assert "run already holds a run; choose another --out, or continue it with --resume" in again.stderr
-    resumed = opbench("sweep", "--resume", "--out", "run", "--quiet", cwd=folder)
+    resumed = opbench("sweep", "--resume", "--out", "run", "--quiet", "--no-plots", cwd=folder)
     assert resumed.returncode == 0, resumed.stderr
     assert (folder / "run" / "journal.jsonl").read_bytes() == journal
+    assert not (folder / "run" / "plots").exists()
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP])  # SIGTERM has the same handler as SIGHUP
@@ -103,7 +113,7 @@ def test_a_sweep_that_is_stopped_keeps_its_cells_and_resumes(folder, how):
     assert 1 <= kept.count(b"\n") < 6
     if how is not signal.SIGINT:
         return
-    resumed = opbench("sweep", "--resume", "--out", "run", "--quiet", cwd=folder)
+    resumed = opbench("sweep", "--resume", "--out", "run", "--quiet", "--no-plots", cwd=folder)
     assert resumed.returncode == 0, resumed.stderr
     assert resumed.stdout.startswith("6 cells: 6 ok")
     assert journal.read_bytes().startswith(kept[: kept.rindex(b"\n") + 1])

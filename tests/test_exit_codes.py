@@ -16,7 +16,7 @@ from opbench.verdicts import EXIT_CODES
 
 DOCS = Path(__file__).parents[1] / "docs" / "reliability.md"
 TINY = "shapes:\n  - {batch: 1, height: 4, width: 4, channels: 32}\n"
-SWEEP = ("sweep", "--shapes", "tiny.yaml", "--ops", "conv3x3", "--dtypes", "fp32", "--device", "cpu",
+SWEEP = ("sweep", "--no-plots", "--shapes", "tiny.yaml", "--ops", "conv3x3", "--dtypes", "fp32", "--device", "cpu",
          "--time-budget", "0.02", "--out", "run", "--quiet")  # fmt: skip
 
 

@@ -48,7 +48,7 @@ def write_shapes(place, count):
 def sweep(place, out, *arguments, seed=""):
     command = [
         sys.executable, "-m", "opbench", "sweep", "--shapes", "many.yaml", "--ops", "faulty", "--device", "cpu",
-        "--time-budget", "0.02", "--memory-limit", "0.5", "--out", out, *arguments,
+        "--time-budget", "0.02", "--memory-limit", "0.5", "--no-plots", "--out", out, *arguments,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, cwd=place, env=environment(place, seed), timeout=900)
     assert b"Traceback" not in done.stderr, done.stderr.decode(errors="replace")

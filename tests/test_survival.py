@@ -24,7 +24,7 @@ from opbench.run import Conduct, Isolation, continue_run, make_request, run_cell
 SHAPES = "shapes:\n" + "".join(f"  - {{batch: 1, height: {side}, width: 4, channels: 32}}\n" for side in range(4, 12))
 SWEEP = (
     "sweep", "--shapes", "eight.yaml", "--ops", "conv3x3", "--dtypes", "fp32,bf16", "--device", "cpu",
-    "--time-budget", "0.02", "--quiet",
+    "--time-budget", "0.02", "--no-plots", "--quiet",
 )  # fmt: skip
 
 

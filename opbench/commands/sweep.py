@@ -105,6 +105,9 @@ def sweep(
     accept_differences: Annotated[
         bool, typer.Option("--accept-differences", help="Resume although the plan or the environment differs.")
     ] = False,
+    plots: Annotated[
+        bool, typer.Option("--plots/--no-plots", help="Draw plots at the end; `report --write` draws them, too.")
+    ] = True,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and run nothing.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print only where the results are.")] = False,
     no_color: NoColor = False,
@@ -147,7 +150,7 @@ def sweep(
         interrupted = True
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    api.finish(run)
+    api.finish(run, plots=plots)
     _conclude(run, interrupted=interrupted, quiet=quiet, no_color=no_color)
 
 
@@ -194,7 +197,8 @@ def _conclude(run: "RunFolder", *, interrupted: bool, quiet: bool, no_color: boo
     print(f"results: {run.path}")
     if not quiet:
         for name in ("measurements.csv", "tables", "plots", "journal.jsonl"):
-            print(f"  {run.path / name}")
+            if (run.path / name).exists():
+                print(f"  {run.path / name}")
     if interrupted:
         print(f"interrupted; continue with: opbench sweep --resume --out {run.path}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
