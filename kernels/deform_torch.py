@@ -8,6 +8,8 @@ sum of its that is not finite is made again by the other, which gradients, other
 """
 
 import math
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +32,8 @@ def deformable_sample(
     Returns:
         (N, Ho, Wo, G, Dg) in the dtype of `value`; sums are accumulated in float32 or better.
     """
-    if _is_inference_on_the_cpu(value, offset, mask):
+    # An image of one row or column has no second neighbour there.
+    if min(value.shape[1:3]) > 1 and _is_inference_on_the_cpu(value, offset, mask):
         result = _unchecked_sample(value, offset, mask, geometry)
         if math.isfinite(result.sum(dtype=_precise(value)).item()):
             return result
@@ -39,7 +42,10 @@ def deformable_sample(
 
 def _is_inference_on_the_cpu(*tensors: torch.Tensor) -> bool:
     wants_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    return tensors[0].device.type == "cpu" and not wants_gradients and not torch.compiler.is_compiling()
+    # A subclass may have no values to look at, as a fake tensor, and must not get into what is kept.
+    plain = all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
+    on_the_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
+    return plain and on_the_cpu and not wants_gradients and not torch.compiler.is_compiling()
 
 
 def _precise(value: torch.Tensor) -> torch.dtype:
@@ -52,37 +58,65 @@ def _unchecked_sample(
 ) -> torch.Tensor:
     """The sum over two neighbours in each direction that are always in the image; NaN too often, never too rarely.
 
-    A pixel at distance z weighs max(0, 1 - |z|), which is 0 for a point that is outside.
+    A pixel at distance z weighs max(0, 1 - |z|), which is 0 for a point that is outside. Small images take as long as
+    there are calls, so there are few: both axes and all four corners in one wherever the layout allows.
     """
-    _, height, width, groups, group_channels = value.shape
-    points = offset.shape[:-1]
-    y_x = torch.empty(2, *points, dtype=_precise(value))
-    for axis, grid in enumerate(_grids(offset, geometry, y_x.dtype)):
+    batch, height, width, groups, group_channels = value.shape
+    precise, index_dtype = _precise(value), _index_dtype(value)
+    plan = _plan(batch, height, width, groups, tuple(offset.shape[1:3]), geometry, precise, index_dtype)
+    # Axes and corners come first, so that the loops inside run over all points at once.
+    y_x = torch.empty(2, *mask.shape, dtype=precise, device=value.device)
+    for axis, grid in enumerate(plan.grids):
         torch.add(grid, offset[..., 1 - axis], alpha=geometry.offset_scale, out=y_x[axis])
     low = y_x.floor().nan_to_num_(nan=0.0)  # NaN is no index; as a weight it stays
-    low[0].clamp_(0, max(height - 2, 0))
-    low[1].clamp_(0, max(width - 2, 0))
-    distances = torch.empty(2, *y_x.shape, dtype=y_x.dtype)  # (corner, axis, N, Ho, Wo, G, K)
-    torch.abs(y_x.sub_(low), out=distances[0])
-    torch.sub(y_x, 1, out=distances[1]).abs_()
-    weights = distances.neg_().add_(1).relu_()
-    weights[:, 0] *= mask
-    # A second neighbour that the image does not have is the first one with weight 0.
-    step_y, step_x = width * groups, groups
-    if height == 1:
-        weights[1, 0], step_y = 0, 0
-    if width == 1:
-        weights[1, 1], step_x = 0, 0
-
-    index_dtype = _index_dtype(value)
-    row, column = low.to(index_dtype)
+    low[0].clamp_(0, height - 2)
+    low[1].clamp_(0, width - 2)
+    weights = (y_x.sub_(low) - plan.corners).abs_().neg_().add_(1).relu_()  # (corner, axis, N, Ho, Wo, G, K)
+    by_row, by_column = weights.unbind(1)
+    corner_weights = by_row.mul_(mask).unsqueeze(1) * by_column  # (2, 2, N, Ho, Wo, G, K)
+    row, column = low.to(index_dtype).unbind()
     first = row.mul_(width).add_(column).mul_(groups)
-    images = torch.arange(0, value.shape[:4].numel(), height * width * groups, dtype=index_dtype)
-    first += images.view(-1, 1, 1, 1, 1) + torch.arange(groups, dtype=index_dtype).view(-1, 1)
-    indices = [first, first + step_x, first + step_y, first + (step_y + step_x)]
-    products = [by_row * by_column for by_row in weights[:, 0] for by_column in weights[:, 1]]
+    bags, points = mask.shape[:-1].numel(), mask.shape[-1]
+    indices = (first + plan.steps).view(4, bags, points).transpose(0, 1).reshape(batch, -1, groups, 4 * points)
+    indices += plan.starts
+    corner_weights = corner_weights.view(4, bags, points).transpose(0, 1).reshape(bags, 4 * points)
     table = value.reshape(-1, group_channels)
-    return _weighted_sum(torch.stack(indices, -2), table, torch.stack(products, -2), value.dtype, points)
+    return _weighted_sum(indices, table, corner_weights, value.dtype, offset.shape[:-1])
+
+
+class _Plan(NamedTuple):
+    """What the indices and weights of all inputs of one shape have in common."""
+
+    grids: list[torch.Tensor]
+    corners: torch.Tensor
+    starts: torch.Tensor
+    """Row of `value` at which each image's group begins."""
+    steps: torch.Tensor
+    """From a first neighbour to each of the four."""
+
+
+@lru_cache(maxsize=64)
+def _plan(
+    batch: int,
+    height: int,
+    width: int,
+    groups: int,
+    out_shape: tuple[int, int],
+    geometry: Geometry,
+    precise: torch.dtype,
+    index_dtype: torch.dtype,
+) -> _Plan:
+    cpu = torch.device("cpu")  # whatever the default device is
+    size = height * width * groups
+    images = torch.arange(0, batch * size, size, dtype=index_dtype, device=cpu)
+    starts = images.view(-1, 1, 1, 1) + torch.arange(groups, dtype=index_dtype, device=cpu).view(-1, 1)
+    steps = [down * width * groups + right * groups for down in (0, 1) for right in (0, 1)]
+    return _Plan(
+        grids=_grids(out_shape, geometry, cpu, precise),
+        corners=torch.tensor([0, 1], dtype=precise, device=cpu).view(2, 1, 1, 1, 1, 1, 1),
+        starts=starts,
+        steps=torch.tensor(steps, dtype=index_dtype, device=cpu).view(4, 1, 1, 1, 1, 1),
+    )
 
 
 def _strict_sample(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: Geometry) -> torch.Tensor:
@@ -91,7 +125,7 @@ def _strict_sample(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
     precise = _precise(value)
     y, x = (
         grid + offset[..., 1 - axis] * geometry.offset_scale
-        for axis, grid in enumerate(_grids(offset, geometry, precise))
+        for axis, grid in enumerate(_grids(tuple(offset.shape[1:3]), geometry, offset.device, precise))
     )
     inside = (x > -1) & (x < width) & (y > -1) & (y < height)
     strength = torch.where(inside, mask.to(precise), 0)
@@ -138,15 +172,17 @@ def _weighted_sum(
     return result.view(*points[:-1], table.shape[-1])
 
 
-def _grids(offset: torch.Tensor, geometry: Geometry, dtype: torch.dtype) -> list[torch.Tensor]:
+def _grids(
+    out_shape: tuple[int, int], geometry: Geometry, device: torch.device, dtype: torch.dtype
+) -> list[torch.Tensor]:
     """Coordinates y and x of the points before offsets, in pixels: (1, Ho, 1, 1, K) and (1, 1, Wo, 1, K)."""
-    options = {"device": offset.device, "dtype": dtype}
     scale = geometry.offset_scale
     grids = []
     for axis, shape in enumerate(((1, -1, 1, 1, 1), (1, 1, -1, 1, 1))):
         stride, dilation = geometry.stride[axis], geometry.dilation[axis]
         first = geometry.base[axis] * (1 - scale) - geometry.padding[axis]
-        point = torch.tensor([first + tap[axis] * dilation * scale for tap in geometry.taps()], **options)
-        start = torch.arange(0, offset.shape[1 + axis] * stride, stride, **options)
+        taps = [first + tap[axis] * dilation * scale for tap in geometry.taps()]
+        point = torch.tensor(taps, device=device, dtype=dtype)
+        start = torch.arange(0, out_shape[axis] * stride, stride, device=device, dtype=dtype)
         grids.append(start.view(shape) + point)
     return grids

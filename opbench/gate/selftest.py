@@ -92,7 +92,8 @@ class Rate:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.count} of {self.total} ({self.low:.0%} to {self.high:.0%})"
+        digits = 0 if self.total < 200 else 1
+        return f"{self.count} of {self.total} ({self.low:.{digits}%} to {self.high:.{digits}%})"
 
 
 def rate(count: int, total: int) -> Rate:
