@@ -51,7 +51,7 @@ FULL = {
     "shapes": ["standard", "high_resolution"], "dtypes": ["fp16", "fp32"], "level": ["core", "module"],
     "direction": ["fwd", "bwd"],
 }  # fmt: skip
-DRY_SHAPE = "description: a dry run\nshapes:\n  - {batch: 2, height: 9, width: 13, channels: 96}\n"
+DRY_SHAPE = "description: a dry run\nshapes:\n  - {batch: 2, height: 5, width: 7, channels: 64}\n"
 
 
 def options(
