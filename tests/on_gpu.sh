@@ -49,7 +49,8 @@ step paper-report 10 60 "$python" -m opbench report "$out/reproduce/module-event
 step fused 60 300 "$python" -m opbench sweep --ops dcnv4,dcnv4_lightweight \
     --providers dcnv4=all,dcnv4_lightweight=all --dtypes fp16 --time-budget 0.1 --out "$out/fused"
 
-# The sources are expected under third_party/; building takes the first minutes of each.
+# The sources are expected under third_party/. What is built stays under build/, for as long as the machine does.
+step official-build 300 590 "$python" tests/gpu/official.py --build-only --out "$out/official"
 for op in dcnv4 dcnv3; do
     for timer in cuda-event cuda-graph; do
         step "official-$op-$timer" 240 580 "$python" tests/gpu/official.py --ops $op --timer $timer \

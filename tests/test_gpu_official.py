@@ -1,5 +1,6 @@
 """The comparison with the official kernels, with a stand-in for them: what is launched, checked and printed."""
 
+import official
 import official_ops
 import pytest
 import torch
@@ -26,15 +27,15 @@ class OfficialRule(FastestLaunch):
         return 8, max(m for m in range(1, 65) if batch * height * width % m == 0) * channels // 8
 
 
-def sweep(tmp_path, provider, direction="fwd"):
+def sweep(tmp_path, provider, direction="fwd", operator="dcnv4"):
     """A sweep of the stand-in at 8x7x7x64, where the official rule is known to go wrong (issues of OpenGVLab/DCNv4)."""
     shapes = tmp_path / "shapes.yaml"
     shapes.write_text("description: one\nshapes:\n  - {batch: 8, height: 7, width: 7, channels: 64}\n")
-    operators = with_official({"dcnv4": provider})
+    operators = with_official({operator: provider})
     wanted = {
-        "ops": ["dcnv4"], "providers": ["dcnv4=official"], "shapes": [str(shapes)], "dtypes": ["fp32"],
+        "ops": [operator], "providers": [f"{operator}=official"], "shapes": [str(shapes)], "dtypes": ["fp32"],
         "level": ["core"], "direction": [direction], "device": "cpu", "time_budget": 1e-4,
-        "settings": ["dcnv4.group_channels=16"],
+        "settings": [f"{operator}.group_channels=16"],
     }  # fmt: skip
     conduct = api.make_conduct({"isolation": "none"})
     run = api.start_run(api.make_request(wanted, operators), operators, tmp_path / "run", conduct)
@@ -103,6 +104,14 @@ def test_all_of_it_runs_dry(tmp_path, capsys):
     assert not list(tmp_path.glob("*.md"))
 
 
+def test_what_does_not_build_is_said_and_is_a_row(tmp_path, capsys):
+    """Without sources: the build ends at once, and a sweep would have the reason in every row."""
+    assert official.build_only(["dcnv3"], tmp_path / "none", tmp_path / "build") == 1
+    assert "the official extension did not build: no sources at" in capsys.readouterr().out
+    provider = official.compiled_provider("dcnv3", tmp_path / "none", tmp_path / "build")
+    assert sweep(tmp_path, provider, operator="dcnv3")["status"] == "unavailable"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a CUDA device")
 def test_without_a_gpu_nothing_is_measured(tmp_path, capsys):
     assert main(["--out", str(tmp_path / "out")]) == 77
@@ -156,13 +165,13 @@ def test_a_cell_that_failed_has_no_ratio_and_its_reason(tmp_path, status):
     assert has_failures(runs, "triton")
 
 
-def test_sources_are_copied_with_the_two_updates(tmp_path):
+def test_sources_are_copied_with_the_update(tmp_path):
     source = tmp_path / FOLDERS["dcnv3"]
     source.mkdir(parents=True)
     (source / "a.cu").write_text('DISPATCH(input.type(), "name", input.data<scalar_t>(), input.type().is_cuda());\n')
     [copy] = copy_sources(source, tmp_path / "build")
     assert copy.read_text() == (
-        'DISPATCH(input.scalar_type(), "name", input.data_ptr<scalar_t>(), input.type().is_cuda());\n'
+        'DISPATCH(input.scalar_type(), "name", input.data<scalar_t>(), input.type().is_cuda());\n'
     )
     before = copy.stat().st_mtime_ns
     copy_sources(source, tmp_path / "build")

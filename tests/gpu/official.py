@@ -1,7 +1,7 @@
 """Times opbench's Triton kernels beside the official CUDA ones, values checked first.
 
 usage: python tests/gpu/official.py --out DIR [--sources third_party] [--ops dcnv4,dcnv3] [--timer cuda-graph]
-       python tests/gpu/official.py --out DIR --dry-run
+       python tests/gpu/official.py --out DIR --build-only | --dry-run
 
 The sources are checkouts of OpenGVLab/DCNv4 and OpenGVLab/InternImage in the folders `DCNv4` and `InternImage` of
 --sources, which git ignores. Every cell is checked against the float64 reference before it is timed; one that cannot be
@@ -91,6 +91,14 @@ def _never(_case: object, _tensors: object) -> Never:
     raise AssertionError("an unavailable provider is not built")
 
 
+def build_only(ops: Sequence[str], sources: Path, build: Path) -> int:
+    """Compile, so that measuring later starts at once; 1 if something does not."""
+    providers = [compiled_provider(name, sources, build) for name in ops]
+    reasons = [reason for provider in providers if (reason := provider.unavailable("cuda"))]
+    print("\n".join(reasons) or "built")
+    return int(bool(reasons))
+
+
 def dry_run(out: Path, ops: Sequence[str]) -> int:
     """The plan of the real comparison, then the stand-in through all of its code."""
     operators = with_official({name: official_provider(name, StandIn(), FastestLaunch(trials=1)) for name in ops})
@@ -136,6 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ops", default="dcnv4,dcnv3")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--timer", choices=("cuda-event", "cuda-graph"), default="cuda-event")
+    parser.add_argument("--build-only", action="store_true", help="compile the extensions and measure nothing")
     parser.add_argument("--dry-run", action="store_true")
     given = parser.parse_args(arguments)
     ops = given.ops.split(",")
@@ -149,6 +158,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not torch.cuda.is_available():
             print("needs a CUDA device, none here: nothing was measured (--dry-run tries the code)", file=sys.stderr)
             return NEEDS_GPU
+        if given.build_only:
+            return build_only(ops, given.sources, given.build)
         return measure(given.out, ops, given.sources, given.build, given.rounds, given.timer)
     except OpbenchError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -24,8 +24,8 @@ PROVIDER = "official"
 FOLDERS = {"dcnv4": Path("DCNv4/DCNv4_op/src"), "dcnv3": Path("InternImage/classification/ops_dcnv3/src")}
 """Under the folder of the sources, as the two repositories have them."""
 
-# What newer PyTorch headers refuse, in the DCNv3 of 2023; no line that computes is touched.
-UPDATES = (("input.type(), ", "input.scalar_type(), "), (".data<", ".data_ptr<"))
+UPDATE = ("input.type(), ", "input.scalar_type(), ")
+"""What AT_DISPATCH of today's PyTorch refuses in DCNv3's sources of 2023; DCNv4's have no such line."""
 
 IMAGES_PER_LAUNCH = 256
 """im2col_step of the official modules; a smaller batch is one launch."""
@@ -62,15 +62,13 @@ def build_extension(operator: str, sources: Path, build: Path) -> Any:
 
 
 def copy_sources(source: Path, target: Path) -> list[Path]:
-    """The sources with UPDATES applied; a file that did not change keeps its time, so that it is not compiled again."""
+    """The sources with UPDATE applied; a file that did not change keeps its time, so that it is not compiled again."""
     files = [path for path in source.rglob("*") if path.is_file()]
     if not files:
         raise FileNotFoundError(f"no sources at {source}: put a checkout of the official repository there")
     copies = []
     for path in files:
-        text = path.read_text(encoding="utf-8")
-        for old, new in UPDATES:
-            text = text.replace(old, new)
+        text = path.read_text(encoding="utf-8").replace(*UPDATE)
         copy = target / path.relative_to(source)
         copy.parent.mkdir(parents=True, exist_ok=True)
         if not copy.exists() or copy.read_text(encoding="utf-8") != text:
