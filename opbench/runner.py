@@ -7,7 +7,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -119,8 +119,18 @@ class CellRunner:
             return self._check_and_time(cell, operator, provider, timer, enter)
 
     def _current_device(self) -> AbstractContextManager[object]:
-        """Makes the device the current one: events are recorded, and kernels of others launched, on that."""
-        return torch.cuda.device(self.options.device) if self._device_type == "cuda" else nullcontext()
+        """Makes the device the current one: events are recorded, and kernels of others launched, on that.
+
+        For graphs also a stream: the default one cannot be captured, and autograd runs a backward pass, which is what
+        is captured, on the stream of its forward pass, which is not.
+        """
+        if self._device_type != "cuda":
+            return nullcontext()
+        stack = ExitStack()
+        stack.enter_context(torch.cuda.device(self.options.device))
+        if self.options.timer == "cuda-graph":
+            stack.enter_context(torch.cuda.stream(torch.cuda.Stream(self.options.device)))
+        return stack
 
     def _check_and_time(
         self, cell: Cell, operator: Operator, provider: Provider, timer: Timer, enter: OnStage

@@ -105,6 +105,26 @@ def test_tau_of_a_partly_changed_order(tmp_path):
     assert 0 < abs(expected) < 1
 
 
+def test_every_pair_in_the_other_order_is_named_with_both_ratios(tmp_path):
+    """Published at fp32: DCNv4 light 0.762, Conv 0.833, DCNv4 1.28, DCNv3 3.28; here Conv is first and DCNv3 second."""
+    latencies = {"conv3x3": 0.5, "dcnv3": 0.8, "dcnv4": 1.0, "dcnv4_lightweight": 2.0}
+    cells = [measurement(name, STANDARD, "fp32", ms) for name, ms in latencies.items()]
+    cells += [measurement(name, STANDARD, "fp16", ms) for name, ms in zip(latencies, (2.0, 5.0, 3.0, 1.0), strict=True)]
+    (table,) = paper_tables(make_run(tmp_path, cells))
+    [note] = [note for note in table.notes if "Reversed order" in note]  # none in fp16
+    assert note.startswith("Reversed order, fp32: ")
+    found = re.findall(r"(?:: |; )(.+?) before (.+?) \(ratio (\S+), A100 2023 (\S+?)\)", note)
+    expected = [
+        ("Conv (3×3)", "DCNv4 (lightweight)", 0.5 / 2.0, 0.833 / 0.762),
+        ("DCNv3", "DCNv4 (lightweight)", 0.8 / 2.0, 3.28 / 0.762),
+        ("DCNv3", "DCNv4", 0.8 / 1.0, 3.28 / 1.28),
+        ("DCNv4", "DCNv4 (lightweight)", 1.0 / 2.0, 1.28 / 0.762),
+    ]
+    assert [pair[:2] for pair in found] == [pair[:2] for pair in expected]
+    for pair, wanted in zip(found, expected, strict=True):
+        assert [float(number) for number in pair[2:]] == pytest.approx(wanted[2:], rel=5e-3)
+
+
 def test_no_tau_and_no_ratio_without_enough_operators(tmp_path):
     (table,) = paper_tables(make_run(tmp_path, [measurement("dcnv4", STANDARD, "fp32", 1.0)]))
     assert tau_note(table, "fp32") == ("—", 1)

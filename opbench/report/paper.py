@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import combinations
+from itertools import combinations, permutations
 
 from opbench.case import Direction, Level, Shape
 from opbench.measurement import Status
@@ -124,15 +124,28 @@ class Comparison:
         cell = self.published(operator, dtype)
         return None if cell is None else cell.latency_ms
 
-    def order(self, dtype: str) -> tuple[float | None, int]:
-        """Kendall's tau between measured and published latencies, and how many operators have both."""
-        pairs = [
-            (measured, published)
+    def both_ms(self, dtype: str) -> dict[str, tuple[float, float]]:
+        """Measured and published latency in ms of every operator that has both."""
+        return {
+            operator: (measured, published)
             for operator, series in self.chosen.items()
             if (measured := self.measured_ms(series, dtype)) is not None
             and (published := self.published_ms(operator, dtype)) is not None
-        ]
+        }
+
+    def order(self, dtype: str) -> tuple[float | None, int]:
+        """Kendall's tau between measured and published latencies, and how many operators have both."""
+        pairs = self.both_ms(dtype).values()
         return kendall_tau([pair[0] for pair in pairs], [pair[1] for pair in pairs]), len(pairs)
+
+    def reversals(self, dtype: str) -> list[tuple[str, str, float, float]]:
+        """Pairs whose published order is the other way round here: faster here, slower here, both ratios of the two."""
+        both = self.both_ms(dtype)
+        return [
+            (faster, slower, both[faster][0] / both[slower][0], both[faster][1] / both[slower][1])
+            for faster, slower in permutations(both, 2)
+            if both[faster][0] < both[slower][0] and both[faster][1] > both[slower][1]
+        ]
 
 
 def _has_counterpart(row: Row) -> bool:
@@ -205,13 +218,21 @@ def _order_notes(comparison: Comparison) -> list[str]:
             f"Kendall's tau of the operators' order, {dtype} measured against {PUBLISHED_DTYPE[dtype]} "
             f"{PUBLISHED_LABEL}: {text} (n = {count})."
         )
+        if reversals := comparison.reversals(dtype):
+            pairs = "; ".join(
+                f"{_label(faster)} before {_label(slower)} (ratio {three_digits(here)}, {PUBLISHED_LABEL} "
+                f"{three_digits(there)})"
+                for faster, slower, here, there in reversals
+            )
+            notes.append(f"Reversed order, {dtype}: {pairs}.")
     if len(comparison.series) > len({series.operator for series in comparison.series}):
-        used = ", ".join(
-            f"{OPERATOR_LABELS.get(series.operator, series.operator)} [{series.provider}]"
-            for series in comparison.chosen.values()
-        )
+        used = ", ".join(f"{_label(series.operator)} [{series.provider}]" for series in comparison.chosen.values())
         notes.append(f"Ratios to DCNv3 and tau take one provider per operator: {used}.")
     return notes
+
+
+def _label(operator: str) -> str:
+    return OPERATOR_LABELS.get(operator, operator)
 
 
 def _source_notes(comparison: Comparison) -> list[str]:

@@ -55,7 +55,8 @@ class CudaGraphTimer:
     """Replays of a captured graph between two events: no launch overhead of the host in the figure.
 
     Warm: the graph holds many launches one after the other. Cold: it holds one, and the cache is flushed before
-    each replay.
+    each replay. The current stream is captured, unless it is the default one, which cannot be: a backward pass runs on
+    its forward's stream, so whoever times one runs the forward on a stream of its own.
     """
 
     name = "cuda-graph"
@@ -72,16 +73,18 @@ class CudaGraphTimer:
         return time.perf_counter()
 
     def prepare(self, launch: Launch, seconds: float) -> None:
-        """Warm up on a side stream, as capture needs, then capture."""
-        side = torch.cuda.Stream(self._device)
-        side.wait_stream(torch.cuda.current_stream(self._device))
-        with torch.cuda.stream(side):
+        """Warm up on the stream to capture, then capture."""
+        current = torch.cuda.current_stream(self._device)
+        on_default = current == torch.cuda.default_stream(self._device)
+        stream = torch.cuda.Stream(self._device) if on_default else current
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
             latency = _warm_up(launch, seconds, self._device)
-        torch.cuda.current_stream(self._device).wait_stream(side)
+        current.wait_stream(stream)
         if self._flush is None:
             self.launches_per_sample = max(1, min(MAX_GRAPH_LAUNCHES, round(GRAPH_SECONDS / latency)))
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        with torch.cuda.graph(self._graph, stream=stream):
             for _ in range(self.launches_per_sample):
                 launch()
         self._graph.replay()

@@ -1,0 +1,170 @@
+"""Times opbench's Triton kernels beside the official CUDA ones, values checked first.
+
+usage: python tests/gpu/official.py --out DIR [--sources third_party] [--ops dcnv4,dcnv3] [--timer cuda-graph]
+       python tests/gpu/official.py --out DIR --build-only | --dry-run
+
+The sources are checkouts of OpenGVLab/DCNv4 and OpenGVLab/InternImage in the folders `DCNv4` and `InternImage` of
+--sources, which git ignores. Every cell is checked against the float64 reference before it is timed; one that cannot be
+timed is a row with its reason. Ours and theirs take turns cell by cell, and each goes first in every other round.
+DCNv4's block is the fastest of those that divide Ho * Wo (the official rule's may not, and is then wrong). Run again
+with the same --out, it goes on.
+
+--dry-run plans the whole comparison and carries out a small one on the CPU, with torch in place of both. It measures
+nothing that means anything and writes no table.
+
+Exit codes: 0 every cell measured, 1 some cell is not (the table says why), 2 usage, 77 no CUDA device here.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Never
+
+import torch
+from official_ops import (
+    FOLDERS,
+    PROVIDER,
+    FastestLaunch,
+    build_extension,
+    official_provider,
+    source_digest,
+    with_official,
+)
+from official_table import comparison_markdown, has_failures
+from stand_in import StandIn
+
+from opbench import run as api
+from opbench.errors import OpbenchError
+from opbench.operator import Operator, Provider
+from opbench.progress import ConsoleProgress
+from opbench.results import RunFolder
+
+NEEDS_GPU = 77
+OURS = "triton"
+ROUNDS = 2
+TIME_BUDGET_S = 0.1
+FULL = {
+    "shapes": ["standard", "high_resolution"], "dtypes": ["fp16", "fp32"], "level": ["core", "module"],
+    "direction": ["fwd", "bwd"],
+}  # fmt: skip
+DRY_SHAPE = "description: a dry run\nshapes:\n  - {batch: 2, height: 5, width: 7, channels: 64}\n"
+
+
+def options(
+    scope: dict[str, list[str]], ops: Sequence[str], ours: str, turn: int, **others: object
+) -> dict[str, object]:
+    """A sweep's options; in every second round ours comes after theirs."""
+    order = (PROVIDER, ours) if turn % 2 else (ours, PROVIDER)
+    providers = [f"{operator}={provider}" for operator in ops for provider in order]
+    return {**scope, "ops": list(ops), "providers": providers, "time_budget": TIME_BUDGET_S, **others}
+
+
+def sweep_round(path: Path, wanted: dict[str, object], operators: dict[str, Operator]) -> RunFolder:
+    """One round, or the rest of one that was stopped."""
+    conduct = api.make_conduct({"isolation": "none"})
+    if (path / "run.json").exists():
+        run = api.continue_run(path, wanted, operators)
+    else:
+        run = api.start_run(api.make_request(wanted, operators), operators, path, conduct)
+    with ConsoleProgress(quiet=False, no_color=True) as progress:
+        api.run_cells(run, operators, progress, conduct)
+    run.write_measurements_csv()
+    return run
+
+
+def compiled_provider(operator: str, sources: Path, build: Path) -> Provider:
+    """The official provider; one that cannot be built says so in every row."""
+    try:
+        return official_provider(operator, build_extension(operator, sources, build))
+    except (OSError, ImportError, RuntimeError, subprocess.SubprocessError) as error:
+        print(f"{operator}: {error}", file=sys.stderr)
+        lines = str(error).strip().splitlines()
+        reason = f"the official extension did not build: {lines[0] if lines else type(error).__name__}"
+        return Provider(PROVIDER, _never, "not built", unavailable=lambda _device_type: reason)
+
+
+def _never(_case: object, _tensors: object) -> Never:
+    raise AssertionError("an unavailable provider is not built")
+
+
+def build_only(ops: Sequence[str], sources: Path, build: Path) -> int:
+    """Compile, so that measuring later starts at once; 1 if something does not."""
+    providers = [compiled_provider(name, sources, build) for name in ops]
+    reasons = [reason for provider in providers if (reason := provider.unavailable("cuda"))]
+    print("\n".join(reasons) or "built")
+    return int(bool(reasons))
+
+
+def dry_run(out: Path, ops: Sequence[str]) -> int:
+    """The plan of the real comparison, then the stand-in through all of its code."""
+    operators = with_official({name: official_provider(name, StandIn(), FastestLaunch(trials=1)) for name in ops})
+    request = api.make_request(options(FULL, ops, OURS, 0, device="cpu"), operators)
+    print(f"planned: {len(api.plan(request, operators))} cells a round, {ROUNDS} rounds")
+    out.mkdir(parents=True, exist_ok=True)
+    shapes = out / "dry-run.yaml"
+    shapes.write_text(DRY_SHAPE)
+    scope = {**FULL, "shapes": [str(shapes)], "dtypes": ["fp32"]}
+    wanted = options(scope, ops, "torch", 0, device="cpu", time_budget=1e-3)
+    run = sweep_round(out / "dry-run", wanted, operators)
+    failed = has_failures([run], "torch")
+    wrong = "SOME CELLS FAILED" if failed else "all values are right"
+    print(f"dry run: {len(run.rows())} cells with a stand-in, {wrong}; no time of it means anything")
+    return int(failed)
+
+
+def measure(out: Path, ops: Sequence[str], sources: Path, build: Path, rounds: int, timer: str) -> int:
+    """Build, sweep, and write the table."""
+    operators = with_official({name: compiled_provider(name, sources, build) for name in ops})
+    runs = [
+        sweep_round(out / f"round-{turn + 1}", options(FULL, ops, OURS, turn, timer=timer), operators)
+        for turn in range(rounds)
+    ]
+    origin = {
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "sources": {name: source_digest(sources / FOLDERS[name]) for name in ops},
+        "cuda": torch.version.cuda,
+    }
+    (out / "official.json").write_text(json.dumps(origin, indent=1) + "\n")
+    text = comparison_markdown(runs, OURS, origin["sources"])
+    (out / "official.md").write_text(text)
+    print(text)
+    return int(has_failures(runs, OURS))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--sources", type=Path, default=Path("third_party"))
+    parser.add_argument("--build", type=Path, default=Path("build/official"), help="where the extensions are kept")
+    parser.add_argument("--ops", default="dcnv4,dcnv3")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--timer", choices=("cuda-event", "cuda-graph"), default="cuda-event")
+    parser.add_argument("--build-only", action="store_true", help="compile the extensions and measure nothing")
+    parser.add_argument("--dry-run", action="store_true")
+    given = parser.parse_args(arguments)
+    ops = given.ops.split(",")
+    if unknown := set(ops) - set(FOLDERS):
+        parser.error(f"--ops must be of {', '.join(FOLDERS)}, got {', '.join(sorted(unknown))}")
+    if given.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {given.rounds}")
+    try:
+        if given.dry_run:
+            return dry_run(given.out, ops)
+        if not torch.cuda.is_available():
+            print("needs a CUDA device, none here: nothing was measured (--dry-run tries the code)", file=sys.stderr)
+            return NEEDS_GPU
+        if given.build_only:
+            return build_only(ops, given.sources, given.build)
+        return measure(given.out, ops, given.sources, given.build, given.rounds, given.timer)
+    except OpbenchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,113 @@
+"""Ratios of two providers over the rounds of a comparison, in Markdown."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+
+from official_ops import PROVIDER
+
+from opbench.arms import Arm, Reading
+from opbench.case import Case
+from opbench.compare import geometric_mean, ratio_interval
+from opbench.measurement import Status
+from opbench.results import RunFolder
+from opbench.verdicts import Interval
+
+Pair = tuple[Reading, Reading]
+"""Ours and theirs of one case in one round."""
+
+
+def pairs_by_case(runs: Iterable[RunFolder], ours: str) -> dict[Case, list[Pair]]:
+    """Every case with its pairs, one a round."""
+    pairs: defaultdict[Case, list[Pair]] = defaultdict(list)
+    for run in runs:
+        readings = Arm.of_run(run).readings
+        by_place = {(reading.cell.case, reading.cell.provider): reading for reading in readings.values()}
+        for case in dict.fromkeys(case for case, _ in by_place):
+            pairs[case].append((by_place[case, ours], by_place[case, PROVIDER]))
+    return dict(pairs)
+
+
+def has_failures(runs: Sequence[RunFolder], ours: str) -> bool:
+    """Whether a cell is not measured that should be."""
+    readings = [reading for pairs in pairs_by_case(runs, ours).values() for pair in pairs for reading in pair]
+    return not readings or any(reading.status not in (Status.OK, Status.NOT_APPLICABLE) for reading in readings)
+
+
+def ratio(pairs: Sequence[Pair]) -> Interval | None:
+    """Ours over theirs: the geometric mean of the rounds; the interval reaches from the lowest end to the highest.
+
+    So it covers what differs from round to round as well as the samples' own spread.
+    """
+    ratios = []
+    for ours, theirs in pairs:
+        if ours.status is not Status.OK or theirs.status is not Status.OK:
+            return None
+        ratios.append(ratio_interval(_estimate(theirs), _estimate(ours)))
+    if not ratios:
+        return None
+    return Interval(geometric_mean(ratios).ratio, min(each.low for each in ratios), max(each.high for each in ratios))
+
+
+def comparison_markdown(runs: Sequence[RunFolder], ours: str, sources: Mapping[str, str]) -> str:
+    """The tables: geometric means, every cell, and why cells have no ratio."""
+    cases = pairs_by_case(runs, ours)
+    ratios = {case: found for case, pairs in cases.items() if (found := ratio(pairs))}
+    run = runs[0].run
+    digests = ", ".join(f"{name} {digest}" for name, digest in sources.items())
+    lines = [
+        f"# {ours} against the official CUDA kernels",
+        "",
+        f"{runs[0].device_name}, {run['started_at']}, {len(runs)} rounds, timer {run['command']['timer']}, cache "
+        f"{run['command']['cache']}. Ratio: latency of {ours} / latency of the official kernel, below 1 where {ours} "
+        "is faster. In brackets the range of the rounds' 95 % intervals. All in one process. Every value was checked "
+        f"against the float64 reference before timing. SHA-256 of the official sources: {digests}.",
+        "",
+        "## Geometric means",
+        "",
+        "| operator | level | direction | dtype | cells | ratio |",
+        "|---|---|---|---|---|---|",
+    ]
+    groups: defaultdict[tuple[str, ...], list[Case]] = defaultdict(list)
+    for case in cases:
+        groups[case.operator, str(case.level), str(case.direction), str(case.dtype)].append(case)
+    for group, members in groups.items():
+        found = [ratios[case] for case in members if case in ratios]
+        mean = _text(geometric_mean(found)) if found else "none"
+        lines.append(f"| {' | '.join(group)} | {len(found)} of {len(members)} | {mean} |")
+    lines += [
+        "",
+        "## Cells",
+        "",
+        f"| operator | level | direction | dtype | shape | {ours}, ms | official, ms | ratio |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for case, pairs in cases.items():
+        found = ratios.get(case)
+        latencies = " | ".join(_latencies(pairs, index) for index in (0, 1))
+        place = f"{case.operator} | {case.level} | {case.direction} | {case.dtype} | {case.shape}"
+        lines.append(f"| {place} | {latencies} | {_text(found) if found else 'none'} |")
+    reasons = dict.fromkeys(
+        f"- {reading.cell.key}: {reading.status}, {reading.reason}"
+        for pairs in cases.values()
+        for pair in pairs
+        for reading in pair
+        if reading.status is not Status.OK
+    )
+    if reasons:
+        lines += ["", "## Without a ratio", "", *reasons]
+    return "\n".join(lines) + "\n"
+
+
+def _estimate(reading: Reading) -> Interval:
+    return Interval(reading.median_ms, reading.low_ms, reading.high_ms)
+
+
+def _latencies(pairs: Sequence[Pair], index: int) -> str:
+    """The medians of the rounds, or why there is none."""
+    return ", ".join(
+        f"{pair[index].median_ms:.4g}" if pair[index].status is Status.OK else str(pair[index].status) for pair in pairs
+    )
+
+
+def _text(interval: Interval) -> str:
+    return f"{interval.ratio:.3f} [{interval.low:.3f}, {interval.high:.3f}]"

@@ -1,0 +1,180 @@
+"""The comparison with the official kernels, with a stand-in for them: what is launched, checked and printed."""
+
+import official
+import official_ops
+import pytest
+import torch
+from official import main
+from official_ops import FOLDERS, FastestLaunch, copy_sources, launches, official_provider, with_official
+from official_table import comparison_markdown, has_failures, pairs_by_case, ratio
+from report_fixtures import make_run, measurement
+from stand_in import StandIn
+
+from opbench import run as api
+from opbench.case import Shape
+from opbench.measurement import Status
+
+SHAPE = Shape(64, 7, 7, 1024)
+ISSUE_SHAPE = "8x7x7x64"
+
+
+class OfficialRule(FastestLaunch):
+    """The block of the official default: the largest divisor of B * H * W that fits, with 8 channels per thread."""
+
+    def __call__(self, direction, value, groups, run):
+        batch, height, width, channels = value.shape
+        assert direction == "forward"
+        return 8, max(m for m in range(1, 65) if batch * height * width % m == 0) * channels // 8
+
+
+def sweep(tmp_path, provider, direction="fwd", operator="dcnv4"):
+    """A sweep of the stand-in at 8x7x7x64, where the official rule is known to go wrong (issues of OpenGVLab/DCNv4)."""
+    shapes = tmp_path / "shapes.yaml"
+    shapes.write_text("description: one\nshapes:\n  - {batch: 8, height: 7, width: 7, channels: 64}\n")
+    operators = with_official({operator: provider})
+    wanted = {
+        "ops": [operator], "providers": [f"{operator}=official"], "shapes": [str(shapes)], "dtypes": ["fp32"],
+        "level": ["core"], "direction": [direction], "device": "cpu", "time_budget": 1e-4,
+        "settings": [f"{operator}.group_channels=16"],
+    }  # fmt: skip
+    conduct = api.make_conduct({"isolation": "none"})
+    run = api.start_run(api.make_request(wanted, operators), operators, tmp_path / "run", conduct)
+    api.run_cells(run, operators, api.Silence(), conduct)
+    [row] = run.rows()
+    return row
+
+
+@pytest.mark.parametrize("direction", ["fwd", "bwd"])
+def test_a_launch_that_divides_the_image_is_right_and_said(tmp_path, direction):
+    row = sweep(tmp_path, official_provider("dcnv4", StandIn()), direction)
+    assert (row["shape"], row["status"], row["reason"]) == (ISSUE_SHAPE, "ok", "")
+    assert "forward_d_stride=" in row["configuration"]
+    assert ("backward_d_stride=" in row["configuration"]) == (direction == "bwd")
+
+
+def test_the_official_rule_is_found_wrong_before_it_is_timed(tmp_path):
+    row = sweep(tmp_path, official_provider("dcnv4", StandIn(), OfficialRule()))
+    assert row["status"] == "wrong"
+    assert "output is off by" in row["reason"]
+    assert row["latency_ms"] is None
+
+
+@pytest.mark.parametrize("element_bytes", [2, 4])
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+def test_every_launch_divides_the_image_and_fits_a_block(direction, element_bytes):
+    for side, channels in ((56, 128), (28, 256), (14, 512), (7, 1024), (14, 768)):
+        found = list(launches(direction, side * side, channels // 32, 32, element_bytes))
+        assert found
+        for per_thread, threads in found:
+            pixels, rest = divmod(threads * per_thread, channels)
+            assert rest == 0
+            assert (side * side) % pixels == 0
+            assert threads <= 1024
+            assert per_thread * element_bytes <= 32  # one load
+
+
+def test_the_fastest_launch_is_taken_and_one_that_is_refused_is_not(monkeypatch):
+    """By a clock that each launch moves: the wider a block, the faster, but the widest is refused."""
+    clock = [0.0]
+    monkeypatch.setattr(official_ops.time, "perf_counter", lambda: clock[0])
+    value = torch.zeros(2, 7, 7, 64)
+    [*_, widest] = sorted(launches("forward", 49, 2, 32, 4), key=lambda launch: launch[1])
+    seen = set()
+
+    def run(launch):
+        seen.add(launch)
+        if launch == widest:
+            raise RuntimeError("kernel launch error")
+        clock[0] += 1.0 / launch[1]
+
+    choose = FastestLaunch()
+    found = choose("forward", value, 2, run)
+    assert found[1] == max(threads for _, threads in seen - {widest})
+    assert choose.configuration() == f"forward_d_stride={found[0]};forward_block_thread={found[1]}"
+    seen.clear()
+    assert choose("forward", value, 2, run) == found
+    assert not seen  # chosen once
+
+
+def test_all_of_it_runs_dry(tmp_path, capsys):
+    assert main(["--dry-run", "--out", str(tmp_path), "--ops", "dcnv4,dcnv3"]) == 0
+    text = capsys.readouterr().out
+    assert "planned: 320 cells a round, 2 rounds" in text  # 2 operators and providers, 10 shapes, 2 dtypes, 4 passes
+    assert "dry run: 16 cells with a stand-in, all values are right" in text
+    assert not list(tmp_path.glob("*.md"))
+
+
+def test_what_does_not_build_is_said_and_is_a_row(tmp_path, capsys):
+    """Without sources: the build ends at once, and a sweep would have the reason in every row."""
+    assert official.build_only(["dcnv3"], tmp_path / "none", tmp_path / "build") == 1
+    assert "the official extension did not build: no sources at" in capsys.readouterr().out
+    provider = official.compiled_provider("dcnv3", tmp_path / "none", tmp_path / "build")
+    assert sweep(tmp_path, provider, operator="dcnv3")["status"] == "unavailable"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a CUDA device")
+def test_without_a_gpu_nothing_is_measured(tmp_path, capsys):
+    assert main(["--out", str(tmp_path / "out")]) == 77
+    assert "needs a CUDA device, none here: nothing was measured" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_option_is_refused(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--out", str(tmp_path), "--ops", "conv3x3"])
+    assert "--ops must be of dcnv4, dcnv3, got conv3x3" in capsys.readouterr().err
+
+
+def two_rounds(tmp_path, official):
+    """Ours takes 1 ms, in the second round 1.1; the official one `official` in both."""
+    return [
+        make_run(
+            tmp_path / str(turn),
+            [
+                measurement("dcnv4", SHAPE, "fp16", ms, provider="triton"),
+                measurement("dcnv4", SHAPE, "fp16", official, provider="official"),
+                measurement("dcnv4", SHAPE, "fp32", 3.0 * ms, provider="triton"),
+                measurement("dcnv4", SHAPE, "fp32", 1.0, provider="official"),
+            ],
+        )
+        for turn, ms in ((1, 1.0), (2, 1.1))
+    ]
+
+
+def test_ratios_and_means_by_hand(tmp_path):
+    runs = two_rounds(tmp_path, 2.0)
+    half, full = (ratio(pairs) for pairs in pairs_by_case(runs, "triton").values())
+    assert half.ratio == pytest.approx((0.5 * 0.55) ** 0.5)
+    assert half.low <= 0.5
+    assert half.high >= 0.55  # the rounds lie within
+    assert full.ratio == pytest.approx((3.0 * 3.3) ** 0.5)
+    text = comparison_markdown(runs, "triton", {"dcnv4": "0123456789abcdef"})
+    assert "| dcnv4 | module | fwd | fp16 | 1 of 1 | 0.524 [" in text
+    assert "| dcnv4 | module | fwd | fp16 | 64x7x7x1024 | 1, 1.1 | 2, 2 | 0.524 [" in text
+    assert "dcnv4 0123456789abcdef" in text
+    assert not has_failures(runs, "triton")
+
+
+@pytest.mark.parametrize("status", [Status.WRONG, Status.UNAVAILABLE, Status.OUT_OF_MEMORY, Status.NOT_RUN])
+def test_a_cell_that_failed_has_no_ratio_and_its_reason(tmp_path, status):
+    runs = two_rounds(tmp_path, status)
+    text = comparison_markdown(runs, "triton", {})
+    assert "| dcnv4 | module | fwd | fp16 | 0 of 1 | none |" in text
+    assert f"| 1, 1.1 | {status}, {status} | none |" in text
+    assert f"@official: {status}, " in text
+    assert has_failures(runs, "triton")
+
+
+def test_sources_are_copied_with_the_update(tmp_path):
+    source = tmp_path / FOLDERS["dcnv3"]
+    source.mkdir(parents=True)
+    (source / "a.cu").write_text('DISPATCH(input.type(), "name", input.data<scalar_t>(), input.type().is_cuda());\n')
+    [copy] = copy_sources(source, tmp_path / "build")
+    assert copy.read_text() == (
+        'DISPATCH(input.scalar_type(), "name", input.data<scalar_t>(), input.type().is_cuda());\n'
+    )
+    before = copy.stat().st_mtime_ns
+    copy_sources(source, tmp_path / "build")
+    assert copy.stat().st_mtime_ns == before
+    with pytest.raises(FileNotFoundError, match="put a checkout of the official repository there"):
+        copy_sources(tmp_path / "none", tmp_path / "build")
