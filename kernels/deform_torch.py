@@ -17,6 +17,9 @@ from opbench_kernels.geometry import Geometry
 
 __all__ = ["deformable_sample"]
 
+SUM = 0
+"""The mode of torch.embedding_bag."""
+
 
 def deformable_sample(
     value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: Geometry
@@ -62,7 +65,7 @@ def _unchecked_sample(
     there are calls, so there are few: both axes and all four corners in one wherever the layout allows.
     """
     batch, height, width, groups, group_channels = value.shape
-    precise, index_dtype = _precise(value), _index_dtype(value)
+    precise, index_dtype = _precise(value), _index_dtype(value, mask)
     plan = _plan(batch, height, width, groups, tuple(offset.shape[1:3]), geometry, precise, index_dtype)
     # Axes and corners come first, so that the loops inside run over all points at once.
     y_x = torch.empty(2, *mask.shape, dtype=precise, device=value.device)
@@ -71,31 +74,37 @@ def _unchecked_sample(
     low = y_x.floor().nan_to_num_(nan=0.0)  # NaN is no index; as a weight it stays
     low[0].clamp_(0, height - 2)
     low[1].clamp_(0, width - 2)
-    weights = (y_x.sub_(low) - plan.corners).abs_().neg_().add_(1).relu_()  # (corner, axis, N, Ho, Wo, G, K)
+    weights = (y_x.sub_(low) - plan.corners).abs_()  # (corner, axis, N, Ho, Wo, G, K)
+    torch.sub(plan.one, weights, out=weights).relu_()
     by_row, by_column = weights.unbind(1)
     corner_weights = by_row.mul_(mask).unsqueeze(1) * by_column  # (2, 2, N, Ho, Wo, G, K)
     row, column = low.to(index_dtype).unbind()
     first = row.mul_(width).add_(column).mul_(groups)
     bags, points = mask.shape[:-1].numel(), mask.shape[-1]
-    indices = (first + plan.steps).view(4, bags, points).transpose(0, 1).reshape(batch, -1, groups, 4 * points)
-    indices += plan.starts
-    corner_weights = corner_weights.view(4, bags, points).transpose(0, 1).reshape(bags, 4 * points)
+    indices = (first + plan.steps).view(4, bags, points).transpose(0, 1).reshape(-1)
+    indices.view(batch, mask.shape[1:3].numel(), groups, 4 * points).add_(plan.starts)
+    corner_weights = corner_weights.view(4, bags, points).transpose(0, 1).reshape(-1).to(value.dtype)
     table = value.reshape(-1, group_channels)
-    return _weighted_sum(indices, table, corner_weights, value.dtype, offset.shape[:-1])
+    # What F.embedding_bag calls, without making the offsets of the bags anew.
+    result = torch.embedding_bag(table, indices, plan.bags, False, SUM, False, corner_weights)[0]
+    return result.view(*mask.shape[:-1], group_channels)
 
 
 class _Plan(NamedTuple):
     """What the indices and weights of all inputs of one shape have in common."""
 
     grids: list[torch.Tensor]
+    one: torch.Tensor
     corners: torch.Tensor
     starts: torch.Tensor
     """Row of `value` at which each image's group begins."""
     steps: torch.Tensor
     """From a first neighbour to each of the four."""
+    bags: torch.Tensor
+    """Where the indices of each (pixel, group) begin."""
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)
 def _plan(
     batch: int,
     height: int,
@@ -108,14 +117,17 @@ def _plan(
 ) -> _Plan:
     cpu = torch.device("cpu")  # whatever the default device is
     size = height * width * groups
-    images = torch.arange(0, batch * size, size, dtype=index_dtype, device=cpu)
+    images = torch.arange(batch, dtype=index_dtype, device=cpu) * size
     starts = images.view(-1, 1, 1, 1) + torch.arange(groups, dtype=index_dtype, device=cpu).view(-1, 1)
     steps = [down * width * groups + right * groups for down in (0, 1) for right in (0, 1)]
     return _Plan(
         grids=_grids(out_shape, geometry, cpu, precise),
+        one=torch.ones((), dtype=precise, device=cpu),
         corners=torch.tensor([0, 1], dtype=precise, device=cpu).view(2, 1, 1, 1, 1, 1, 1),
         starts=starts,
         steps=torch.tensor(steps, dtype=index_dtype, device=cpu).view(4, 1, 1, 1, 1, 1),
+        bags=torch.arange(batch * out_shape[0] * out_shape[1] * groups, dtype=index_dtype, device=cpu)
+        * (4 * sum(1 for _ in geometry.taps())),
     )
 
 
@@ -135,7 +147,7 @@ def _strict_sample(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
 
     top, left = y.detach().floor(), x.detach().floor()
     down, right = y - top, x - left
-    index_dtype = _index_dtype(value)
+    index_dtype = _index_dtype(value, mask)
     row, column = top.to(index_dtype), left.to(index_dtype)
     weight_y = ((1 - down) * (row >= 0), down * (row < height - 1))
     weight_x = ((1 - right) * (column >= 0), right * (column < width - 1))
@@ -159,8 +171,9 @@ def _strict_sample(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
     return _weighted_sum(torch.stack(indices, -2), table, torch.stack(weights, -2), value.dtype, offset.shape[:-1])
 
 
-def _index_dtype(value: torch.Tensor) -> torch.dtype:
-    return torch.int32 if value.numel() < 2**31 else torch.int64
+def _index_dtype(value: torch.Tensor, mask: torch.Tensor) -> torch.dtype:
+    """Wide enough for a row of `value`, and for the number of all indices."""
+    return torch.int32 if max(value.numel(), 4 * mask.numel()) < 2**31 else torch.int64
 
 
 def _weighted_sum(

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from opbench_kernels import dcnv3, dcnv4, reference
 from opbench_kernels.geometry import Geometry, padded_offset_mask_channels, pair
+from torch._subclasses import FakeTensor, FakeTensorMode
 from torchvision.ops import deform_conv2d
 
 from opbench.check import poisoned_allocations
@@ -544,3 +545,23 @@ def test_it_compiles_into_one_graph(implementation):
     module(*expected).sum().backward()
     for got, wanted in zip(given_, expected, strict=True):
         torch.testing.assert_close(got.grad, wanted.grad)
+
+
+def test_what_is_kept_of_a_shape_serves_later_calls_of_any_kind():
+    """The CPU's inference keeps tensors per shape: none from inference mode, a fake mode or another default device."""
+    value, offset_mask = torch.randn(1, 5, 7, 32), torch.randn(1, 5, 7, 32)
+    with torch.inference_mode():
+        first = dcnv4(value, offset_mask, groups=1)
+    with torch.device("meta"):
+        second = dcnv4(value, offset_mask, groups=1)
+        other = dcnv4(torch.zeros(1, 3, 11, 32, device="cpu"), torch.zeros(1, 3, 11, 32, device="cpu"), groups=1)
+    with FakeTensorMode() as mode:
+        fake = dcnv4(mode.from_tensor(value), mode.from_tensor(offset_mask), groups=1)
+    leaf = value.clone().requires_grad_()
+    dcnv4(leaf, offset_mask, groups=1).sum().backward()
+    assert first.equal(second)
+    assert first.equal(dcnv4(value, offset_mask, groups=1))
+    assert not isinstance(first, FakeTensor)
+    assert fake.shape == first.shape
+    assert other.device.type == "cpu"
+    assert leaf.grad.isfinite().all()
