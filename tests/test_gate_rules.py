@@ -61,6 +61,7 @@ def test_the_second_stage_alone_decides(second, verdict):
     first = rounds(6, [0.05])
     decision = decide(first, rounds(16, [second], seed=1), np.array([True]), RULES)
     assert decision.verdicts == (verdict,)
+    assert type(decision.verdicts[0]) is Verdict
 
 
 def test_a_screen_alone_never_calls_a_cell_slower():

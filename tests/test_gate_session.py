@@ -97,6 +97,7 @@ def test_the_second_stage_measures_suspects_alone_where_the_rest_need_not_be_set
 def test_noise_is_inconclusive_not_the_same():
     comparison = session(SimulatedProcesses(CELLS, Noise(0.1, 0.1))).comparison
     assert comparison.exit_code == 3
+    assert comparison.reason == "10 of 10 cells"
 
 
 def test_the_same_source_in_both_arms_is_refused_at_once():

@@ -137,8 +137,10 @@ def decide(first: Rounds, second: Rounds | None, kept: Flags, rules: Rules) -> D
         outcome = _settled(_same(both, rules))
         for family, level in ((result.suspect[kept], rules.level), (~result.suspect[kept], rules.late_level)):
             columns = np.flatnonzero(family)
-            outcome[columns[holm(_p_above(-second[:, columns], limit), level)]] = Verdict.FASTER
-            outcome[columns[holm(_p_above(second[:, columns], limit), level)]] = Verdict.SLOWER
+            for index in columns[holm(_p_above(-second[:, columns], limit), level)]:
+                outcome[index] = Verdict.FASTER
+            for index in columns[holm(_p_above(second[:, columns], limit), level)]:
+                outcome[index] = Verdict.SLOWER
         verdicts[kept] = outcome
         for index, column, all_rounds, verdict in zip(np.flatnonzero(kept), second.T, both.T, outcome, strict=True):
             changes[index] = interval(all_rounds if verdict is Verdict.SAME else column)
@@ -176,8 +178,10 @@ def holm(p_values: NDArray[np.float64], level: float) -> Flags:
 
 
 def _settled(same: Flags) -> NDArray[np.object_]:
-    verdicts = np.full(len(same), Verdict.INCONCLUSIVE, dtype=object)
-    verdicts[same] = Verdict.SAME
+    verdicts = np.empty(len(same), dtype=object)
+    # One by one: numpy would turn an enumeration of texts into texts.
+    for index, settled in enumerate(same):
+        verdicts[index] = Verdict.SAME if settled else Verdict.INCONCLUSIVE
     return verdicts
 
 
