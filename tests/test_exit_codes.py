@@ -125,7 +125,7 @@ def test_a_sweep_goes_on_when_nobody_reads_what_it_says(folder):
     os.close(said)
     assert process.wait(timeout=240) == 0
     assert (folder / "run" / "measurements.csv").read_text().count(",ok,") == 1
-    assert list((folder / "run" / "plots").iterdir())
+    assert list((folder / "run" / "tables").iterdir())
 
 
 def test_3_when_standard_output_takes_no_more(folder):
