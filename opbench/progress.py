@@ -15,11 +15,11 @@ from opbench.measurement import Measurement, Status
 from opbench.report.layout import sparkline, three_digits
 from opbench.stats import median, relative_half_width
 
-__all__ = ["ConsoleProgress", "probe_progress", "progress_bar"]
+__all__ = ["ConsoleBar", "ConsoleProgress", "probe_progress"]
 
 
-class ConsoleProgress:
-    """Progress on standard error.
+class ConsoleBar:
+    """A bar and lines on standard error; nothing but lines where it is no terminal.
 
     Args:
         quiet: say nothing.
@@ -31,9 +31,8 @@ class ConsoleProgress:
         self._console = console or Console(
             stderr=True, quiet=quiet, highlight=False, soft_wrap=True, no_color=no_color or None
         )
-        self._bar = progress_bar(self._console, quiet=quiet)
+        self._bar = _bar(self._console, quiet=quiet)
         self._task = self._bar.add_task("", total=None)
-        self._heading = ""
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -43,6 +42,12 @@ class ConsoleProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.stop()
+
+
+class ConsoleProgress(ConsoleBar):
+    """Progress of a sweep, cell by cell."""
+
+    _heading = ""
 
     def started(self, cell: Cell, number: int, total: int) -> None:
         """Name the cell."""
@@ -71,14 +76,14 @@ def probe_progress(*, quiet: bool = False, no_color: bool = False) -> Iterator[C
     console = Console(stderr=True, quiet=quiet, highlight=False, no_color=no_color or None)
     if not console.is_terminal:
         console.print("measuring this device; some seconds, kept for later runs")
-    with progress_bar(console, quiet=quiet) as bar:
+    with _bar(console, quiet=quiet) as bar:
         task = bar.add_task("", total=None)
         yield lambda name, number, total: bar.update(
             task, total=total, completed=number - 1, description=escape(f"measuring {name}")
         )
 
 
-def progress_bar(console: Console, *, quiet: bool) -> Progress:
+def _bar(console: Console, *, quiet: bool) -> Progress:
     """Done of total, a bar, the time left and what is being done; nothing in a pipe, or in CI though it may look like a
     terminal.
     """

@@ -246,6 +246,7 @@ def test_exit_codes(repository, tmp_path, monkeypatch, processes, arguments, cod
         (["--base", "main", "--inconclusive", "maybe"], "--inconclusive"),
         (["--base", "main", "--format", "latex"], "latex"),
         (["--selftest", "--inject", "5"], "--inject"),
+        (["--selftest", "--direction", "bwd"], "--direction"),
     ],
 )
 def test_bad_usage(repository, arguments, message):

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from opbench.errors import GateError
 from opbench.gate.process import Arm
 from opbench.gate.rules import Rules
 from opbench.gate.session import SessionSettings, run_session
@@ -208,10 +209,20 @@ def test_a_cell_that_the_head_no_longer_has_is_missing_and_a_new_one_is_listed()
     ]
 
 
-def test_a_budget_that_is_too_small_says_what_is_needed():
-    comparison = session(SimulatedProcesses(CELLS, QUIET, process_s=10), budget_s=60).comparison
-    assert comparison.exit_code == 3
-    assert "need about 5 minutes" in comparison.reason
+def test_a_budget_that_is_too_small_is_no_verdict_that_could_be_accepted():
+    with pytest.raises(GateError, match="need about 5 minutes"):
+        session(SimulatedProcesses(CELLS, QUIET, process_s=10), budget_s=60)
+
+
+def test_a_sentinel_that_moves_does_not_hide_a_cell_that_failed():
+    fail = failing({CELLS[3].key})
+
+    def disturb(arm, cells, process):
+        factor = 1.2 if arm is HEAD else 1.0
+        process = replace(process, sentinel={name: factor * ms for name, ms in process.sentinel.items()})
+        return fail(arm, cells, process)
+
+    assert session(Recorder(SimulatedProcesses(CELLS, QUIET), disturb)).comparison.exit_code == 5
 
 
 def test_a_budget_decides_how_many_rounds_confirm():

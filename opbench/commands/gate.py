@@ -90,6 +90,8 @@ def gate(
         raise UsageError("give --base, the revision to compare with, or --selftest")
     if budget is not None and not 0 < budget < float("inf"):
         raise UsageError(f"--budget must be a positive number of minutes, got {budget:g}")
+    if selftest and direction not in (None, "fwd"):
+        raise UsageError(f"--selftest slows the forward pass: --direction must be fwd, got {direction!r}")
     interrupt_on_termination()
     from opbench.gate.command import GateRequest, run_gate, run_selftest
     from opbench.gate.rules import Rules

@@ -113,6 +113,8 @@ def run_selftest(
     launcher = Launcher(request.options)
     asked = {"options": dict(request.options), "settings": asdict(request.settings)}
     _require_same_selftest(out / SELFTEST, asked)
+    if not (out / SELFTEST).exists():  # sessions that another call adds must be of the same kind
+        write_whole(out / SELFTEST, json.dumps(asked, indent=1, ensure_ascii=False) + "\n")
     with GateProgress(quiet=request.quiet, no_color=request.no_color) as progress:
 
         def on_session(number: int, fraction: float, operator: str) -> GateProgress:

@@ -61,16 +61,19 @@ def conclude(
         reason = f"the geometric mean over the cells is slower: {decision.suite.ratio - 1:+.1%}"
     sentinels = _sentinel_ratios(rounds)
     moving = [name for name, ratios in sentinels.items() if moved(ratios, rules)]
-    if moving:
+    # What was not measured must not become a verdict that --inconclusive can accept.
+    if moving and verdict is not Verdict.MISSING:
         changes = ", ".join(f"{name} {math.expm1(fmean(sentinels[name])):+.1%}" for name in moving)
         verdict = Verdict.INCONCLUSIVE
         reason = f"the sentinel moved ({changes}), which no revision touches: the arms were not measured alike"
     return replace(comparison, means=tuple(means), verdict=verdict, reason=reason)
 
 
-def undecided(arms: Mapping[str, Arm], rules: Rules, setup: Pair, verdict: Verdict, reason: str) -> Comparison:
+def undecided(
+    arms: Mapping[str, Arm], rules: Rules, setup: Pair, verdict: Verdict, reason: str, rounds: Sequence[Pair] = ()
+) -> Comparison:
     """The comparison of a session that could not measure; its verdict stands above those of the cells."""
-    comparison = _comparison(arms, rules, setup)
+    comparison = _comparison(arms, rules, setup, rounds=rounds)
     if verdict is not Verdict.MISSING:
         cells = tuple(
             row if row.reason else replace(row, verdict=verdict, reason="not measured further")

@@ -1,40 +1,17 @@
 """Says how a gate goes on: a bar on a terminal, a line per stage and round elsewhere."""
 
-from types import TracebackType
-from typing import Self
-
-from rich.console import Console
 from rich.markup import escape
 
 from opbench.gate.session import ProcessRecord
-from opbench.progress import progress_bar
+from opbench.progress import ConsoleBar
 
 __all__ = ["GateProgress"]
 
 
-class GateProgress:
-    """Progress on standard error.
+class GateProgress(ConsoleBar):
+    """Progress of a gate, stage by stage; `heading` stands before every line."""
 
-    Args:
-        quiet: say nothing.
-        no_color: no colours, on a terminal either.
-        heading: put before every line.
-    """
-
-    def __init__(self, *, quiet: bool = False, no_color: bool = False, heading: str = "") -> None:
-        self.heading = heading
-        self._console = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True, no_color=no_color or None)
-        self._bar = progress_bar(self._console, quiet=quiet)
-        self._task = self._bar.add_task("", total=None)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._bar.stop()
+    heading = ""
 
     def say(self, text: str) -> None:
         """Print a line."""

@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from opbench.case import Cell
+from opbench.errors import GateError
 from opbench.gate.outcome import SAME_SOURCE, Pair, complete, conclude, undecided
 from opbench.gate.process import Arm, ArmProcess
 from opbench.gate.rules import Rules, decide, screen
@@ -19,6 +20,7 @@ __all__ = ["Listener", "ProcessRecord", "RunRound", "Session", "SessionSettings"
 
 FEWEST_CONFIRM_ROUNDS = 8
 MOST_CONFIRM_ROUNDS = 64
+UNMEASURED = "no cell was measured in every round"
 
 
 class RunRound(Protocol):
@@ -125,7 +127,7 @@ def run_session(
     """Measure two arms in turns and compare them.
 
     Raises:
-        GateError: an arm cannot be measured at all.
+        GateError: an arm cannot be measured at all, or the budget is too small for any conclusion.
     """
     return _Run(base, head, run_round, settings, listener).run()
 
@@ -180,8 +182,8 @@ class _Run:
             if all(process.median_ms(cell.key) is not None for process in setup.values())
         ]
 
-    def _undecided(self, setup: Pair, verdict: Verdict, reason: str) -> Comparison:
-        return undecided(self.arms, self.rules, setup, verdict, reason)
+    def _undecided(self, setup: Pair, verdict: Verdict, reason: str, rounds: Sequence[Pair] = ()) -> Comparison:
+        return undecided(self.arms, self.rules, setup, verdict, reason, rounds)
 
     # The rounds.
 
@@ -191,12 +193,12 @@ class _Run:
         first_count = self.rules.screen_rounds
         if not self._affordable(per_round_s, first_count + FEWEST_CONFIRM_ROUNDS):
             needed = math.ceil((1 + first_count + FEWEST_CONFIRM_ROUNDS) * per_round_s / 60)
-            reason = f"the budget is too small: {len(cells)} cells need about {needed} minutes"
-            return self._undecided(setup, Verdict.INCONCLUSIVE, reason)
+            # Not a verdict: --inconclusive pass would accept a gate that measured nothing.
+            raise GateError(f"the budget is too small: {len(cells)} cells need about {needed} minutes")
         first = self._stage("screen", first_count, cells)
         cells, first_rounds = complete(cells, first)
         if not cells:
-            return self._undecided(setup, Verdict.MISSING, "no cell was measured in every round")
+            return self._undecided(setup, Verdict.MISSING, UNMEASURED, first)
         kept = screen(first_rounds, self.rules).kept(settle=self.settings.settle)
         second, second_rounds = [], None
         if kept.any():
@@ -208,7 +210,7 @@ class _Run:
             cells = [cell for cell, whole in zip(cells, intact, strict=True) if whole]
             first_rounds, kept = first_rounds[:, intact], kept[intact]
             if not cells:
-                return self._undecided(setup, Verdict.MISSING, "no cell was measured in every round")
+                return self._undecided(setup, Verdict.MISSING, UNMEASURED, [*first, *second])
         decision = decide(first_rounds, second_rounds, kept, self.rules)
         rounds = [*first, *second]
         return conclude(self.arms, self.rules, setup, cells, decision, first_rounds, rounds)

@@ -44,15 +44,7 @@ def ceiling_marks(axes: Axes, source: Source, dtype: str, timers: Sequence[tuple
         return
     if top := source.ceilings.compute_tflops(dtype):
         axes.axhline(top, color=GREY, linewidth=1.0, linestyle="--", zorder=1)
-        axes.annotate(
-            f"{three_digits(top)} TFLOP/s measured",
-            (0.99, top),
-            xycoords=axes.get_yaxis_transform(),
-            ha="right",
-            va="bottom",
-            fontsize=7,
-            color="#555555",
-        )
+        _name_top(axes, top, f"{three_digits(top)} TFLOP/s measured")
     low, high = axes.get_xlim()
     for timer, cache in timers:
         launch_ms = source.ceilings.launch_ms(timer, cache)
@@ -86,12 +78,10 @@ def _roofs(axes: Axes, source: Source, dtype: str) -> None:
                 xytext=(5, 0),
                 textcoords="offset points",
             )
+    _name_top(axes, top, f"{three_digits(top)} TFLOP/s")
+
+
+def _name_top(axes: Axes, top: float, text: str) -> None:
     axes.annotate(
-        f"{three_digits(top)} TFLOP/s",
-        (0.99, top),
-        xycoords=axes.get_yaxis_transform(),
-        ha="right",
-        va="bottom",
-        fontsize=7,
-        color="#555555",
+        text, (0.99, top), xycoords=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=7, color="#555555"
     )
