@@ -29,6 +29,7 @@ __all__ = [
     "backward_launch",
     "forward_config",
     "forward_launch",
+    "is_wide",
     "sampled_dcnv3",
     "sampled_dcnv4",
     "unpack",
@@ -280,10 +281,17 @@ class Sampled(NamedTuple):
             # Points from here on are one tap further; none are where the centre is kept.
             "CENTER": kernel_w // 2 * kernel_h + kernel_h // 2 if geometry.remove_center else geometry.points,
             "VALUE_STRIDE": stride,
-            "WIDE": max(self.size[0] * self.size[1] * stride, self.rows + MAX_BLOCK_ROWS) >= INDEX_LIMIT,
+            # The gradient of value is contiguous, whatever the stride of value.
+            "WIDE": is_wide(self.size, geometry, max(stride, groups * group_channels), self.rows),
             "BLOCK_D": block_d,
             "BLOCK_ROWS": max(1, WARP_SIZE // lanes) * num_warps,
         }
+
+
+def is_wide(size: tuple[int, int], geometry: Geometry, stride: int, rows: int) -> bool:
+    """Whether distances from the start of a grid, which may lie in the padding, or numbers of rows take 64 bits."""
+    reach_h, reach_w = (side + padding for side, padding in zip(size, geometry.padding, strict=True))
+    return max((reach_h + 1) * (reach_w + 1) * stride, rows + MAX_BLOCK_ROWS) >= INDEX_LIMIT
 
 
 class Launch(NamedTuple):
@@ -348,7 +356,10 @@ def backward_launch(
 
 
 def _flat_pixels(tensor: torch.Tensor, inner: int) -> torch.Tensor:
-    """All axes but the last `inner` as one, which are contiguous; a view where the strides allow it, else a copy."""
+    """All axes but the last `inner` as one; those are contiguous but for the first of them, whose stride is free.
+
+    A view where the strides allow it, else a copy.
+    """
     flat = tensor.reshape(-1, *tensor.shape[-inner:])
     expected = 1
     for axis in range(flat.dim() - 1, 1, -1):
@@ -374,7 +385,7 @@ def sampled_dcnv4(value: torch.Tensor, offset_mask: torch.Tensor, groups: int, g
 
 def unpack(offset_mask: torch.Tensor, groups: int, points: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Views offset (N * Ho * Wo, G, K, 2) and mask (N * Ho * Wo, G, K) of packed (N, Ho, Wo, M)."""
-    used = _flat_pixels(offset_mask, 1)[:, : 3 * points * groups].unflatten(-1, (groups, 3 * points))
+    used = _flat_pixels(offset_mask[..., : 3 * points * groups].unflatten(-1, (groups, 3 * points)), 2)
     return used[..., : 2 * points].unflatten(-1, (points, 2)), used[..., 2 * points :]
 
 

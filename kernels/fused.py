@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from opbench_kernels.bilinear_triton import add_square, place_point, strict_add, weigh_square
-from opbench_kernels.deform_triton import INDEX_LIMIT, Launch
+from opbench_kernels.deform_triton import Launch, is_wide
 from opbench_kernels.geometry import Geometry
 
 __all__ = ["dcnv4_from_input", "from_input_launch", "pack_offset_mask"]
@@ -212,7 +212,7 @@ def from_input_launch(
         "DILATION_W": geometry.dilation[1],
         "CENTER": kernel_w // 2 * kernel_h + kernel_h // 2 if geometry.remove_center else geometry.points,
         "STRICT": min(height, width) < 2,
-        "WIDE": max(height * width * channels, pixels + block_p) >= INDEX_LIMIT,
+        "WIDE": is_wide((height, width), geometry, channels, pixels),
         "PRECISION": "tf32" if allow_tf32 else "ieee",
         # Triton's interpreter multiplies the bits of bfloat16 as integers.
         "UPCAST": x.dtype == torch.bfloat16 and os.environ.get("TRITON_INTERPRET") == "1",

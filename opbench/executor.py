@@ -65,20 +65,13 @@ class WorkerExecutor:
     Args:
         options: as RunOptions.to_json gives them.
         limit_s: seconds after which a cell is killed and recorded as a timeout.
-        preload: modules to import once for all workers.
-        worker: the function that serves cells, as module:function; replaced in tests.
+        workers: where they come from; a supervisor that was launched before is ready sooner.
     """
 
-    def __init__(
-        self,
-        options: dict[str, Any],
-        limit_s: float,
-        preload: tuple[str, ...] = (),
-        worker: str = "opbench.worker:serve",
-    ) -> None:
+    def __init__(self, options: dict[str, Any], limit_s: float, workers: Workers | None = None) -> None:
         self._options = options
         self._limit_s = limit_s
-        self._workers = Workers(worker, preload)
+        self._workers = workers or Workers()
         self._group: tuple[object, ...] | None = None
 
     def run(self, cell: Cell, on_stage: OnStage) -> Measurement:

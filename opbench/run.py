@@ -28,6 +28,7 @@ from opbench.plan import SweepRequest, plan_cells, plan_differences
 from opbench.report import write_plots, write_tables
 from opbench.results import CEILINGS, RunFolder, free_run_path
 from opbench.shapes import load_shape_lists
+from opbench.worker_process import Workers
 
 __all__ = [
     "Conduct",
@@ -134,7 +135,11 @@ def continue_run(
 
 
 def run_cells(
-    run: RunFolder, operators: Mapping[str, Operator], progress: Progress, conduct: Conduct = DEFAULT_CONDUCT
+    run: RunFolder,
+    operators: Mapping[str, Operator],
+    progress: Progress,
+    conduct: Conduct = DEFAULT_CONDUCT,
+    workers: Workers | None = None,
 ) -> None:
     """Measure the cells that the run's journal lacks; each is in the journal before the next begins.
 
@@ -145,13 +150,14 @@ def run_cells(
         operators: by name; used where cells are not isolated.
         progress: hears about every cell.
         conduct: how cells are carried out, and which finished ones are measured again.
+        workers: where isolated cells run; they are closed in the end.
 
     Raises:
         ResultsError: another sweep writes there, or the journal is damaged.
         StorageError: a row cannot be written; those before stay readable.
     """
     cells = run.plan()
-    executor = _executor(run, operators, conduct)
+    executor = _executor(run, operators, conduct, workers or Workers())
     try:
         with run.append() as journal:
             if not (run.path / CEILINGS).exists():
@@ -266,17 +272,15 @@ def sweep(
     return run
 
 
-def _executor(run: RunFolder, operators: Mapping[str, Operator], conduct: Conduct) -> Executor:
+def _executor(run: RunFolder, operators: Mapping[str, Operator], conduct: Conduct, workers: Workers) -> Executor:
     from opbench.runner import CellRunner, RunOptions, memory_limit
 
     options = RunOptions.of(run.run["command"])
     if conduct.isolation is Isolation.PROCESS:
         providers = {cell.provider for cell in run.plan()}
-        return WorkerExecutor(
-            options.to_json(),
-            conduct.cell_timeout_s or cell_limit_s(options.time_budget_s),
-            preload=tuple(name for name in PRELOADED if name in providers and find_spec(name)),
-        )
+        workers.preload = tuple(name for name in PRELOADED if name in providers and find_spec(name))
+        limit_s = conduct.cell_timeout_s or cell_limit_s(options.time_budget_s)
+        return WorkerExecutor(options.to_json(), limit_s, workers)
     runner = CellRunner(options, operators.__getitem__)
 
     def run_cell(cell: Cell, on_stage: Any) -> Measurement:  # noqa: ANN401

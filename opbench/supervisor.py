@@ -3,10 +3,10 @@
 It imports torch once and forks a worker from itself for each group of cells, which takes milliseconds where a new
 interpreter takes seconds. It never touches a device: a CUDA context does not survive a fork.
 
-Standard input is a socket to the sweep. In: "w" with the worker's own socket starts a worker, "k" kills it; end of file
-means that the sweep is gone, in whatever way. Out: one line per worker that ended, with its return code as in
-subprocess. Before that line is written every process that the worker started is dead too, and their temporary files
-go when this process ends.
+Standard input is a socket to the sweep. In: "w" with the worker's own socket starts a worker, "k" kills it, "i" and a
+line of names imports modules for all workers to come; end of file means that the sweep is gone, in whatever way. Out:
+one line per worker that ended, with its return code as in subprocess. Before that line is written every process that
+the worker started is dead too, and their temporary files go when this process ends.
 """
 
 import gc
@@ -33,23 +33,19 @@ Serve = Callable[[socket.socket], None]
 
 
 def main() -> None:
-    """Serve the sweep at standard input; arguments are the worker as module:function, and modules to import first."""
-    worker, *preload = sys.argv[1:]
+    """Serve the sweep at standard input; the argument is the worker as module:function."""
+    (worker,) = sys.argv[1:]
     control = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a dead worker leaves running becomes a child of this process
     _no_core_files()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     folder = _private_temporary_folder()
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
         module, _, function = worker.partition(":")
-        # torch.cuda.is_available() starts CUDA, unless told to ask NVML, and no fork of this process could use it then.
-        with _variable("PYTORCH_NVML_BASED_CUDA_CHECK", "1"):
-            for name in preload:
-                with suppress(Exception):  # the cells that need it will say what is wrong with it
-                    importlib.import_module(name)
-            importlib.import_module(module)
-        gc.freeze()  # a collection in a worker then neither walks what was imported nor copies its pages
+        _import(module)
         Supervisor(control, getattr(sys.modules[module], function)).serve()
     finally:
         kill_children()
@@ -88,8 +84,17 @@ class Supervisor:
                     return
                 if order == b"k":
                     self._kill()
+                elif order == b"i":
+                    with suppress(Exception):  # the cells that need it will say what is wrong with it
+                        _import(*self._line().split())
                 else:
                     self._start(sockets[0])
+
+    def _line(self) -> str:
+        line = b""
+        while (byte := self._control.recv(1)) not in (b"", b"\n"):
+            line += byte
+        return line.decode()
 
     def _start(self, connection: int) -> None:
         os.set_inheritable(connection, False)
@@ -161,6 +166,14 @@ def _become_worker(parent: int, connection: int, serve: Serve) -> NoReturn:
         with suppress(Exception):
             sys.stderr.flush()
         os._exit(code & 0xFF)
+
+
+def _import(*names: str) -> None:
+    # torch.cuda.is_available() starts CUDA, unless told to ask NVML, and no fork of this process could use it then.
+    with _variable("PYTORCH_NVML_BASED_CUDA_CHECK", "1"):
+        for name in names:
+            importlib.import_module(name)
+    gc.freeze()  # a collection in a worker then neither walks what was imported nor copies its pages
 
 
 @contextmanager

@@ -46,24 +46,31 @@ class Workers:
 
     Args:
         worker: what serves, as module:function.
-        preload: modules that the supervisor imports for all workers.
+
+    Attributes:
+        preload: modules that the supervisor imports for all workers, before the first of them starts.
     """
 
-    def __init__(self, worker: str, preload: tuple[str, ...] = ()) -> None:
+    def __init__(self, worker: str = "opbench.worker:serve") -> None:
         # -P keeps the current folder off the path: a stray torch.py there must not be imported.
-        self._command = (sys.executable, "-P", "-m", "opbench.supervisor", worker, *preload)
+        self._command = (sys.executable, "-P", "-m", "opbench.supervisor", worker)
         self._supervisor: _Supervisor | None = None
         self._connection: socket.socket | None = None
         self._unread = b""
+        self.preload: tuple[str, ...] = ()
+
+    def launch(self) -> None:
+        """Start the supervisor, if there is none; it imports torch while this process does something else."""
+        self._supervisor = self._supervisor or _Supervisor(self._command)
 
     def start(self) -> None:
         """Have a new worker; the one before must have ended."""
-        if self._supervisor is None:
-            self._supervisor = _Supervisor(self._command)
+        self.launch()
+        assert self._supervisor is not None  # noqa: S101 - launched
         self._disconnect()
         self._connection, theirs = socket.socketpair()
         with theirs:
-            self._supervisor.start(theirs)
+            self._supervisor.start(theirs, self.preload)
 
     def send(self, message: dict[str, Any]) -> None:
         """Write one line to the worker."""
@@ -158,19 +165,21 @@ class _Supervisor:
         self._output = os.fdopen(output, "rb", buffering=0)
         self._printed = b""
         self._reading = threading.Lock()
-        self._has_worker = False
+        self._served = self._has_worker = False
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
 
-    def start(self, connection: socket.socket) -> None:
-        """Fork a worker that serves this socket."""
+    def start(self, connection: socket.socket, preload: tuple[str, ...]) -> None:
+        """Fork a worker that serves this socket; before the first one, import modules for all of them."""
         self._drain()
         self._printed = b""
         try:
+            if preload and not self._served:
+                self._control.sendall(f"i{' '.join(preload)}\n".encode())
             socket.send_fds(self._control, [b"w"], [connection.fileno()])
         except (BrokenPipeError, ConnectionResetError):
             return  # the worker's socket will say so
-        self._has_worker = True
+        self._served = self._has_worker = True
 
     def kill(self) -> None:
         """Kill the worker, if there is one."""
@@ -208,6 +217,8 @@ class _Supervisor:
 
     def close(self) -> None:
         """End the process; it kills what is below it first."""
+        if not self._served:
+            self._process.terminate()  # it may be importing, and would not see the end of file for seconds
         self._control.close()
         try:
             self._process.wait(KILL_LIMIT_S)

@@ -1,6 +1,7 @@
 """Shared set-up: Triton kernels run in the interpreter where there is no CUDA device."""
 
 import os
+import signal
 import tempfile
 
 import pytest
@@ -9,6 +10,9 @@ import torch
 HAS_CUDA = torch.cuda.is_available()
 if not HAS_CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before the kernels are imported
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as `make test &` starts it; tests send SIGINT to what they start
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items):

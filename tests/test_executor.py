@@ -14,6 +14,7 @@ from opbench.plan import SweepRequest, plan_cells
 from opbench.registry import registered
 from opbench.runner import RunOptions
 from opbench.shapes import ShapeList
+from opbench.worker_process import Workers
 
 OPTIONS = RunOptions("cpu", "wall-clock", "warm", 0.05, None, 0).to_json()
 
@@ -44,7 +45,7 @@ def run(tmp_path, monkeypatch):
 
     def make(body="pass", limit_s=30.0):
         (tmp_path / "fake_worker.py").write_text(FAKE_WORKER.replace("BODY", body))
-        made.append(WorkerExecutor(OPTIONS, limit_s, worker="fake_worker:serve"))
+        made.append(WorkerExecutor(OPTIONS, limit_s, Workers("fake_worker:serve")))
         return lambda provider="p", side=4: made[-1].run(
             make_cell(make_case(shape=(1, side, 4, 8)), provider=provider), lambda stage: None
         )

@@ -80,7 +80,7 @@ def rows_by_cell(path):
 
 def test_each_fault_is_one_row_with_its_reason(place):
     write_shapes(place, 1)
-    done = sweep(place, "run", "--dtypes", "fp32", "--providers", "faulty=all", "--cell-timeout", "20")
+    done = sweep(place, "run", "--dtypes", "fp32", "--providers", "faulty=all", "--cell-timeout", "6")
     assert done.returncode == 1
     rows = {row["provider"]: row for row in RunFolder.open(place / "run").rows()}
     assert len(rows) == len(EXPECTED) + 3
@@ -107,7 +107,7 @@ def test_each_fault_is_one_row_with_its_reason(place):
 def check_lottery(place, shapes, seeds):
     """Sweeps with a random fault per cell against one without any."""
     write_shapes(place, shapes)
-    dtypes = ("--dtypes", "fp32,fp16,bf16", "--cell-timeout", "10")
+    dtypes = ("--dtypes", "fp32,fp16,bf16", "--cell-timeout", "5")
     assert sweep(place, "well", *dtypes).returncode == 0
     well = rows_by_cell(place / "well")
     assert len(well) == 3 * shapes

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -125,29 +126,33 @@ def sweep(
     }  # fmt: skip
     # A kill, or a terminal that closes, asks for the same as Ctrl-C: stop, and keep what is finished.
     interrupt_on_termination()
-    from opbench import registry
-    from opbench import run as api
-    from opbench.progress import ConsoleProgress
+    from opbench.worker_process import Workers
 
-    known = registry.registered()
-    ways = {"isolation": isolation, "cell_timeout": cell_timeout, "retry": split("--retry", retry)}
-    conduct = api.make_conduct(ways, resume=resume)
-    if dry_run:
-        _print_plan(api.plan(api.make_request(options, known), known))
-        return
-    if resume and out is None:
-        raise typer.BadParameter("--resume needs --out: the folder of the run to continue")
-    if resume and out is not None:
-        run = api.continue_run(out, options, known, accept_differences=accept_differences)
-    else:
-        run = api.start_run(api.make_request(options, known), known, out, conduct)
-    interrupted = False
-    progress = ConsoleProgress(quiet=quiet, no_color=no_color)
-    try:
-        with progress:
-            api.run_cells(run, known, progress, conduct)
-    except KeyboardInterrupt:
-        interrupted = True
+    with closing(Workers()) as workers:
+        if isolation != "none" and not dry_run:
+            workers.launch()  # they import torch while this process does
+        from opbench import registry
+        from opbench import run as api
+        from opbench.progress import ConsoleProgress
+
+        known = registry.registered()
+        ways = {"isolation": isolation, "cell_timeout": cell_timeout, "retry": split("--retry", retry)}
+        conduct = api.make_conduct(ways, resume=resume)
+        if dry_run:
+            _print_plan(api.plan(api.make_request(options, known), known))
+            return
+        if resume and out is None:
+            raise typer.BadParameter("--resume needs --out: the folder of the run to continue")
+        if resume and out is not None:
+            run = api.continue_run(out, options, known, accept_differences=accept_differences)
+        else:
+            run = api.start_run(api.make_request(options, known), known, out, conduct)
+        interrupted = False
+        try:
+            with ConsoleProgress(quiet=quiet, no_color=no_color) as progress:
+                api.run_cells(run, known, progress, conduct, workers)
+        except KeyboardInterrupt:
+            interrupted = True
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     api.finish(run, plots=plots)
