@@ -1,25 +1,28 @@
-"""The Triton kernels as torch.library operators: autograd, fake tensors for tracing, and a deterministic backward."""
+"""The Triton kernels as torch.library operators: autograd, fake tensors for tracing, and a deterministic backward.
+
+The operators exist as soon as opbench_kernels is imported, since exported programs name them; Triton is imported when
+one is launched.
+"""
+
+from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from opbench_kernels import tuning
-from opbench_kernels.deform_triton import (
-    Sampled,
-    backward_launch,
-    forward_launch,
-    sampled_dcnv3,
-    sampled_dcnv4,
-    unpack,
-)
 from opbench_kernels.geometry import Geometry
+
+if TYPE_CHECKING:
+    from opbench_kernels.deform_triton import Sampled
 
 __all__ = ["dcnv3", "dcnv4"]
 
 
 def _forward(sampled: Sampled, out_shape: tuple[int, ...]) -> torch.Tensor:
+    from opbench_kernels import tuning
+    from opbench_kernels.deform_triton import forward_launch
+
     out = torch.empty(out_shape, device=sampled.value.device, dtype=sampled.value.dtype)
     if out.numel():
         forward_launch(sampled, out, tuning.choose(sampled, out))()
@@ -30,6 +33,8 @@ def _backward(
     sampled: Sampled, grad_out: torch.Tensor, grad_offset: torch.Tensor, grad_mask: torch.Tensor, shape: torch.Size
 ) -> torch.Tensor:
     """Writes the gradients of offset and mask; returns that of value, contiguous, in value's dtype."""
+    from opbench_kernels.deform_triton import backward_launch
+
     fixed_point = _fixed_point(sampled, grad_out) if torch.are_deterministic_algorithms_enabled() else None
     # Many points add to one pixel, so the sum is kept in 32 bits or more whatever the storage.
     sum_dtype = torch.float32 if fixed_point is None else torch.int64
@@ -37,7 +42,8 @@ def _backward(
     if grad_out.numel():
         backward_launch(sampled, grad_out.contiguous(), grad_value, grad_offset, grad_mask, fixed_point)()
     if fixed_point is not None:
-        grad_value = grad_value.double() / fixed_point.double().prod()
+        grad_value = grad_value.double()
+        grad_value /= fixed_point.double().prod()
     return grad_value.to(sampled.value.dtype)
 
 
@@ -62,6 +68,8 @@ def _dcnv3(
     value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, groups: int, kernel: Sequence[int],
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], offset_scale: float, remove_center: bool,
 ) -> torch.Tensor:  # fmt: skip
+    from opbench_kernels.deform_triton import sampled_dcnv3
+
     geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
     return _forward(sampled_dcnv3(value, offset, mask, groups, geometry), (*offset.shape[:3], value.shape[-1]))
 
@@ -72,6 +80,8 @@ def _dcnv3_backward(
     kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
     offset_scale: float, remove_center: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    from opbench_kernels.deform_triton import sampled_dcnv3
+
     geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
     grads = [torch.empty(t.shape, device=t.device, dtype=t.dtype) for t in (offset, mask)]
     points = geometry.points
@@ -86,6 +96,8 @@ def _dcnv4(
     value: torch.Tensor, offset_mask: torch.Tensor, groups: int, kernel: Sequence[int], stride: Sequence[int],
     padding: Sequence[int], dilation: Sequence[int], offset_scale: float, remove_center: bool,
 ) -> torch.Tensor:  # fmt: skip
+    from opbench_kernels.deform_triton import sampled_dcnv4
+
     geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
     sampled = sampled_dcnv4(value, offset_mask, groups, geometry)
     return _forward(sampled, (*offset_mask.shape[:3], value.shape[-1]))
@@ -96,6 +108,8 @@ def _dcnv4_backward(
     grad_out: torch.Tensor, value: torch.Tensor, offset_mask: torch.Tensor, groups: int, kernel: Sequence[int],
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], offset_scale: float, remove_center: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    from opbench_kernels.deform_triton import sampled_dcnv4, unpack
+
     geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
     grad_packed = torch.empty(offset_mask.shape, device=offset_mask.device, dtype=offset_mask.dtype)
     grad_packed[..., 3 * geometry.points * groups :] = 0

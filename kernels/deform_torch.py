@@ -19,6 +19,8 @@ __all__ = ["deformable_sample"]
 
 SUM = 0
 """The mode of torch.embedding_bag."""
+MOST_KEPT_BAGS = 2**20
+"""Larger plans are made anew each time: memory counts there, and the microseconds do not."""
 
 
 def deformable_sample(
@@ -45,10 +47,15 @@ def deformable_sample(
 
 def _is_inference_on_the_cpu(*tensors: torch.Tensor) -> bool:
     wants_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    # A subclass may have no values to look at, as a fake tensor, and must not get into what is kept.
-    plain = all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
     on_the_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
-    return plain and on_the_cpu and not wants_gradients and not torch.compiler.is_compiling()
+    return on_the_cpu and not wants_gradients and _are_plain(*tensors)
+
+
+def _are_plain(*tensors: torch.Tensor) -> bool:
+    """Whether nobody traces or transforms this: only then are there values to look at, and tensors that may be kept."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
 
 
 def _precise(value: torch.Tensor) -> torch.dtype:
@@ -66,7 +73,8 @@ def _unchecked_sample(
     """
     batch, height, width, groups, group_channels = value.shape
     precise, index_dtype = _precise(value), _index_dtype(value, mask)
-    plan = _plan(batch, height, width, groups, tuple(offset.shape[1:3]), geometry, precise, index_dtype)
+    make_plan = _plan if mask.shape[:-1].numel() < MOST_KEPT_BAGS else _plan.__wrapped__
+    plan = make_plan(batch, height, width, groups, tuple(offset.shape[1:3]), geometry, precise, index_dtype)
     # Axes and corners come first, so that the loops inside run over all points at once.
     y_x = torch.empty(2, *mask.shape, dtype=precise, device=value.device)
     for axis, grid in enumerate(plan.grids):
@@ -135,9 +143,10 @@ def _strict_sample(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
     """The sum that reads only pixels that count, and a row of zeros for the others."""
     batch, height, width, groups, group_channels = value.shape
     precise = _precise(value)
+    make_grids = _kept_grids if _are_plain(offset) else _grids
     y, x = (
-        grid + offset[..., 1 - axis] * geometry.offset_scale
-        for axis, grid in enumerate(_grids(tuple(offset.shape[1:3]), geometry, offset.device, precise))
+        grid + offset[..., 1 - axis].to(precise) * geometry.offset_scale
+        for axis, grid in enumerate(make_grids(tuple(offset.shape[1:3]), geometry, offset.device, precise))
     )
     inside = (x > -1) & (x < width) & (y > -1) & (y < height)
     strength = torch.where(inside, mask.to(precise), 0)
@@ -199,3 +208,12 @@ def _grids(
         start = torch.arange(0, out_shape[axis] * stride, stride, device=device, dtype=dtype)
         grids.append(start.view(shape) + point)
     return grids
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _kept_grids(
+    out_shape: tuple[int, int], geometry: Geometry, device: torch.device, dtype: torch.dtype
+) -> list[torch.Tensor]:
+    """_grids, made once: the copy to a GPU would wait for it, and cannot be captured in a CUDA graph."""
+    return _grids(out_shape, geometry, device, dtype)

@@ -290,8 +290,8 @@ class Sampled(NamedTuple):
 
 def is_wide(size: tuple[int, int], geometry: Geometry, stride: int, rows: int) -> bool:
     """Whether distances from the start of a grid, which may lie in the padding, or numbers of rows take 64 bits."""
-    reach_h, reach_w = (side + padding for side, padding in zip(size, geometry.padding, strict=True))
-    return max((reach_h + 1) * (reach_w + 1) * stride, rows + MAX_BLOCK_ROWS) >= INDEX_LIMIT
+    pixels = (size[0] + geometry.padding[0]) * size[1] + geometry.padding[1]
+    return max(pixels * stride, rows + MAX_BLOCK_ROWS) >= INDEX_LIMIT
 
 
 class Launch(NamedTuple):

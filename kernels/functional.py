@@ -2,10 +2,11 @@
 
 import math
 import os
+from importlib.util import find_spec
 from typing import Literal
 
 import torch
-from opbench_kernels import deform_torch
+from opbench_kernels import deform_operators, deform_torch
 from opbench_kernels.geometry import Geometry, padded_offset_mask_channels, pair
 
 __all__ = ["dcnv3", "dcnv4"]
@@ -13,6 +14,8 @@ __all__ = ["dcnv3", "dcnv4"]
 Implementation = Literal["auto", "triton", "torch"]
 Size = int | tuple[int, int]
 
+HAS_TRITON = find_spec("triton") is not None
+"""Not on every system that has CUDA."""
 HALF_OR_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -41,7 +44,7 @@ def dcnv4(
         kernel_size, stride, padding, dilation: an integer or (height, width).
         offset_scale: factor on offsets and on the sampling grid.
         remove_center: leave the centre point out, so K = kernel height * width - 1.
-        implementation: "auto" takes Triton on a CUDA device and torch elsewhere.
+        implementation: "auto" takes Triton on a CUDA device, if it is installed, and torch elsewhere.
 
     Returns:
         (N, Ho, Wo, C) in the dtype of `value`.
@@ -57,8 +60,6 @@ def dcnv4(
     packed = padded_offset_mask_channels(groups, points)
     _check_companion("offset_mask", offset_mask, value, geometry, packed, f"3 * K * groups, K = {points}, padded to 8")
     if triton:
-        from opbench_kernels import deform_operators
-
         return deform_operators.dcnv4(value, offset_mask, groups, geometry)
     used = offset_mask[..., : 3 * points * groups].unflatten(-1, (groups, 3 * points))
     offset = used[..., : 2 * points].unflatten(-1, (points, 2))
@@ -104,8 +105,6 @@ def dcnv3(
     _check_companion("offset", offset, value, geometry, groups * points * 2, f"groups * K * 2, K = {points}")
     _check_companion("mask", mask, value, geometry, groups * points, f"groups * K, K = {points}")
     if triton:
-        from opbench_kernels import deform_operators
-
         return deform_operators.dcnv3(value, offset, mask, groups, geometry)
     split = value.unflatten(-1, (groups, -1))
     offset, mask = offset.unflatten(-1, (groups, points, 2)), mask.unflatten(-1, (groups, points))
@@ -146,10 +145,10 @@ def _checked_value(
         raise ValueError(f"groups must divide the {value.shape[-1]} channels of value, got {groups!r}")
     geometry.output_size(value.shape[1], value.shape[2])
     kind = value.device.type
-    if value.dtype == torch.float32 and torch.is_autocast_enabled(kind):
+    if value.dtype == torch.float32 and kind != "meta" and torch.is_autocast_enabled(kind):
         value = value.to(torch.get_autocast_dtype(kind))
     on_gpu = kind == "cuda" and value.dtype in HALF_OR_SINGLE
-    triton = implementation == "triton" or (implementation == "auto" and on_gpu)
+    triton = implementation == "triton" or (implementation == "auto" and on_gpu and HAS_TRITON)
     if triton and kind != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise ValueError(f"implementation 'triton' needs a CUDA tensor, got one on {value.device}")
     allowed = HALF_OR_SINGLE if triton else (*HALF_OR_SINGLE, torch.float64)

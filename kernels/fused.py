@@ -6,6 +6,7 @@ opbench_kernels.deform_triton.
 """
 
 import os
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -18,6 +19,7 @@ __all__ = ["dcnv4_from_input", "from_input_launch", "pack_offset_mask"]
 
 COLUMNS = 4
 """Of one point and group in the packed weight: dx, dy, mask, and one of zeros, so that halving twice separates them."""
+NUM_WARPS = 4
 MAX_REGISTERS = 168
 """Three programs of 128 threads per SM. Left to itself, the compiler spills a few registers for a fourth."""
 
@@ -223,7 +225,9 @@ def from_input_launch(
     }
     bases = (base * (1.0 - geometry.offset_scale) for base in geometry.base)
     arguments = (x, weight, bias, out, pixels, height, width, geometry.offset_scale, *bases)
-    options = {"num_warps": 4, "enable_fp_fusion": True, "maxnreg": MAX_REGISTERS}
+    options = {"num_warps": NUM_WARPS, "enable_fp_fusion": True}
+    if torch.version.hip is None:  # AMD's compiler has no such option
+        options["maxnreg"] = MAX_REGISTERS
     grid = (triton.cdiv(pixels, block_p), triton.cdiv(groups, block_g))
     return Launch(_from_input_kernel, arguments, constants, options, grid)
 
@@ -231,27 +235,54 @@ def from_input_launch(
 def dcnv4_from_input(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, *, groups: int, geometry: Geometry
 ) -> torch.Tensor:
-    """dcnv4(x, linear(x)) in one kernel; not differentiable.
+    """dcnv4(x, linear(x)) in one kernel; not differentiable. Autocast does not reach it.
 
     Args:
-        x: (N, H, W, C) contiguous, on a CUDA device (or on the CPU under Triton's interpreter).
-        weight, bias: from pack_offset_mask, in the dtype of `x`.
-        groups: G.
+        x: (N, H, W, C), float32, float16 or bfloat16, on a CUDA device (or on the CPU under Triton's interpreter).
+        weight, bias: from pack_offset_mask, (K, C, G * 4) and (K, G * 4), in the dtype of `x`.
+        groups: G, a divisor of C.
         geometry: stride 1 and a padding that keeps the image's size.
 
     Returns:
         (N, H, W, C). Offsets and masks are not rounded to the dtype of `x` on the way.
 
     Raises:
-        ValueError: a geometry that changes the image's size, or gradients are wanted.
+        ValueError: an argument that does not fit, a geometry that changes the image's size, or gradients are wanted.
     """
+    if x.dim() != 4 or x.shape[-1] % groups or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
+        raise ValueError(f"x must be (N, H, W, C), C a multiple of {groups} groups, in float32, float16 or bfloat16, "
+                         f"got shape {tuple(x.shape)} in {x.dtype}")  # fmt: skip
     if geometry.output_size(*x.shape[1:3]) != tuple(x.shape[1:3]) or geometry.stride != (1, 1):
         raise ValueError(f"geometry must keep the image's size {tuple(x.shape[1:3])}, got {geometry}")
+    columns = COLUMNS * groups
+    shapes = {"weight": (geometry.points, x.shape[-1], columns), "bias": (geometry.points, columns)}
+    for (name, shape), tensor in zip(shapes.items(), (weight, bias), strict=True):
+        if (tensor.shape, tensor.dtype, tensor.device) != (shape, x.dtype, x.device):
+            raise ValueError(f"{name} must be {shape} in {x.dtype} on {x.device}, as pack_offset_mask makes it, "
+                             f"got {tuple(tensor.shape)} in {tensor.dtype} on {tensor.device}")  # fmt: skip
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (x, weight, bias)):
         raise ValueError("dcnv4_from_input has no gradient: call it under torch.no_grad(), or use dcnv4")
-    x = x.contiguous()
-    out = torch.empty_like(x)
+    sizes = list(geometry.kernel), list(geometry.padding), list(geometry.dilation)
+    result: torch.Tensor = _from_input(x, weight, bias, groups, *sizes, geometry.offset_scale, geometry.remove_center)
+    return result
+
+
+@torch.library.custom_op("opbench_kernels::dcnv4_from_input", mutates_args=())
+def _from_input(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, groups: int, kernel: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], offset_scale: float, remove_center: bool,
+) -> torch.Tensor:  # fmt: skip
+    (kernel_h, kernel_w), (pad_h, pad_w), (dilation_h, dilation_w) = kernel, padding, dilation
+    geometry = Geometry((kernel_h, kernel_w), (1, 1), (pad_h, pad_w), (dilation_h, dilation_w), offset_scale,
+                        remove_center)  # fmt: skip
+    x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
+    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if out.numel():
-        allow_tf32 = torch.get_float32_matmul_precision() != "highest"
+        allow_tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
         from_input_launch(x, weight, bias, out, groups, geometry, allow_tf32=allow_tf32)()
     return out
+
+
+@_from_input.register_fake
+def _from_input_fake(x: torch.Tensor, *_: object) -> torch.Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)

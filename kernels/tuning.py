@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -20,12 +21,15 @@ import triton
 from opbench_kernels import bilinear_triton, deform_triton
 from opbench_kernels.deform_triton import Config, Sampled, forward_config, forward_launch
 
-__all__ = ["CONFIGS", "cache_path", "choose", "enable", "is_enabled", "last_choice"]
+__all__ = ["CONFIGS", "cache_path", "choose", "enable", "forget_choice", "is_enabled", "last_choice"]
 
 CONFIGS = tuple(Config(vectors, num_warps) for vectors in (1, 2) for num_warps in (1, 2, 4))
 
+Shape = tuple[object, ...]
+"""What the best configuration may depend on, apart from the kernels themselves."""
+
 _state: dict[str, bool] = {}
-_known: dict[str, Config] = {}
+_known: dict[Shape, Config] = {}
 _last: list[Config] = []
 
 
@@ -40,15 +44,26 @@ def is_enabled() -> bool:
 
 
 def last_choice() -> Config | None:
-    """The configuration of the last forward launch in this process."""
+    """The configuration of the last forward launch in this process since forget_choice."""
     return _last[0] if _last else None
+
+
+def forget_choice() -> None:
+    """Have no last choice until the next launch."""
+    _last.clear()
 
 
 def cache_path() -> Path:
     """The file that remembers: OPBENCH_KERNELS_CACHE, or opbench_kernels/tuning.json in the user's cache folder."""
     if given := os.environ.get("OPBENCH_KERNELS_CACHE"):
         return Path(given)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opbench_kernels" / "tuning.json"
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        return Path(given) / "opbench_kernels" / "tuning.json"
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without a home, as in some containers
+        home = Path(tempfile.gettempdir())
+    return home / ".cache" / "opbench_kernels" / "tuning.json"
 
 
 def choose(sampled: Sampled, out: torch.Tensor) -> Config:
@@ -61,16 +76,23 @@ def choose(sampled: Sampled, out: torch.Tensor) -> Config:
 
 
 def _tuned(sampled: Sampled, out: torch.Tensor, measure: Callable[[Callable[[], None]], float]) -> Config:
-    """The fastest configuration of this process, of the file, or of new timings, in that order."""
-    key = _key(sampled)
-    if key not in _known:
+    """The fastest configuration of this process, of the file, or of new timings, in that order.
+
+    While a CUDA graph is captured nothing can be timed: then it is the rule's, and not remembered.
+    """
+    shape = _shape(sampled)
+    if shape not in _known:
+        key = "/".join(map(str, (triton.__version__, _source(), *shape)))
         stored = _read(cache_path()).get(key)
         if stored is None or Config(*stored) not in CONFIGS:
-            times = {config: measure(forward_launch(sampled, out, config)) for config in _possible(sampled)}
+            with torch.cuda.device_of(sampled.value):
+                if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+                    return forward_config(sampled)
+                times = {config: measure(forward_launch(sampled, out, config)) for config in _possible(sampled)}
             stored = min(times, key=times.__getitem__)
             _write(cache_path(), key, stored)
-        _known[key] = Config(*stored)
-    return _known[key]
+        _known[shape] = Config(*stored)
+    return _known[shape]
 
 
 def _possible(sampled: Sampled) -> list[Config]:
@@ -79,15 +101,23 @@ def _possible(sampled: Sampled) -> list[Config]:
     return [config for config in CONFIGS if config.vectors <= max(1, most)]
 
 
-def _key(sampled: Sampled) -> str:
-    """What the best configuration may depend on; rows by power of two."""
-    value = sampled.value
-    modules = (deform_triton, bilinear_triton)
-    source = hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in modules)).hexdigest()[:12]
-    device = torch.cuda.get_device_name(value.device) if value.device.type == "cuda" else "cpu"
+def _shape(sampled: Sampled) -> Shape:
+    """Made in each launch, so it is cheap; rows by power of two."""
+    value, geometry = sampled.value, sampled.geometry
     rows = triton.next_power_of_2(sampled.rows)
-    shape = (str(value.dtype), *value.shape[1:], sampled.geometry.points, *sampled.geometry.stride, rows)
-    return "/".join(map(str, (device, triton.__version__, source, *shape)))
+    return _device(value.device), value.dtype, *value.shape[1:], geometry.points, *geometry.stride, rows
+
+
+@cache
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+@cache
+def _source() -> str:
+    """Hash of the kernels."""
+    modules = (deform_triton, bilinear_triton)
+    return hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in modules)).hexdigest()[:12]
 
 
 def _median_ms(launch: Callable[[], None]) -> float:

@@ -11,7 +11,9 @@ HAS_CUDA = torch.cuda.is_available()
 if not HAS_CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before the kernels are imported
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as `make test &` starts it; tests send SIGINT to what they start
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as `make test &` starts it; tests send SIGINT to what they start
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 

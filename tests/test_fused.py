@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from opbench_kernels import dcnv4, reference
+from opbench_kernels import dcnv4, fused, reference
 from opbench_kernels.fused import dcnv4_from_input, pack_offset_mask
 from opbench_kernels.geometry import Geometry, padded_offset_mask_channels
 
@@ -87,4 +87,36 @@ def test_it_refuses_what_it_cannot_do():
     with pytest.raises(ValueError, match="geometry must keep the image's size"):
         dcnv4_from_input(x, *packed, groups=1, geometry=Geometry(stride=(2, 2)))
     with pytest.raises(ValueError, match="has no gradient"):
-        dcnv4_from_input(x.requires_grad_(), *packed, groups=1, geometry=Geometry())
+        dcnv4_from_input(x.clone().requires_grad_(), *packed, groups=1, geometry=Geometry())
+    with pytest.raises(ValueError, match=r"x must be \(N, H, W, C\), C a multiple of 3 groups"):
+        dcnv4_from_input(x, *packed, groups=3, geometry=Geometry())
+    with pytest.raises(ValueError, match=r"weight must be \(9, 16, 4\) in torch.float32 on cpu.* got .*torch.float16"):
+        dcnv4_from_input(x, *(tensor.half() for tensor in packed), groups=1, geometry=Geometry())
+    with pytest.raises(ValueError, match=r"bias must be \(9, 4\).* got \(9, 3\)"):
+        dcnv4_from_input(x, packed[0], packed[1][:, :3], groups=1, geometry=Geometry())
+
+
+def test_it_reads_tf32_from_either_way_to_set_it():
+    weight, bias, _ = parameters(16, 1, 9, seed=4)
+    packed = [tensor.to(DEVICE) for tensor in pack_offset_mask(weight, bias, 1, 9)]
+    x = torch.randn(1, 4, 4, 16, device=DEVICE)
+    expected = dcnv4_from_input(x, *packed, groups=1, geometry=Geometry())
+    before = torch.backends.cuda.matmul.fp32_precision
+    try:
+        torch.backends.cuda.matmul.fp32_precision = "tf32"  # the older way to ask raises from here on
+        got = dcnv4_from_input(x, *packed, groups=1, geometry=Geometry())
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+    torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05)
+
+
+def test_it_is_an_operator_that_compiles_into_one_graph():
+    weight, bias, _ = parameters(16, 1, 9, seed=5)
+    packed = [tensor.to(DEVICE) for tensor in pack_offset_mask(weight, bias, 1, 9)]
+    x = torch.randn(1, 4, 4, 16, device=DEVICE)
+
+    def model(x):
+        return dcnv4_from_input(x.relu(), *packed, groups=1, geometry=Geometry()).sin()
+
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), model(x))
+    torch.library.opcheck(fused._from_input, (x, *packed, 1, [3, 3], [1, 1], [1, 1], 1.0, False))

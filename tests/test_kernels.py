@@ -1,12 +1,15 @@
 """Deformable sampling against its formulas, against torchvision and against finite differences."""
 
 import math
+import subprocess
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opbench_kernels import dcnv3, dcnv4, reference
+from opbench_kernels import dcnv3, dcnv4, deform_torch, functional, reference
 from opbench_kernels.geometry import Geometry, padded_offset_mask_channels, pair
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torchvision.ops import deform_conv2d
@@ -231,6 +234,20 @@ def test_indices_of_64_bits(monkeypatch):
         torch.testing.assert_close(got, wanted)
 
 
+def test_indices_reach_from_the_padding_and_into_the_gradient():
+    from opbench_kernels.deform_triton import is_wide, sampled_dcnv4
+
+    side, channels = 8191, 32
+    assert side**2 * channels < 2**31
+    assert not is_wide((side, side), Geometry(padding=(0, 0)), channels, 1)
+    assert is_wide((side, side), Geometry(kernel=(7, 7), padding=(3, 3)), channels, 1)
+    # One pixel seen everywhere: its image is small, the gradient of that image is not.
+    value = torch.empty(1, 1, 1, 64, device="meta").expand(1, 8192, 8192, 64)
+    sampled = sampled_dcnv4(value, torch.empty(1, 8192, 8192, 32, device="meta"), 1, Geometry())
+    assert sampled.value.stride(0) == 0
+    assert sampled.constants(1, 2)["WIDE"]
+
+
 @pytest.mark.gpu
 def test_more_than_2_to_the_31_elements():
     value = torch.ones(1, 16384, 17000, 8, device="cuda", dtype=torch.float16)
@@ -399,6 +416,37 @@ def test_inputs_that_are_not_contiguous(implementation):
     assert torch.allclose(got, expected, atol=1e-5)
 
 
+def channels_first(packed):
+    """As a convolution gives it: with one image, flattening its pixels leaves the last axis strided."""
+    return packed.permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)
+
+
+def every_second(packed):
+    return packed.repeat_interleave(2, -1)[..., ::2]
+
+
+def expanded(packed):
+    return packed[..., :1].expand(packed.shape)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("arrange", [channels_first, every_second, expanded])
+def test_offsets_and_masks_may_have_any_strides(arrange, batch):
+    generator = torch.Generator().manual_seed(12)
+    value = torch.randn(batch, 5, 8, 4, generator=generator)
+    packed = arrange(torch.randn(batch, 5, 8, 56, generator=generator))
+    assert packed.stride(-1) != 1
+    expected = [value.clone().requires_grad_(), packed.contiguous().requires_grad_()]
+    out = dcnv4(*expected, groups=2, implementation="torch")
+    wanted = torch.autograd.grad(out.square().sum(), expected)
+    leaves = [value.to(DEVICE).requires_grad_(), packed.to(DEVICE).detach().requires_grad_()]
+    assert leaves[1].stride() == packed.stride()
+    got = dcnv4(*leaves, groups=2, implementation="triton")
+    torch.testing.assert_close(got.cpu(), out, rtol=1e-4, atol=1e-4)
+    for gradient, right in zip(torch.autograd.grad(got.square().sum(), leaves), wanted, strict=True):
+        torch.testing.assert_close(gradient.cpu(), right, rtol=1e-3, atol=1e-3)
+
+
 def test_the_packed_tail_gets_no_gradient():
     packed = torch.randn(1, 4, 4, 32, requires_grad=True)
     dcnv4(torch.randn(1, 4, 4, 3), packed, groups=1).sum().backward()
@@ -519,6 +567,22 @@ def test_it_exports_with_any_batch_and_size(implementation):
     torch.testing.assert_close(program.module()(*other), Model()(*other))
 
 
+def test_a_saved_program_names_operators_that_importing_the_package_makes(tmp_path):
+    class Model(torch.nn.Module):
+        def forward(self, value, packed):
+            return dcnv4(value, packed, groups=1, implementation="triton")
+
+    inputs = torch.randn(1, 5, 4, 8, device=DEVICE), torch.randn(1, 5, 4, 32, device=DEVICE)
+    torch.export.save(torch.export.export(Model(), inputs), tmp_path / "model.pt2")
+    torch.save((inputs, Model()(*inputs)), tmp_path / "expected.pt")
+    code = (
+        "import opbench_kernels, torch\n"
+        "inputs, expected = torch.load('expected.pt')\n"
+        "torch.testing.assert_close(torch.export.load('model.pt2').module()(*inputs), expected)"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=240)
+
+
 @pytest.mark.parametrize("implementation", ["torch", "triton"])
 def test_autocast_samples_in_the_lower_precision(implementation):
     value, packed = torch.randn(1, 5, 4, 8, device=DEVICE), torch.randn(1, 5, 4, 32, device=DEVICE)
@@ -545,6 +609,61 @@ def test_it_compiles_into_one_graph(implementation):
     module(*expected).sum().backward()
     for got, wanted in zip(given_, expected, strict=True):
         torch.testing.assert_close(got.grad, wanted.grad)
+
+
+def test_shapes_are_inferred_on_the_meta_device():
+    value, packed = torch.empty(2, 5, 4, 8, device="meta"), torch.empty(2, 5, 4, 32, device="meta")
+    assert dcnv4(value, packed, groups=1).shape == value.shape
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented the batching rule")
+def test_it_can_be_mapped_over_another_axis():
+    values, packed = torch.randn(3, 1, 5, 4, 8), torch.randn(3, 1, 5, 4, 32)
+    got = torch.vmap(lambda value, offsets: dcnv4(value, offsets, groups=1, implementation="torch"))(values, packed)
+    expected = torch.stack([dcnv4(*pair_, groups=1) for pair_ in zip(values, packed, strict=True)])
+    torch.testing.assert_close(got, expected)
+
+
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_offsets_in_half_precision_are_scaled_in_float32(requires_grad):
+    generator = torch.Generator().manual_seed(13)
+    value = torch.randn(1, 8, 9, 8, generator=generator, requires_grad=requires_grad)
+    packed = (4 * torch.randn(1, 8, 9, 32, generator=generator)).half()
+    got = dcnv4(value, packed, groups=1, offset_scale=0.7, implementation="torch")
+    expected = reference_dcnv4(value.double(), packed.double(), 1, Geometry(offset_scale=0.7))
+    assert (got - expected).abs().max() / expected.abs().max() < 64 * DTYPES[torch.float32]
+
+
+def test_auto_goes_without_triton(monkeypatch):
+    # The device does not matter here: what is asked is who computes.
+    monkeypatch.setattr(functional, "HAS_TRITON", False)
+    cuda = SimpleNamespace(type="cuda")
+    value = SimpleNamespace(shape=(1, 4, 4, 8), device=cuda, dtype=torch.float16, dim=lambda: 4)
+    monkeypatch.setattr(functional.torch, "Tensor", SimpleNamespace)
+    _, triton = functional._checked_value(value, 1, Geometry(), "auto")
+    assert not triton
+    monkeypatch.setattr(functional, "HAS_TRITON", True)
+    assert functional._checked_value(value, 1, Geometry(), "auto")[1]
+
+
+def test_plans_of_large_images_are_not_kept(monkeypatch):
+    value, packed = torch.randn(1, 5, 6, 8), torch.randn(1, 5, 6, 32)
+    expected = dcnv4(value, packed, groups=1, implementation="torch")
+    deform_torch._plan.cache_clear()
+    monkeypatch.setattr(deform_torch, "MOST_KEPT_BAGS", 30)
+    assert torch.equal(dcnv4(value, packed, groups=1, implementation="torch"), expected)
+    assert deform_torch._plan.cache_info().currsize == 0
+    monkeypatch.setattr(deform_torch, "MOST_KEPT_BAGS", 31)
+    dcnv4(value, packed, groups=1, implementation="torch")
+    assert deform_torch._plan.cache_info().currsize == 1
+
+
+def test_training_copies_nothing_to_the_device_in_later_calls(monkeypatch):
+    # Such a copy waits for the device, and cannot be part of a CUDA graph.
+    value, packed = torch.randn(1, 6, 5, 8, requires_grad=True), torch.randn(1, 6, 5, 32)
+    first = dcnv4(value, packed, groups=1, implementation="torch")
+    monkeypatch.setattr(deform_torch.torch, "tensor", None)
+    assert torch.equal(dcnv4(value, packed, groups=1, implementation="torch"), first)
 
 
 def test_what_is_kept_of_a_shape_serves_later_calls_of_any_kind():

@@ -131,7 +131,15 @@ def test_precision_is_strict_around_a_cell_and_restored_after():
         assert float32_precision()["cuda.matmul"] == "tf32"
         assert float32_precision()["cudnn.conv"] == "tf32"
         assert float32_precision()["mkldnn.matmul"] == "ieee"
+        # Compilers read the older settings, which raise where they and the new ones disagree.
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cuda.matmul.allow_tf32
+        assert torch.backends.cudnn.allow_tf32
+    with torch_precision(Dtype.FP32):
+        assert torch.get_float32_matmul_precision() == "highest"
+        assert not torch.backends.cudnn.allow_tf32
     assert float32_precision() == before
+    assert torch.backends.cudnn.allow_tf32
 
 
 def test_precision_is_restored_after_a_failure():

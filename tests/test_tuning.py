@@ -1,6 +1,7 @@
 """The choice of a configuration: remembered in memory and on disk, and never a matter of values."""
 
 import json
+import tempfile
 
 import pytest
 import torch
@@ -70,6 +71,33 @@ def test_a_folder_that_cannot_be_written_costs_nothing_but_memory(monkeypatch, t
     monkeypatch.setenv("OPBENCH_KERNELS_CACHE", str(tmp_path / "file" / "tuning.json"))
     monkeypatch.setattr(tuning, "_known", {})
     assert tuning._tuned(*sampled(), FakeTimer(Config(1, 2))) == Config(1, 2)
+
+
+def test_a_user_without_a_home_has_a_place(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("OPBENCH_KERNELS_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(tuning.Path, "home", homeless)
+    assert tuning.cache_path().is_relative_to(tempfile.gettempdir())
+
+
+def test_a_launch_that_is_known_reads_no_file(memory, monkeypatch):
+    tuning._tuned(*sampled(), FakeTimer(Config(1, 4)))
+    for name in ("_source", "_read", "cache_path"):
+        monkeypatch.setattr(tuning, name, None)
+    assert tuning._tuned(*sampled(), None) == Config(1, 4)
+
+
+def test_nothing_is_timed_while_a_graph_is_captured(memory, monkeypatch):
+    monkeypatch.setattr(tuning.torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(tuning.torch.cuda, "is_current_stream_capturing", lambda: True)
+    asked = sampled()
+    assert tuning._tuned(*asked, None) == tuning.forward_config(asked[0])
+    assert not tuning._known
+    monkeypatch.setattr(tuning.torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert tuning._tuned(*asked, FakeTimer(Config(1, 1))) == Config(1, 1)
 
 
 def test_narrow_groups_have_no_second_vector():

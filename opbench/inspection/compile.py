@@ -3,7 +3,6 @@
 import re
 import subprocess
 import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opbench.errors import UsageError
@@ -46,6 +45,10 @@ def require_compiler() -> None:
         import triton
     except ImportError as error:
         raise UsageError(f"inspect needs Triton, which is available on Linux: {error}") from error
+    try:
+        triton.knobs.nvidia.cuobjdump  # noqa: B018 - looked for now
+    except RuntimeError as error:
+        raise UsageError(f"inspect needs NVIDIA's cuobjdump, which Triton has on Linux: {error}") from error
     if triton.knobs.runtime.interpret:
         raise UsageError("inspect needs Triton's compiler: unset TRITON_INTERPRET")
 
@@ -95,10 +98,10 @@ def _type_name(argument: object) -> str:
 
 
 def _dump(option: str, path: str) -> str:
-    """What the cuobjdump inside the Triton package says about a binary."""
+    """What Triton's cuobjdump says about a binary."""
     import triton
 
-    program = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    program = triton.knobs.nvidia.cuobjdump.path
     return subprocess.run([program, option, path], capture_output=True, text=True, check=True).stdout
 
 

@@ -67,9 +67,13 @@ def triton_configuration() -> str:
 
 
 def tune_triton() -> None:
-    """Let the kernels time their configurations: a benchmark wants the best one, and building is not timed."""
+    """Let the kernels time their configurations: a benchmark wants the best one, and building is not timed.
+
+    What an earlier cell had chosen is forgotten, so that no row shows it.
+    """
     from opbench_kernels import tuning
 
+    tuning.forget_choice()
     tuning.enable()
 
 

@@ -183,6 +183,7 @@ def build_fused(case: Case, tensors: Tensors) -> Forward:
     """
     from opbench_kernels.fused import dcnv4_from_input, pack_offset_mask
 
+    _dcn.tune_triton()
     groups, x = _dcn.groups(case), tensors["x"]
     if case.operator != OPERATOR.name:
         weight, bias = tensors["offset_mask_weight"], tensors["offset_mask_bias"]
