@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import tempfile
 
 import pytest
@@ -11,9 +12,10 @@ HAS_CUDA = torch.cuda.is_available()
 if not HAS_CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before the kernels are imported
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # as `make test &` starts it; tests send SIGINT to what they start
+torch.backends.cudnn.allow_tf32 = False  # float32 is compared as float32
+
+# `make test &` starts it like this, and what tests start would inherit it and not hear their SIGINT.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -22,6 +24,14 @@ def pytest_collection_modifyitems(items):
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device, none here"))
+
+
+@pytest.fixture(autouse=True)
+def _tuned_by_rule():
+    """A benchmark turns tuning on for its process; the next test then times nothing on a GPU."""
+    yield
+    if tuning := sys.modules.get("opbench_kernels.tuning"):
+        tuning._state.clear()
 
 
 @pytest.fixture(scope="session", autouse=True)

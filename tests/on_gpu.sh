@@ -36,8 +36,10 @@ step() {
 
 step env 15 60 "$python" -m opbench env
 step gpu-tests 120 400 "$python" -m pytest -m gpu -p no:cacheprovider --junitxml "$out/gpu-tests.xml"
-step operators 240 580 "$python" -m pytest tests/test_operators.py tests/test_kernels.py tests/test_modules.py \
-    tests/test_fused.py -p no:cacheprovider
+step operators 120 580 "$python" -m pytest tests/test_operators.py tests/test_modules.py tests/test_fused.py \
+    -m "not gpu and not slow" -p no:cacheprovider
+step kernels 180 580 "$python" -m pytest tests/test_kernels.py tests/test_tuning.py \
+    -m "not gpu and not slow" -p no:cacheprovider
 
 # 2400 cells, some 0.2 s each; the first part also measures the ceilings and compiles kernels.
 for way in event-cold event-warm graph; do
@@ -46,8 +48,11 @@ for way in event-cold event-warm graph; do
     done
 done
 step paper-report 10 60 "$python" -m opbench report "$out/reproduce/module-event-cold" --paper
-step fused 60 300 "$python" -m opbench sweep --ops dcnv4,dcnv4_lightweight \
-    --providers dcnv4=all,dcnv4_lightweight=all --dtypes fp16 --time-budget 0.1 --out "$out/fused"
+for op in dcnv4 dcnv4_lightweight; do
+    resume=$([ ! -e "$out/fused-$op/run.json" ] || echo --resume)
+    step "fused-$op" 60 300 "$python" -m opbench sweep --ops $op --providers $op=triton,$op=triton_fused,$op=torch \
+        --dtypes fp16 --time-budget 0.1 --out "$out/fused-$op" $resume
+done
 
 # The sources are expected under third_party/. What is built stays under build/, for as long as the machine does.
 step official-build 300 590 "$python" tests/gpu/official.py --build-only --out "$out/official"

@@ -18,7 +18,9 @@ def tool(tmp_path, monkeypatch):
     def pretend(output, exit_code=None):
         script = tmp_path / "bin" / "compute-sanitizer"
         script.parent.mkdir(exist_ok=True)
-        script.write_text(f'#!/bin/sh\nshift 2\n"$@"\ncode=$?\nprintf "%s" "{output}"\nexit {exit_code or "$code"}\n')
+        options = 'while [ "${1#--}" != "$1" ]; do shift 2; done'
+        ending = f'printf "%s" "{output}"\nexit {exit_code or "$code"}'
+        script.write_text(f'#!/bin/sh\n{options}\n"$@"\ncode=$?\n{ending}\n')
         script.chmod(0o755)
         monkeypatch.setenv("PATH", str(script.parent), prepend=os.pathsep)
 

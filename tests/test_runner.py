@@ -118,7 +118,7 @@ def test_a_failure_without_a_reason_is_impossible():
 
 
 def test_precision_is_strict_around_a_cell_and_restored_after():
-    before = float32_precision()
+    before, older_before = float32_precision(), torch.backends.cudnn.allow_tf32
     seen = {}
 
     def reference(case, tensors):
@@ -139,7 +139,7 @@ def test_precision_is_strict_around_a_cell_and_restored_after():
         assert torch.get_float32_matmul_precision() == "highest"
         assert not torch.backends.cudnn.allow_tf32
     assert float32_precision() == before
-    assert torch.backends.cudnn.allow_tf32
+    assert torch.backends.cudnn.allow_tf32 == older_before
 
 
 def test_precision_is_restored_after_a_failure():

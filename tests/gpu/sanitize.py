@@ -30,6 +30,11 @@ SUMMARY = {
     "memcheck": re.compile(r"ERROR SUMMARY: (\d+) error"),
     "racecheck": re.compile(r"RACECHECK SUMMARY: (\d+) hazard"),
 }
+# Programs that it starts, such as compilers, are not watched; libraries may make calls that they expect to fail.
+OPTIONS = {
+    "memcheck": ("--target-processes", "application-only", "--report-api-errors", "no"),
+    "racecheck": ("--target-processes", "application-only"),
+}
 REACH = (1.0, 40.0, 1e4, 1e30, float("inf"), float("nan"))
 """Offsets are these times a normal number: inside, at and beyond the borders, and beyond any integer."""
 SHAPES = ((1, 1, 1, 32, 1), (2, 5, 7, 64, 2), (1, 6, 3, 60, 4))
@@ -116,7 +121,7 @@ def watch(tool: str, command: Sequence[str], log: Path) -> int | None:
     with log.open("w") as file:
         try:
             done = subprocess.run(
-                ["compute-sanitizer", "--tool", tool, *command],
+                ["compute-sanitizer", "--tool", tool, *OPTIONS[tool], *command],
                 stdout=file, stderr=subprocess.STDOUT, env=environment, timeout=LIMIT_S, check=False,
             )  # fmt: skip
         except subprocess.TimeoutExpired:
