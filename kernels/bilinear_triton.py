@@ -4,10 +4,15 @@ Two ways to add a point: `add_square` reads two neighbours in each direction tha
 comparison; `strict_add` compares each corner with the borders and reads no pixel that does not count.
 """
 
+import os
+
 import triton
 import triton.language as tl
 
 __all__ = ["add_square", "load_point", "place_point", "strict_add", "strict_corner", "strict_point", "weigh_square"]
+
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+"""In Triton 3.6's interpreter the minimum of a number and NaN is NaN, which is no index; compiled, it is the number."""
 
 
 @triton.jit
@@ -40,7 +45,9 @@ def _neighbours(t, first, last):
 
     A pixel at distance z weighs max(0, 1 - |z|), which is 0 for a point that is outside: no comparison is needed.
     """
-    low = tl.maximum(tl.minimum(tl.floor(t), last), first)
+    low = tl.maximum(tl.minimum(tl.floor(t), last), first)  # where t is NaN, one of the others
+    if INTERPRETED:
+        low = tl.where(low == low, low, first)  # noqa: PLR0124 - NaN
     z = t - low
     return low, tl.clamp(1.0 - tl.abs(z), 0.0, 1.0), tl.clamp(1.0 - tl.abs(z - 1.0), 0.0, 1.0)
 

@@ -61,10 +61,12 @@ def dcnv4(
     _check_companion("offset_mask", offset_mask, value, geometry, packed, f"3 * K * groups, K = {points}, padded to 8")
     if triton:
         return deform_operators.dcnv4(value, offset_mask, groups, geometry)
-    used = offset_mask[..., : 3 * points * groups].unflatten(-1, (groups, 3 * points))
-    offset = used[..., : 2 * points].unflatten(-1, (points, 2))
-    split = value.unflatten(-1, (groups, -1))
-    return deform_torch.deformable_sample(split, offset, used[..., 2 * points :], geometry).flatten(-2)
+    pixels = offset_mask.shape[:3]
+    used = offset_mask[..., : 3 * points * groups].view(*pixels, groups, 3 * points)
+    offset = used[..., : 2 * points].view(*pixels, groups, points, 2)
+    split = value.view(*value.shape[:3], groups, value.shape[-1] // groups)
+    result = deform_torch.deformable_sample(split, offset, used[..., 2 * points :], geometry)
+    return result.view(*pixels, value.shape[-1])
 
 
 def dcnv3(
@@ -106,9 +108,10 @@ def dcnv3(
     _check_companion("mask", mask, value, geometry, groups * points, f"groups * K, K = {points}")
     if triton:
         return deform_operators.dcnv3(value, offset, mask, groups, geometry)
-    split = value.unflatten(-1, (groups, -1))
-    offset, mask = offset.unflatten(-1, (groups, points, 2)), mask.unflatten(-1, (groups, points))
-    return deform_torch.deformable_sample(split, offset, mask, geometry).flatten(-2)
+    pixels = mask.shape[:3]
+    split = value.view(*value.shape[:3], groups, value.shape[-1] // groups)
+    offset, mask = offset.view(*pixels, groups, points, 2), mask.view(*pixels, groups, points)
+    return deform_torch.deformable_sample(split, offset, mask, geometry).view(*pixels, value.shape[-1])
 
 
 def _geometry(

@@ -88,7 +88,8 @@ def _strict_tile(
     start_x = pixel % width - PAD_W
     start_y = pixel // width % height - PAD_H
     start_pixel = pixel.to(tl.int64) - PAD_H * width - PAD_W
-    for group in tl.range(first_group, min(first_group + BLOCK_G, G)):
+    for step in tl.range(BLOCK_G):
+        group = tl.minimum(first_group + step, G - 1)  # past the end, the last one again
         column = group * DG + channel[None, :]
         values = x_ptr + (start_pixel * C)[:, None] + column
         acc = tl.zeros((BLOCK_P, BLOCK_D), dtype=tl.float32)
@@ -202,6 +203,8 @@ def from_input_launch(
     block_g = max(4, min(8 if x.element_size() == 2 else 4, triton.next_power_of_2(groups)))
     block_d = triton.next_power_of_2(group_channels)
     block_p = max(16, min(64, 2048 // (block_g * block_d)))
+    # 256 bytes of a pixel, and two trips at least: with 128 bytes, half precision takes a stack frame on sm_100.
+    block_c = max(16, min(256 // x.element_size(), triton.next_power_of_2(channels) // 2))
     constants = {
         "C": channels,
         "G": groups,
@@ -220,7 +223,7 @@ def from_input_launch(
         "UPCAST": x.dtype == torch.bfloat16 and os.environ.get("TRITON_INTERPRET") == "1",
         "BLOCK_P": block_p,
         "BLOCK_G": block_g,
-        "BLOCK_C": max(16, min(64, triton.next_power_of_2(channels))),
+        "BLOCK_C": block_c,
         "BLOCK_D": block_d,
     }
     bases = (base * (1.0 - geometry.offset_scale) for base in geometry.base)

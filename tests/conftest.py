@@ -14,9 +14,11 @@ if not HAS_CUDA:
 
 torch.backends.cudnn.allow_tf32 = False  # float32 is compared as float32
 
-# `make test &` starts it like this, and what tests start would inherit it and not hear their SIGINT.
+# `nohup make test &` ignores these; what tests start would inherit that, and not hear the signals that they are sent.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 def pytest_collection_modifyitems(items):
