@@ -617,11 +617,17 @@ def test_shapes_are_inferred_on_the_meta_device():
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop because we have not yet implemented the batching rule")
-def test_it_can_be_mapped_over_another_axis():
+def test_torchs_function_transforms():
+    def sampled(value, offsets):
+        return dcnv4(value, offsets, groups=1, implementation="torch")
+
     values, packed = torch.randn(3, 1, 5, 4, 8), torch.randn(3, 1, 5, 4, 32)
-    got = torch.vmap(lambda value, offsets: dcnv4(value, offsets, groups=1, implementation="torch"))(values, packed)
-    expected = torch.stack([dcnv4(*pair_, groups=1) for pair_ in zip(values, packed, strict=True)])
-    torch.testing.assert_close(got, expected)
+    expected = torch.stack([sampled(*each) for each in zip(values, packed, strict=True)])
+    torch.testing.assert_close(torch.vmap(sampled)(values, packed), expected)
+    leaf = values[0].clone().requires_grad_()
+    [gradient] = torch.autograd.grad(sampled(leaf, packed[0]).square().sum(), leaf)
+    got = torch.func.grad(lambda value: sampled(value, packed[0]).square().sum())(values[0])
+    torch.testing.assert_close(got, gradient)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])

@@ -142,9 +142,9 @@ def long_run(path, rows):
 
 
 def seconds_to_load(path):
-    started = time.perf_counter()
+    started = time.process_time()  # not the time that others have the processor
     frame = load_results(path)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     assert frame.latency_ms.notna().all()
     return seconds, len(frame)
 
