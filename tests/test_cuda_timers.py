@@ -147,9 +147,13 @@ def test_events_hold_none_of_the_hosts_time(device, cache, host_ms):
 
 def test_the_device_spins_between_the_flush_and_the_first_event(device, monkeypatch):
     """The flush first, or the cache would not be as it left it; then the lead, so that no event passes too soon."""
-    order = []
-    queue = device.queue
-    monkeypatch.setattr(device, "queue", lambda host_ms, device_ms: order.append(device_ms) or queue(host_ms, device_ms))
+    order, queue = [], device.queue
+
+    def recorded(host_ms, device_ms):
+        order.append(device_ms)
+        queue(host_ms, device_ms)
+
+    monkeypatch.setattr(device, "queue", recorded)
     timer = cuda.CudaEventTimer("cuda:0", "cold")
     timer.prepare(device.launch, 0.0)
     order.clear()
