@@ -68,6 +68,8 @@ def _serve(first: Mapping[str, Any], requests: Iterable[Mapping[str, Any]], out:
         else:
             measurement = runner.run(Cell.from_json(request["cell"]))
             answer(measurement=json.loads(measurement.to_json_line()))
+            if runner.device_broken:  # the cells that this process does not reach are missing, not wrong
+                raise SystemExit(f"{asked.device} no longer answers this process since {measurement.cell.key}")
 
 
 def sentinel(device: str) -> dict[str, list[float]]:
