@@ -1,5 +1,6 @@
 """The CUDA timers' logic on a fake device: what lies between the events, and what does not. Not their timing."""
 
+import time
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -11,7 +12,8 @@ from opbench.case import Direction, Level
 from opbench.gate import arm as arm_program
 from opbench.registry import find
 from opbench.runner import CellRunner, RunOptions
-from opbench.timing import SpoiledProcessError, cuda
+from opbench.stats import median
+from opbench.timing import SpoiledProcessError, WallClockTimer, cuda
 
 
 class FakeDevice:
@@ -270,6 +272,37 @@ def test_a_cell_timed_by_graphs_has_a_stream_of_its_own(device, timer, own):
     with runner._current_device():
         assert (device.current is not device.default) == own
     assert device.current is device.default
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cache", ["cold", "warm"])
+def test_events_on_a_gpu_hold_none_of_a_slow_hosts_time(cache):
+    element = torch.ones(1, device="cuda:0")
+
+    def launch():
+        element.add_(1)
+        time.sleep(5e-4)
+        element.add_(1)
+
+    wall, events = WallClockTimer(), cuda.CudaEventTimer("cuda:0", cache)
+    for timer in (wall, events):
+        timer.prepare(launch, 0.05)
+    assert median(events.sample(launch, 30)) < median(wall.sample(launch, 30)) / 4
+    assert events.warnings == ()
+
+
+@pytest.mark.gpu
+def test_a_cells_peak_memory_is_the_same_with_a_cold_and_a_warm_cache():
+    operator = find("conv3x3")
+    case = make_case("conv3x3", (2, 9, 13, 64), level=Level.CORE, settings=operator.resolve_settings({}))
+    peaks = {
+        CellRunner(RunOptions("cuda:0", "cuda-event", cache, 0.01, None, 0), find)
+        .run(make_cell(case, "torch"))
+        .peak_memory_bytes
+        for cache in ("cold", "warm")
+    }
+    assert len(peaks) == 1
+    assert None not in peaks
 
 
 @pytest.mark.gpu
