@@ -194,6 +194,9 @@ def _traffic(kind: str, size_bytes: int, timer: str) -> Iterator[ProbeSpec]:
 
 
 def _smallest(place: torch.device) -> Launch:
-    """A launch with as little in it as an operator can have: one element written in place."""
+    """A launch with as little in it as an operator can have: one element written in place.
+
+    By events and graphs it gives what the device needs around any kernel, so the least that these timers can show.
+    """
     element = torch.ones(1, device=place)
     return lambda: element.fill_(2.0)

@@ -8,7 +8,10 @@ from typing import Any
 
 from opbench.nvml import nvml_of
 
-__all__ = ["busy_counters", "conditions", "cpu_conditions", "gpu_conditions", "scaling_governor"]
+__all__ = ["GATE_VARIABLE", "busy_counters", "conditions", "cpu_conditions", "gpu_conditions", "scaling_governor"]
+
+GATE_VARIABLE = "OPBENCH_GATE_PID"
+"""In the environment of a gate's processes: who started them, and so which others are its own."""
 
 CPU0 = Path("/sys/devices/system/cpu/cpu0")
 
@@ -30,7 +33,9 @@ def gpu_conditions(device: str) -> dict[str, Any]:
         found = {**nvml.conditions(), **nvml.limits()}
         if all(value is None for value in found.values()):
             return {}
-        return {**found, "other_gpu_processes": nvml.other_processes(_own_processes())}
+        siblings = _siblings()
+        others = nvml.other_processes(_own_processes() | siblings, contexts=1 + len(siblings))
+        return {**found, "other_gpu_processes": others}
 
 
 def cpu_conditions() -> dict[str, Any]:
@@ -74,6 +79,17 @@ def _own_processes() -> set[int]:
     import psutil
 
     return {os.getpid(), *(parent.pid for parent in psutil.Process().parents()[:2])}
+
+
+def _siblings() -> set[int]:
+    """The other processes of the gate that this one belongs to: both arms of a round live at once."""
+    import psutil
+
+    gate = os.environ.get(GATE_VARIABLE, "")
+    with suppress(psutil.Error):
+        if gate.isdecimal():
+            return {child.pid for child in psutil.Process(int(gate)).children()} - {os.getpid()}
+    return set()
 
 
 def _temperature() -> float | None:

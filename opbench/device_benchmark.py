@@ -153,6 +153,7 @@ class _BenchmarkTimer:
 
     cache = "warm"
     launches_per_sample = 1
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, benchmark: Any, name: str, device: str) -> None:  # noqa: ANN401
         self.name = name

@@ -4,8 +4,10 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ __all__ = [
 PACKAGES = (
     "torch", "triton", "timm", "flash_attn", "numpy", "pandas", "matplotlib", "scipy", "psutil", "nvidia-ml-py",
 )  # fmt: skip
+DEVICE_FILE = Path("/dev/nvidia0")
+"""There where a driver is loaded and has a GPU, on Linux."""
 VARIABLES = re.compile(
     r"CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|LAUNCH_BLOCKING|MODULE_LOADING|DEVICE_MAX_CONNECTIONS)"
     r"|NVIDIA_TF32_OVERRIDE|ATEN_CPU_CAPABILITY|(OMP|MKL|KMP|ONEDNN|DNNL|OPENBLAS)_.*"
@@ -53,6 +57,7 @@ def collect_environment(device: str | None = None) -> dict[str, Any]:
     device = resolve_device(device or "auto")
     cpu = _cpu()
     properties = torch.cuda.get_device_properties(device) if device != "cpu" else None
+    unusable_gpu = _unusable_gpu() if device == "cpu" else None
     with nvml_of(device) as nvml:
         return {
             "opbench_version": _package_version("opbench"),
@@ -66,7 +71,8 @@ def collect_environment(device: str | None = None) -> dict[str, Any]:
             "device": device,
             "device_name": properties.name if properties else cpu["model"],
             "gpu": _gpu(properties, nvml) if properties else None,
-            "other_gpu_processes": nvml.other_processes(),
+            "unusable_gpu": unusable_gpu,
+            "other_gpu_processes": nvml.other_processes(contexts=_contexts(device)),
             "cpu": cpu,
             "memory_bytes": psutil.virtual_memory().total,
             "fp32_precision": float32_precision(),
@@ -78,20 +84,20 @@ def resolve_device(requested: str) -> str:
     """The torch device that a request means: `cpu` or `cuda:N`.
 
     Args:
-        requested: auto (the first GPU, else the CPU), cpu, cuda (the current GPU) or cuda:N.
+        requested: auto (the first GPU, else the CPU), cpu, cuda (the current GPU) or cuda:N. Where auto is the CPU
+            although a GPU is here, one line on standard error says why.
 
     Raises:
         UsageError: no such device; says what is available, and why CUDA is not.
     """
-    import warnings
-
     import torch
 
     if requested == "cpu":
         return "cpu"
-    with warnings.catch_warnings(action="ignore"):  # a driver that is too old warns; _cuda_problem says so
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = _cuda_count()
     if requested == "auto":
+        if not count and (reason := _unusable_gpu()):
+            _say_unusable_gpu(reason)
         return "cuda:0" if count else "cpu"
     if not re.fullmatch(r"cuda(:[0-9]{1,4})?", requested):
         raise UsageError(f"device must be auto, cpu, cuda or cuda:N, got {requested!r}")
@@ -164,6 +170,7 @@ def environment_lines(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("CUDA", _text(environment["cuda_version"])),
         ("cuDNN", _text(environment["cudnn_version"])),
         *(_gpu_lines(environment["gpu"]) if environment["gpu"] else []),
+        *([("GPU not used", reason)] if (reason := environment.get("unusable_gpu")) else []),
         ("other GPU processes", ", ".join(processes) or "none"),
         ("CPU", f"{cpu['model']}, {_text(cpu['capability'])}"),
         (
@@ -281,13 +288,57 @@ def _cudnn_version() -> int | None:
     return None
 
 
+def _cuda_count() -> int:
+    """How many GPUs torch can use."""
+    import warnings
+
+    import torch
+
+    with warnings.catch_warnings(action="ignore"):  # a driver that is too old warns; _cuda_problem says so
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _unusable_gpu() -> str | None:
+    """Why torch cannot use a GPU that is here; None where it can, where there is none, or where it was hidden."""
+    if _cuda_count() or _hidden():
+        return None
+    with nvml_of("cpu") as nvml:
+        here = bool(nvml.ask("nvmlDeviceGetCount")) or DEVICE_FILE.exists()
+    return _cuda_problem() if here else None
+
+
+@cache
+def _say_unusable_gpu(reason: str) -> None:
+    """Once per process: several parts of a command ask for the device."""
+    print(
+        f"opbench: a GPU is here, but PyTorch cannot use it ({reason}): going on with the CPU; install a PyTorch that "
+        "fits the driver, or update the driver (--device cpu: the CPU is meant)",
+        file=sys.stderr,
+    )
+
+
+def _hidden() -> bool:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+
+
+def _contexts(device: str) -> int:
+    """How many processes NVML sees on the device because of this one: 1 once it has used it."""
+    import torch
+
+    if device == "cpu":
+        return 0
+    with suppress(AttributeError, RuntimeError):  # no public function tells
+        return int(torch._C._cuda_hasPrimaryContext(torch.device(device).index))
+    return 1
+
+
 def _cuda_problem() -> str:
     """Why torch sees no CUDA device."""
     import torch
 
     if torch.version.cuda is None:
         return "this PyTorch is built without CUDA"
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+    if _hidden():
         return "CUDA_VISIBLE_DEVICES hides every GPU"
     try:
         torch.cuda.init()

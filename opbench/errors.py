@@ -5,6 +5,7 @@ OpbenchError                 one line for a person; the command line prints it a
 │   └── UnknownNameError     a name that is not known; the message lists the known ones
 ├── ShapeFileError           a shape file that cannot be read, with file, line and field
 ├── ResultsError             a run folder that is missing, damaged, taken or not comparable
+├── DeviceLostError          a GPU that no longer answers the process that sweeps
 ├── StorageError             a file that cannot be written: the disk is full or refuses; exit code 3
 └── RegistryError            an operator that cannot be registered
 
@@ -14,6 +15,7 @@ What goes wrong inside one cell of a sweep is not raised: it is a row with a sta
 from collections.abc import Iterable
 
 __all__ = [
+    "DeviceLostError",
     "OpbenchError",
     "RegistryError",
     "ResultsError",
@@ -49,6 +51,10 @@ class ResultsError(OpbenchError):
 
 class StorageError(OpbenchError):
     """A file that cannot be written: the disk is full, read-only or gone."""
+
+
+class DeviceLostError(OpbenchError):
+    """The GPU no longer answers the process that sweeps, where cells have none of their own."""
 
 
 class RegistryError(OpbenchError):

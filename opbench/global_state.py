@@ -13,9 +13,21 @@ import torch
 
 from opbench.environment import VARIABLES
 
-__all__ = ["Changes", "restored_state"]
+__all__ = ["Changes", "restored_state", "seeded"]
 
 _backends: Any = torch.backends  # its modules have no types
+
+SET_BY_COMPILERS = frozenset(
+    {
+        "TORCHINDUCTOR_CACHE_DIR",
+        "TORCH_WARM_POOL",
+        "TRITON_CACHE_DIR",
+        "TRITON_LIBDEVICE_PATH",
+        "TRITON_PTXAS_PATH",
+    }
+)
+"""TorchInductor sets them where they are missing. Taken away again, for another assembler makes other code, but not
+named: it says nothing about the cell."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM)
 
@@ -110,23 +122,45 @@ SWITCHES = (
 
 
 @contextmanager
-def restored_state(seed: int, device_type: str) -> Iterator[Changes]:
-    """Seed torch's global generators, and afterwards put back what the block changed.
-
-    The seed makes what draws from a global generator the same whatever ran before; every cell gets its inputs from
-    a generator of its own anyway.
-    """
+def restored_state() -> Iterator[Changes]:
+    """Put back what the block changed. Uses no device, so that it also works with one that no longer answers."""
     before = [switch.read() for switch in SWITCHES]
+    missing = SET_BY_COMPILERS - os.environ.keys()
     changes = Changes()
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        torch.default_generator.manual_seed(seed)
-        if device_type == "cuda":
-            torch.cuda.manual_seed(seed)
+    with warnings.catch_warnings():
         try:
             yield changes
         finally:
+            for name in missing:
+                os.environ.pop(name, None)
             for switch, value in zip(SWITCHES, before, strict=True):
                 if switch.read() != value:
                     changes.names.append(switch.name)
                     with suppress(Exception):  # what cannot be put back is named all the same
                         switch.write(value)
+
+
+@contextmanager
+def seeded(seed: int, device: str) -> Iterator[None]:
+    """Seed torch's global generators of the CPU and of `device`, and afterwards put back what they were.
+
+    It makes what draws from a global generator the same whatever ran before; every cell gets its inputs from
+    a generator of its own anyway.
+
+    Raises:
+        RuntimeError: the device does not answer.
+    """
+    generators = [torch.default_generator]
+    if device != "cpu":
+        torch.cuda.init()
+        # By index: torch.cuda.manual_seed takes the current device, and would start CUDA on one that is not asked for.
+        generators.append(torch.cuda.default_generators[torch.device(device).index])
+    states = [generator.get_state() for generator in generators]
+    for generator in generators:
+        generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        for generator, state in zip(generators, states, strict=True):
+            with suppress(RuntimeError):  # the block's own error says more, and whoever comes next meets the device
+                generator.set_state(state)

@@ -50,13 +50,14 @@ class Nvml:
         """Point at torch's GPU, by UUID or PCI address: CUDA_VISIBLE_DEVICES renumbers torch's, not NVML's."""
         import torch
 
-        properties: Any = torch.cuda.get_device_properties(device)  # its stub lacks the PCI fields
-        address = (properties.pci_domain_id, properties.pci_bus_id, properties.pci_device_id)
-        for function, name in (
-            ("nvmlDeviceGetHandleByUUID", f"GPU-{properties.uuid}"),
-            ("nvmlDeviceGetHandleByUUID", f"MIG-{properties.uuid}"),
-            ("nvmlDeviceGetHandleByPciBusId", "{:08x}:{:02x}:{:02x}.0".format(*address)),
-        ):
+        properties: Any = torch.cuda.get_device_properties(device)
+        names = []
+        if uuid := getattr(properties, "uuid", None):
+            names += [("nvmlDeviceGetHandleByUUID", f"{kind}-{uuid}") for kind in ("GPU", "MIG")]
+        with suppress(AttributeError):  # some builds of torch do not know the address
+            address = (properties.pci_domain_id, properties.pci_bus_id, properties.pci_device_id)
+            names.append(("nvmlDeviceGetHandleByPciBusId", "{:08x}:{:02x}:{:02x}.0".format(*address)))
+        for function, name in names:
             self.handle = self.ask(function, name)
             if self.handle is not None:
                 return
@@ -83,12 +84,13 @@ class Nvml:
             "mig_mode": None if mig is None else bool(mig[0]),
         }
 
-    def other_processes(self, own: Collection[int] = ()) -> list[dict[str, Any]]:
+    def other_processes(self, own: Collection[int] = (), contexts: int = 1) -> list[dict[str, Any]]:
         """Everyone else on the GPU: pid, program name without its folder, memory in bytes where known.
 
         Args:
-            own: processes that are not someone else; this one where none are given. In a container NVML counts pids
-                as the host does, so ours may not be recognised: then one process alone is taken for this one.
+            own: processes that are not someone else; this one where none are given.
+            contexts: how many of them use the GPU. In a container NVML counts pids as the host does, so that none is
+                recognised: then as many processes, and no more, are taken for them.
         """
         own = own or {os.getpid()}
         by_pid = {
@@ -96,7 +98,7 @@ class Nvml:
             for kind in ("Graphics", "Compute")
             for process in self.about_gpu(f"nvmlDeviceGet{kind}RunningProcesses") or ()
         }
-        if len(by_pid) == 1 and not by_pid.keys() & set(own) and _in_container():
+        if len(by_pid) <= contexts and not by_pid.keys() & set(own) and _in_container():
             return []
         return [
             {

@@ -7,7 +7,8 @@ them, on any machine. DIR/<part>/tables has the published figures beside the mea
 each part took.
 
 Cells share one process, because starting one for each operator and shape of every part would take longer than
-measuring: after a crash, go on with --isolation process.
+measuring: after a crash, go on with --isolation process. A cell that breaks the GPU's context ends the command: the
+cells after it are measured when it is given again.
 
 Exit codes: 0 every cell measured (or not applicable, or out of memory), 1 some cell wrong, error, timeout or
 unavailable, 2 usage or bad input, 3 results cannot be written, 130 interrupted; the same command again goes on.
@@ -93,6 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N")
     parser.add_argument("--time-budget", type=float, default=TIME_BUDGET_S, metavar="SECONDS_PER_CELL")
     parser.add_argument("--isolation", choices=("process", "none"), default="none", help="as for sweep [default: none]")
+    parser.add_argument("--retry", metavar="error,timeout", help="measure finished cells of these statuses again")
     parser.add_argument("--accept-differences", action="store_true", help="go on although plan or environment differ")
     parser.add_argument("--dry-run", action="store_true", help="print the parts and their cells, run nothing")
     return parser
@@ -134,7 +136,9 @@ def _run_part(
     from opbench.progress import ConsoleProgress
     from opbench.report import write_tables
 
-    conduct = api.make_conduct({"isolation": given.isolation})
+    # To a part that begins, --retry says nothing: none of its cells has a status.
+    retry = given.retry.split(",") if given.retry else None
+    conduct = api.make_conduct({"isolation": given.isolation, "retry": retry}, resume=True)
     if (path / "run.json").exists():
         run = api.continue_run(path, options, known, accept_differences=given.accept_differences)
     else:

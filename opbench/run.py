@@ -10,7 +10,7 @@ from opbench import registry
 from opbench.case import Cell
 from opbench.ceiling_cache import ceilings_for
 from opbench.environment import collect_environment, device_slug, environment_differences
-from opbench.errors import ResultsError, UsageError
+from opbench.errors import DeviceLostError, ResultsError, UsageError
 from opbench.executor import Executor, InProcessExecutor, WorkerExecutor, cell_limit_s
 from opbench.measurement import Measurement, one_line
 from opbench.operator import Operator
@@ -155,6 +155,7 @@ def run_cells(
     Raises:
         ResultsError: another sweep writes there, or the journal is damaged.
         StorageError: a row cannot be written; those before stay readable.
+        DeviceLostError: cells are not isolated, and one broke the device; those after it stay unmeasured.
     """
     cells = run.plan()
     executor = _executor(run, operators, conduct, workers or Workers())
@@ -284,6 +285,11 @@ def _executor(run: RunFolder, operators: Mapping[str, Operator], conduct: Conduc
     runner = CellRunner(options, operators.__getitem__)
 
     def run_cell(cell: Cell, on_stage: Any) -> Measurement:  # noqa: ANN401
+        if runner.device_broken:  # the cell before this one has its row; the others must not look measured
+            raise DeviceLostError(
+                f"{options.device} no longer answers this process since the last cell; what is left was not measured: "
+                f"start again to go on (sweep: --resume --out {run.path}), or take --isolation process"
+            )
         with memory_limit(options.memory_limit_gib, options.device):
             return runner.run(cell, on_stage)
 

@@ -17,14 +17,14 @@ import torch
 from opbench.case import Case, Cell, Direction
 from opbench.check import check, make_tensors, output_gradient
 from opbench.conditions import busy_counters, conditions
-from opbench.global_state import restored_state
+from opbench.global_state import restored_state, seeded
 from opbench.interference import interference
 from opbench.measurement import Measurement, Status, one_line
 from opbench.operator import Operator, Provider, Tensors
 from opbench.plan import applicability
 from opbench.precision import torch_precision
 from opbench.registry import operator_module
-from opbench.timing import Launch, StoppingRule, Timer, collect_samples, make_timer
+from opbench.timing import Launch, SpoiledProcessError, StoppingRule, Timer, collect_samples, make_timer
 
 __all__ = ["CellRunner", "RunOptions", "memory_limit", "source_hash"]
 
@@ -72,7 +72,7 @@ class CellRunner:
     ) -> None:
         self.options = options
         self.device_broken = False
-        """The device no longer answers (an illegal access poisons its context): only a new process helps."""
+        """Only a new process helps: an illegal access poisoned the context, or the capture of a graph never ended."""
         self.spent = False
         """This process must run no other cell: its device is broken, or the last cell changed global state."""
         self._find_operator = find_operator
@@ -89,10 +89,12 @@ class CellRunner:
             stage = name
             on_stage(name)
 
-        with restored_state(self._seed(cell), self._device_type) as changes:
+        with restored_state() as changes:
             try:
-                measurement = self._run(cell, enter)
+                with seeded(self._seed(cell), self.options.device):
+                    measurement = self._run(cell, enter)
             except (Exception, SystemExit) as error:
+                self.device_broken |= isinstance(error, SpoiledProcessError)
                 # The traceback's frames hold the cell's tensors, so only the text of the error is kept.
                 status, reason = _failure(error, stage)
                 measurement = Measurement(cell, status, reason)
@@ -152,6 +154,8 @@ class CellRunner:
         )
         if result.reason:
             return common
+        if self._device_type == "cuda":
+            _release_memory()  # in fragments of the check's tensors the timed ones may find no room
         enter("build")
         tensors = make_tensors(operator, case, device, seed)
         with torch.set_grad_enabled(case.direction is not Direction.FWD):
@@ -179,7 +183,7 @@ class CellRunner:
             peak_memory_bytes=peak,
             configuration=provider.configuration(),
             conditions={"before": before, "after": after},
-            warnings=interference(before, after),
+            warnings=(*interference(before, after), *timer.warnings),
         )
 
     def _peak_memory_bytes(self, launch: Launch) -> int | None:
@@ -196,9 +200,16 @@ class CellRunner:
         if self._device_type == "cuda":
             try:
                 torch.cuda.synchronize(self.options.device)
-                torch.cuda.empty_cache()
+                _release_memory()
             except RuntimeError:
                 self.device_broken = True
+
+
+def _release_memory() -> None:
+    """Give back what torch keeps of the GPU's memory; a cell's peak then does not depend on what ran before it."""
+    if hasattr(torch._C, "_cuda_clearCublasWorkspaces"):  # not in a torch without CUDA
+        torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
 
 
 def _launch(case: Case, provider: Provider, tensors: Tensors) -> tuple[Launch, Callable[[], tuple[torch.Tensor, ...]]]:

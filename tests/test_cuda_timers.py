@@ -1,5 +1,6 @@
 """The CUDA timers' logic on a fake device: what lies between the events, and what does not. Not their timing."""
 
+import time
 from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 
@@ -8,26 +9,44 @@ import torch
 from builders import make_case, make_cell
 
 from opbench.case import Direction, Level
+from opbench.gate import arm as arm_program
 from opbench.registry import find
 from opbench.runner import CellRunner, RunOptions
-from opbench.timing import cuda
+from opbench.stats import median
+from opbench.timing import SpoiledProcessError, WallClockTimer, cuda
 
 
 class FakeDevice:
-    """A device whose work takes as long as it says, in order; events read its clock."""
+    """A device that does what is queued in order, and a host that needs time to queue it; in milliseconds.
+
+    An event passes when all that was queued before it is done, but not before it is queued itself.
+    """
+
+    FLUSH_MS = 0.035
 
     def __init__(self, monkeypatch):
         device = self
-        self.ms, self.flushes, self.capturing = 0.0, 0, None
+        self.host, self.free = 0.0, 0.0
+        self.host_ms, self.kernels_ms = 0.2, [0.25]  # of a launch: the host's, before each of its kernels
+        self.flushes, self.spins, self.capturing, self.captures = 0, [], None, []
+        self.refusal = self.end_failure = None
 
         class Event:
             def __init__(self, enable_timing):
                 assert enable_timing
 
             def record(self):
-                self.ms = device.ms
+                device.queue(0.001, 0.0)
+                self.ms = device.free
+
+            def synchronize(self):
+                device.host = max(device.host, self.ms)
+
+            def query(self):
+                return self.ms <= device.host
 
             def elapsed_time(self, end):
+                assert end.ms <= device.host, "read before it passed"
                 return end.ms - self.ms
 
         class Graph:
@@ -35,15 +54,19 @@ class FakeDevice:
                 self.work = []
 
             def replay(self):
-                for milliseconds in self.work:
-                    device.ms += milliseconds
+                device.queue(0.02, sum(self.work))
 
         @contextmanager
         def capture(graph, stream):
             assert stream is not device.default
             device.capturing, device.captured = graph.work, stream
-            yield
-            device.capturing = None
+            try:
+                yield
+            finally:
+                device.capturing = None
+                device.captures.append(len(graph.work))
+                if device.end_failure:
+                    raise device.end_failure
 
         self.default, self.captured = (SimpleNamespace(wait_stream=lambda other: None) for _ in range(2))
         self.current = self.default
@@ -56,12 +79,24 @@ class FakeDevice:
             "current_stream": lambda device: self.current,
             "default_stream": lambda device: self.default,
             "device": lambda device: nullcontext(),
-            "synchronize": lambda device: None,
+            "synchronize": self._synchronize,
             "get_device_properties": lambda device: SimpleNamespace(L2_cache_size=1000),
+            "_sleep": self._sleep,
         }.items():
             monkeypatch.setattr(torch.cuda, name, fake)
         monkeypatch.setattr(torch, "empty", self._flush_buffer)
-        monkeypatch.setattr(cuda, "time", SimpleNamespace(perf_counter=lambda: self.ms / 1e3))
+        monkeypatch.setattr(cuda, "time", SimpleNamespace(perf_counter=lambda: self.host / 1e3))
+
+    def queue(self, host_ms, device_ms):
+        self.host += host_ms
+        self.free = max(self.free, self.host) + device_ms
+
+    def _synchronize(self, device):
+        self.host = max(self.host, self.free)
+
+    def _sleep(self, cycles):
+        self.spins.append(cycles)
+        self.queue(0.003, cycles / 2e9 * 1e3)
 
     @contextmanager
     def _on(self, stream):
@@ -71,18 +106,22 @@ class FakeDevice:
 
     def _flush_buffer(self, size, dtype, device):
         assert (size, dtype) == (2000, torch.uint8)  # twice the L2
+        self.buffers = getattr(self, "buffers", 0) + 1
 
         def zero():
             self.flushes += 1
-            self.ms += 100.0
+            self.queue(0.003, self.FLUSH_MS)
 
         return SimpleNamespace(zero_=zero)
 
     def launch(self):
+        if self.refusal and self.capturing is not None:
+            raise self.refusal
         if self.capturing is not None:
-            self.capturing.append(0.25)
-        else:
-            self.ms += 0.25
+            self.capturing.append(sum(self.kernels_ms))
+            return
+        for milliseconds in self.kernels_ms:
+            self.queue(self.host_ms, milliseconds)
 
 
 @pytest.fixture
@@ -94,26 +133,127 @@ def device(monkeypatch):
 def test_events_enclose_the_launch_and_not_the_flush(device, cache, flushes):
     timer = cuda.CudaEventTimer("cuda:0", cache)
     timer.prepare(device.launch, 0.01)
-    assert device.ms >= 10.0  # warmed up by time
+    assert device.host >= 10.0  # warmed up by time
+    device.flushes = 0
     assert timer.sample(device.launch, 7) == pytest.approx([0.25] * 7)
     assert device.flushes == flushes
     assert timer.launches_per_sample == 1
+
+
+@pytest.mark.parametrize("cache", ["cold", "warm"])
+@pytest.mark.parametrize("host_ms", [0.001, 0.2, 1.5])
+def test_events_hold_none_of_the_hosts_time(device, cache, host_ms):
+    """Three kernels of a few microseconds, each of which the host needs longer to queue than the device to run."""
+    device.host_ms, device.kernels_ms = host_ms, [0.002, 0.004, 0.001]
+    timer = cuda.CudaEventTimer("cuda:0", cache)
+    timer.prepare(device.launch, 0.01)
+    assert timer.sample(device.launch, 40) == pytest.approx([0.007] * 40)
+    assert timer.warnings == ()
+
+
+def test_the_device_spins_between_the_flush_and_the_first_event(device, monkeypatch):
+    """The flush first, or the cache would not be as it left it; then the lead, so that no event passes too soon."""
+    order, queue = [], device.queue
+
+    def recorded(host_ms, device_ms):
+        order.append(device_ms)
+        queue(host_ms, device_ms)
+
+    monkeypatch.setattr(device, "queue", recorded)
+    timer = cuda.CudaEventTimer("cuda:0", "cold")
+    timer.prepare(device.launch, 0.0)
+    order.clear()
+    timer.sample(device.launch, 2)
+    lead_ms = device.spins[-1] / 2e9 * 1e3
+    assert lead_ms >= 1.5 * device.host_ms
+    assert order == [device.FLUSH_MS, lead_ms, 0.0, 0.25, 0.0] * 2
+
+
+def test_a_host_that_is_slower_than_the_longest_lead_is_said(device):
+    """A launch that waits for the device, for example: its samples hold the host's time, and are kept."""
+    device.host_ms, device.kernels_ms = 20.0, [0.01, 0.01]
+    timer = cuda.CudaEventTimer("cuda:0", "cold")
+    timer.prepare(device.launch, 0.0)
+    assert len(timer.sample(device.launch, 10)) == 10
+    [warning] = timer.warnings
+    assert warning.startswith("host time: 10 of 10 samples began before the host had queued all of the launch")
+    assert max(device.spins) <= 0.01 * 2e9  # 10 ms
+
+
+def test_a_single_late_sample_is_no_warning(device):
+    timer = cuda.CudaEventTimer("cuda:0", "warm")
+    timer.prepare(device.launch, 0.0)
+    timer.sample(device.launch, 39)
+    device.host_ms = 2.0
+    late = timer.sample(device.launch, 1)
+    assert late[0] > 1.0  # kept
+    assert timer.warnings == ()
+    timer.sample(device.launch, 2)
+    assert timer.warnings
+
+
+@pytest.mark.parametrize("timer", [cuda.CudaEventTimer, cuda.CudaGraphTimer])
+def test_the_flushs_buffer_is_made_when_the_cells_memory_has_been_read(device, timer):
+    made = timer("cuda:0", "cold")
+    assert not hasattr(device, "buffers")
+    made.prepare(device.launch, 0.0)
+    made.prepare(device.launch, 0.0)
+    assert device.buffers == 1
 
 
 def test_a_cold_graph_holds_one_launch_and_is_flushed_before_each_replay(device):
     timer = cuda.CudaGraphTimer("cuda:0", "cold")
     timer.prepare(device.launch, 0.01)
     assert timer.launches_per_sample == 1
+    device.flushes = 0
     assert timer.sample(device.launch, 5) == pytest.approx([0.25] * 5)
     assert device.flushes == 5
+    assert device.captures == [1]
 
 
-def test_a_warm_graph_holds_a_millisecond_of_launches_and_divides_by_them(device):
+@pytest.mark.parametrize("host_ms", [0.0, 0.2, 5.0])
+def test_a_warm_graph_holds_a_millisecond_of_launches_and_divides_by_them(device, host_ms):
+    """However long the host needs to launch one, and to wait for it."""
+    device.host_ms = host_ms
     timer = cuda.CudaGraphTimer("cuda:0", "warm")
     timer.prepare(device.launch, 0.01)
     assert timer.launches_per_sample == 4
+    assert device.captures == [1, 4]
     assert timer.sample(device.launch, 5) == pytest.approx([0.25] * 5)
     assert device.flushes == 0
+
+
+def test_a_warm_graph_of_a_long_launch_is_captured_once(device):
+    device.kernels_ms = [0.9]
+    timer = cuda.CudaGraphTimer("cuda:0", "warm")
+    timer.prepare(device.launch, 0.01)
+    assert device.captures == [1]
+    assert timer.sample(device.launch, 3) == pytest.approx([0.9] * 3)
+
+
+def test_a_capture_that_cannot_be_ended_spoils_the_process(device):
+    """As torch does: the launch is refused, and then the capture, which that made invalid."""
+    device.refusal = RuntimeError("operation not permitted when stream is capturing")
+    device.end_failure = RuntimeError("operation failed due to a previous error during capture")
+    timer = cuda.CudaGraphTimer("cuda:0", "cold")
+    with pytest.raises(SpoiledProcessError, match="graph: RuntimeError: operation not permitted when stream is capt"):
+        timer.prepare(device.launch, 0.0)
+
+
+def test_a_launch_that_raises_in_a_capture_that_ends_spoils_nothing(device):
+    device.refusal = torch.OutOfMemoryError("CUDA out of memory")
+    with pytest.raises(torch.OutOfMemoryError):
+        cuda.CudaGraphTimer("cuda:0", "cold").prepare(device.launch, 0.0)
+
+
+@pytest.mark.parametrize("host_ms", [0.0, 0.2, 3.0])
+def test_the_gates_injected_slow_down_is_a_part_of_the_devices_time(device, monkeypatch, host_ms):
+    """And of nothing that the host needs to queue the kernels."""
+    monkeypatch.setattr(arm_program, "time", cuda.time)
+    device.host_ms, device.kernels_ms = host_ms, [0.05, 0.15]
+    launch = arm_program._spin_on_cuda(device.launch, 0.1)
+    launch()
+    assert device.spins[-1] / 2e9 * 1e3 == pytest.approx(0.1 * 0.2, rel=1e-3)
 
 
 def test_a_graph_captures_the_current_stream_and_never_the_default_one(device):
@@ -132,6 +272,37 @@ def test_a_cell_timed_by_graphs_has_a_stream_of_its_own(device, timer, own):
     with runner._current_device():
         assert (device.current is not device.default) == own
     assert device.current is device.default
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cache", ["cold", "warm"])
+def test_events_on_a_gpu_hold_none_of_a_slow_hosts_time(cache):
+    element = torch.ones(1, device="cuda:0")
+
+    def launch():
+        element.add_(1)
+        time.sleep(5e-4)
+        element.add_(1)
+
+    wall, events = WallClockTimer(), cuda.CudaEventTimer("cuda:0", cache)
+    for timer in (wall, events):
+        timer.prepare(launch, 0.05)
+    assert median(events.sample(launch, 30)) < median(wall.sample(launch, 30)) / 4
+    assert events.warnings == ()
+
+
+@pytest.mark.gpu
+def test_a_cells_peak_memory_is_the_same_with_a_cold_and_a_warm_cache():
+    operator = find("conv3x3")
+    case = make_case("conv3x3", (2, 9, 13, 64), level=Level.CORE, settings=operator.resolve_settings({}))
+    peaks = {
+        CellRunner(RunOptions("cuda:0", "cuda-event", cache, 0.01, None, 0), find)
+        .run(make_cell(case, "torch"))
+        .peak_memory_bytes
+        for cache in ("cold", "warm")
+    }
+    assert len(peaks) == 1
+    assert None not in peaks
 
 
 @pytest.mark.gpu

@@ -25,6 +25,7 @@ from opbench.environment import (
 )
 from opbench.errors import UsageError
 from opbench.nvml import CLOCK_EVENT_REASONS
+from opbench.report.warnings import _environment_warnings
 
 UUID = "5c1f8b1e-0000-1111-2222-333344445555"
 GPU = SimpleNamespace(
@@ -111,6 +112,7 @@ def nvml(monkeypatch):
 def bare(monkeypatch):
     """A machine with no GPU, no driver, no NVML and no git."""
     monkeypatch.setitem(sys.modules, "pynvml", None)
+    monkeypatch.setattr(environment, "DEVICE_FILE", Path("/dev/no-gpu"))
     monkeypatch.setenv("PATH", "")
     set_cuda(monkeypatch, count=0)
 
@@ -307,6 +309,83 @@ def test_gpu_is_found_by_other_names(nvml, key):
     assert gpu_conditions("cuda:0") == {}
     nvml.answers[key] = HANDLE
     assert gpu_conditions("cuda:0")["sm_clock_mhz"] == 1755
+
+
+@pytest.mark.parametrize("known", [("uuid",), ("pci_domain_id", "pci_bus_id", "pci_device_id")])
+def test_a_torch_that_knows_less_of_the_gpu(nvml, monkeypatch, known):
+    """A build without PCI addresses, or without UUIDs."""
+    properties = SimpleNamespace(**{name: getattr(GPU, name) for name in known})
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert gpu_conditions("cuda:0")["sm_clock_mhz"] == 1755
+
+
+def test_a_torch_that_knows_nothing_of_the_gpu(nvml, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace())
+    assert gpu_conditions("cuda:0") == {}
+
+
+@pytest.mark.parametrize(("context", "others"), [(True, 0), (False, 1)])
+def test_in_a_container_a_process_is_this_one_only_where_this_one_uses_the_gpu(nvml, monkeypatch, context, others):
+    nvml.forget("nvmlDeviceGetGraphicsRunningProcesses")
+    nvml.answers["nvmlDeviceGetComputeRunningProcesses", HANDLE] = [SimpleNamespace(pid=4242424, usedGpuMemory=1)]
+    monkeypatch.setattr("opbench.nvml.os.readlink", lambda path: "pid:[4026532999]")
+    monkeypatch.setattr(torch._C, "_cuda_hasPrimaryContext", lambda index: context, raising=False)
+    assert len(collect_environment("cuda:0")["other_gpu_processes"]) == others
+
+
+OLD_DRIVER = "The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver"
+
+
+@pytest.fixture(params=["nvml", "device file"])
+def old_driver(request, monkeypatch, tmp_path):
+    """A machine with a GPU, of which NVML or only its file tells, and a driver that torch refuses."""
+    fake = FakeNvml()
+    if request.param == "nvml":
+        fake.answers["nvmlDeviceGetCount",] = 1
+    else:
+        fake.answers.clear()
+        (tmp_path / "nvidia0").touch()
+    monkeypatch.setattr(environment, "DEVICE_FILE", tmp_path / "nvidia0")
+    monkeypatch.setitem(sys.modules, "pynvml", fake)
+
+    def init():
+        raise RuntimeError(OLD_DRIVER)
+
+    set_cuda(monkeypatch, count=0)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    environment._say_unusable_gpu.cache_clear()
+
+
+def test_auto_says_once_that_a_gpu_is_not_used(old_driver, capsys):
+    assert resolve_device("auto") == "cpu"
+    said = capsys.readouterr()
+    reason = OLD_DRIVER.partition(". ")[0]
+    assert said.err.startswith(f"opbench: a GPU is here, but PyTorch cannot use it ({reason}): going on with the CPU; ")
+    assert (said.out, said.err.count("\n")) == ("", 1)
+    assert collect_environment()["device"] == "cpu"
+    assert capsys.readouterr().err == ""
+    found = collect_environment("cpu")
+    assert found["unusable_gpu"] == reason
+    assert dict(environment_lines(found))["GPU not used"] == reason
+    assert f"A GPU was there and was not used: {reason}." in _environment_warnings(found)
+
+
+@pytest.mark.parametrize("requested", ["auto", "cpu"])
+def test_nothing_is_said_of_a_gpu_that_is_hidden_or_not_wanted(old_driver, monkeypatch, capsys, requested):
+    if requested == "auto":
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert resolve_device(requested) == "cpu"
+    assert capsys.readouterr().err == ""
+
+
+def test_nothing_is_said_where_there_is_no_gpu_or_it_is_used(bare, capsys, monkeypatch):
+    assert resolve_device("auto") == "cpu"
+    assert collect_environment()["unusable_gpu"] is None
+    set_cuda(monkeypatch, count=1)
+    assert resolve_device("auto") == "cuda:0"
+    assert capsys.readouterr().err == ""
 
 
 def test_fake_and_constants_agree_with_the_real_nvml():

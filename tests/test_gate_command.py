@@ -1,8 +1,10 @@
 """`opbench gate` as a command: revisions of a repository of a user's own, exit codes, and nothing left behind."""
 
+import io
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,9 +18,13 @@ from typer.testing import CliRunner
 
 from opbench.cli import app
 from opbench.errors import GateError, UsageError
+from opbench.gate import arm as arm_program
 from opbench.gate import command as gate_command
 from opbench.gate.revision import find_source, installed, require_clean
 from opbench.gate.simulation import ENVIRONMENT, Noise, SimulatedProcesses, simulated_cells
+from opbench.options import make_request
+from opbench.registry import registered
+from opbench.run import plan
 
 OPERATOR = '''
 """An operator of a user's own."""
@@ -382,6 +388,29 @@ def test_a_revision_that_does_not_start_is_named(repository):
     assert done.returncode == 2
     assert "torch_of_another_name" in done.stderr.splitlines()[-1]
     assert left_behind(repository) == []
+
+
+def test_an_arm_whose_device_broke_ends_and_says_so(tmp_path, monkeypatch):
+    """Each cell after it would be an error that the revision did not make."""
+    from opbench.runner import CellRunner
+
+    whole = CellRunner.run
+
+    def run(runner, cell):
+        runner.device_broken = True
+        return whole(runner, cell)
+
+    monkeypatch.setattr(CellRunner, "run", run)
+    shapes = tmp_path / "one.yaml"
+    shapes.write_text("shapes:\n  - {batch: 1, height: 4, width: 4, channels: 32}\n")
+    options = {"shapes": [str(shapes)], "ops": ["conv3x3"], "dtypes": ["fp32", "bf16"], "device": "cpu",
+               "time_budget": 0.001}  # fmt: skip
+    cells = plan(make_request(options, registered()), registered())
+    requests = [{"do": "cell", "cell": cell.to_json()} for cell in cells]
+    out = io.StringIO()
+    with pytest.raises(SystemExit, match=f"^cpu no longer answers this process since {re.escape(cells[0].key)}$"):
+        arm_program._serve({"protocol": arm_program.PROTOCOL, "options": options, "inject": {}}, requests, out)
+    assert [next(iter(json.loads(line))) for line in out.getvalue().splitlines()] == ["ready", "measurement"]
 
 
 def test_an_interrupt_leaves_no_worktree_and_no_process(repository, tmp_path):

@@ -1,5 +1,6 @@
 """What disturbs a cell is said in its row and in the report, and its figures stay."""
 
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -11,6 +12,8 @@ from test_results import CELLS, COMMAND, ENVIRONMENT, ok
 
 from opbench import conditions, runner
 from opbench.conditions import cpu_conditions
+from opbench.gate.process import Arm
+from opbench.gate.process import _environment as gate_environment
 from opbench.interference import interference
 from opbench.measurement import Status
 from opbench.report import print_tables, run_tables
@@ -89,6 +92,43 @@ def test_in_a_container_one_unknown_process_is_this_one(nvml, monkeypatch, names
     nvml.answers["nvmlDeviceGetComputeRunningProcesses", HANDLE] = [SimpleNamespace(pid=4242424, usedGpuMemory=1)]
     monkeypatch.setattr("opbench.nvml.os.readlink", lambda path: namespace)
     assert len(conditions.gpu_conditions("cuda:0")["other_gpu_processes"]) == others
+
+
+@pytest.fixture
+def gate(monkeypatch):
+    """This process is an arm of a gate, and its sibling runs: gives the sibling's pid."""
+    sibling = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    monkeypatch.setenv(conditions.GATE_VARIABLE, str(os.getpid()))  # this process plays the gate, too
+    yield sibling.pid
+    sibling.communicate(b"\n")
+
+
+def test_the_other_arm_of_a_gate_is_no_other_process(nvml, gate, monkeypatch):  # noqa: F811
+    nvml.forget("nvmlDeviceGetGraphicsRunningProcesses")
+    running = [SimpleNamespace(pid=pid, usedGpuMemory=1) for pid in (os.getpid(), gate, 2**22 + 1)]
+    nvml.answers["nvmlDeviceGetComputeRunningProcesses", HANDLE] = running
+    assert [p["pid"] for p in conditions.gpu_conditions("cuda:0")["other_gpu_processes"]] == [2**22 + 1]
+    monkeypatch.delenv(conditions.GATE_VARIABLE)
+    assert [p["pid"] for p in conditions.gpu_conditions("cuda:0")["other_gpu_processes"]] == [gate, 2**22 + 1]
+
+
+@pytest.mark.parametrize(("unknown", "others"), [(1, 0), (2, 0), (3, 3)])
+def test_in_a_container_as_many_unknown_processes_as_arms_are_ours(nvml, gate, monkeypatch, unknown, others):  # noqa: F811
+    nvml.forget("nvmlDeviceGetGraphicsRunningProcesses")
+    running = [SimpleNamespace(pid=4242424 + number, usedGpuMemory=1) for number in range(unknown)]
+    nvml.answers["nvmlDeviceGetComputeRunningProcesses", HANDLE] = running
+    monkeypatch.setattr("opbench.nvml.os.readlink", lambda path: "pid:[4026532999]")
+    assert len(conditions.gpu_conditions("cuda:0")["other_gpu_processes"]) == others
+
+
+@pytest.mark.parametrize("pid", ["", "x", "-1", "0", "99999999"])
+def test_a_gate_that_is_not_there_has_no_arms(nvml, monkeypatch, pid):  # noqa: F811
+    monkeypatch.setenv(conditions.GATE_VARIABLE, pid)
+    assert len(conditions.gpu_conditions("cuda:0")["other_gpu_processes"]) == 2
+
+
+def test_the_gates_processes_are_told_whose_they_are():
+    assert gate_environment(Arm("head"))[conditions.GATE_VARIABLE] == str(os.getpid())
 
 
 def test_the_sweep_itself_is_no_other_process(nvml):  # noqa: F811

@@ -76,6 +76,26 @@ def test_it_runs_and_goes_on(tmp_path, capsys, monkeypatch):
     assert [(note["part"], note["cells"]) for note in notes] == [("core-wall", {"ok": 2})] * 2
 
 
+def test_it_tries_again_what_it_is_told_to(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(reproduce, "DTYPES", {"cpu": ("fp32", "bf16")})
+    monkeypatch.setattr(reproduce, "PASSES", {"core": {"ops": ["conv3x3"], "level": ["core"], "direction": ["fwd"]}})
+    shapes = tmp_path / "tiny.yaml"
+    shapes.write_text(TINY)
+    journal = tmp_path / "out" / "core-wall" / JOURNAL
+    command = ["--out", str(tmp_path / "out"), "--device", "cpu", "--shapes", str(shapes), "--time-budget", "0.001"]
+    assert reproduce.main([*command, "--retry", "ok"]) == 2
+    assert "--retry must be of " in capsys.readouterr().err
+    assert reproduce.main([*command, "--retry", "error"]) == 0  # nothing to try again: all of it is new
+    first, second = journal.read_text().splitlines()
+    failed = json.loads(first) | {"status": "error", "reason": "a device that was lost", "latencies_ms": []}
+    journal.write_text(f"{json.dumps(failed)}\n{second}\n")
+    assert reproduce.main(command) == 1
+    assert reproduce.main([*command, "--retry", "timeout"]) == 1
+    assert len(journal.read_text().splitlines()) == 2
+    assert reproduce.main([*command, "--retry", "timeout,error"]) == 0
+    assert len(journal.read_text().splitlines()) == 3
+
+
 def test_a_failed_cell_is_in_the_exit_code(tmp_path, monkeypatch):
     monkeypatch.setattr(reproduce, "_run_part", lambda *_: {"ok": 3, "wrong": 1})
     command = ["--out", str(tmp_path), "--device", "cpu"]

@@ -8,7 +8,7 @@ from builders import doubling
 
 import opbench
 from opbench import registry
-from opbench.errors import OpbenchError, ResultsError, UnknownNameError, UsageError
+from opbench.errors import DeviceLostError, OpbenchError, ResultsError, UnknownNameError, UsageError
 from opbench.measurement import Status
 from opbench.results import RunFolder
 from opbench.run import Conduct, Isolation, continue_run, make_request, plan, run_cells, start_run
@@ -42,6 +42,46 @@ class Recorder:
 
     def ended(self, measurement):
         self.ends.append(measurement)
+
+
+def break_device(monkeypatch, provider):
+    """From the cell of a provider on no kernel runs, as after an illegal access."""
+    from opbench.runner import CellRunner
+
+    whole = CellRunner.run
+
+    def run(runner, cell, on_stage):
+        measurement = whole(runner, cell, on_stage)
+        runner.device_broken |= cell.provider == provider
+        return measurement
+
+    monkeypatch.setattr(CellRunner, "run", run)
+
+
+def test_without_isolation_a_broken_device_stops_the_sweep_and_a_resumed_one_goes_on(tiny, tmp_path, monkeypatch):
+    operator = doubling()
+    request = {"shapes": [tiny], "dtypes": ["fp32"], "device": "cpu", "time_budget": 0.01, "out": tmp_path / "run",
+               "operators": [operator], "providers": ["double=raising", "double=right"], "plots": False}  # fmt: skip
+    with monkeypatch.context() as patched:
+        break_device(patched, "raising")
+        with pytest.raises(
+            DeviceLostError, match=r"^cpu no longer answers .* --resume .* or take --isolation process$"
+        ):
+            opbench.sweep(**request)
+    run = RunFolder.open(tmp_path / "run")
+    assert [(m.cell.provider, m.status) for m in run.measurements()] == [("raising", Status.ERROR)]
+    opbench.sweep(**request, resume=True)
+    assert [m.status for m in run.measurements()].count(Status.OK) == 2
+    assert len(list(run.measurements())) == 4
+
+
+def test_a_device_that_the_last_cell_broke_fails_no_sweep(tiny, tmp_path, monkeypatch):
+    break_device(monkeypatch, "right")
+    shapes = tmp_path / "one.yaml"
+    shapes.write_text("".join(Path(tiny).read_text().splitlines(keepends=True)[:3]))
+    run = opbench.sweep(shapes=[str(shapes)], operators=[doubling()], dtypes=["fp32"], device="cpu", time_budget=0.01,
+                        out=tmp_path / "run", plots=False)  # fmt: skip
+    assert [m.status for m in run.measurements()] == [Status.OK]
 
 
 def test_a_sweep_of_own_operators_writes_every_file(tiny, tmp_path):

@@ -1,15 +1,22 @@
 """One cell from set-up to row: every way to fail is a status with a reason."""
 
 import json
+import os
+from contextlib import nullcontext
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from builders import doubling, make_case, make_cell
 
 from opbench.case import Direction, Dtype, Shape
+from opbench.check import CheckResult
+from opbench.global_state import seeded
 from opbench.measurement import Measurement, Status, StopReason
 from opbench.precision import BACKENDS, float32_precision, torch_precision
 from opbench.runner import CellRunner, RunOptions, memory_limit, source_hash
+from opbench.timing import SpoiledProcessError
 from opbench.timing.fake import FakeTimer
 
 OPTIONS = RunOptions(device="cpu", timer="wall-clock", cache="warm", time_budget_s=0.01, memory_limit_gib=None, seed=0)
@@ -155,9 +162,164 @@ def test_a_memory_limit_on_the_cpu_holds_and_goes_away():
     assert torch.ones(2**26).sum() == 2**26
 
 
-def test_the_source_hash_follows_the_sources(tmp_path, monkeypatch):
-    from dataclasses import replace
+class StopHereError(Exception):
+    """Ends a cell where a test has seen enough."""
 
+
+class CudaCalls:
+    """A GPU that is not there: what the runner asks of it, in order."""
+
+    def __init__(self, monkeypatch):
+        self.calls = []
+        for place, name in (
+            (torch.cuda, "synchronize"),
+            (torch.cuda, "empty_cache"),
+            (torch._C, "_cuda_clearCublasWorkspaces"),
+        ):
+            monkeypatch.setattr(place, name, lambda *_, name=name: self.calls.append(name), raising=False)
+        monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+        monkeypatch.setattr("opbench.runner.seeded", lambda seed, device: nullcontext())
+        self.options = replace(OPTIONS, device="cuda:0", timer="cuda-event")
+
+    def runner(self):
+        return CellRunner(self.options, lambda name: doubling(), FakeTimer([1.0]))
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    return CudaCalls(monkeypatch)
+
+
+def test_memory_of_the_check_is_given_back_before_the_timed_tensors_are_made(cuda, monkeypatch):
+    def check(*_):
+        cuda.calls.append("check")
+        return CheckResult(0, 1, "1x4x4x8", "")
+
+    def make_tensors(*_):
+        cuda.calls.append("timed tensors")
+        raise StopHereError
+
+    monkeypatch.setattr("opbench.runner.check", check)
+    monkeypatch.setattr("opbench.runner.make_tensors", make_tensors)
+    cuda.runner().run(make_cell())
+    release = ["_cuda_clearCublasWorkspaces", "empty_cache"]
+    assert cuda.calls == ["check", *release, "timed tensors", "synchronize", *release]
+
+
+def test_a_torch_without_cublas_releases_memory_all_the_same(cuda, monkeypatch):
+    monkeypatch.delattr(torch._C, "_cuda_clearCublasWorkspaces")
+    monkeypatch.setattr("opbench.runner.check", lambda *_: CheckResult(1, 0, "1x4x4x8", "off"))
+    runner = cuda.runner()
+    assert runner.run(make_cell()).status is Status.WRONG
+    assert cuda.calls == ["synchronize", "empty_cache"]
+    assert not runner.device_broken
+
+
+def test_peak_memory_is_read_before_the_timer_prepares(monkeypatch):
+    """What a timer allocates is none of the cell's."""
+    order = []
+    monkeypatch.setattr(CellRunner, "_peak_memory_bytes", lambda self, launch: order.append("peak"))
+    timer = FakeTimer([1.0])
+    monkeypatch.setattr(timer, "prepare", lambda launch, seconds: order.append("prepare"))
+    run(timer=timer)
+    assert order == ["peak", "prepare"]
+
+
+def test_a_spoiled_process_runs_no_other_cell(cuda, monkeypatch):
+    def fail(*_):
+        raise SpoiledProcessError("cannot be captured in a CUDA graph: OutOfMemoryError: CUDA out of memory")
+
+    monkeypatch.setattr("opbench.runner.check", fail)
+    runner = cuda.runner()
+    measurement = runner.run(make_cell())
+    assert measurement.status is Status.OUT_OF_MEMORY
+    assert "cannot be captured" in measurement.reason
+    assert runner.spent
+    assert runner.device_broken
+
+
+def test_a_device_that_answers_nothing_is_a_row(monkeypatch):
+    """Also where seeding it is the first to find out."""
+
+    def refuse(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    generator = SimpleNamespace(get_state=refuse)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "default_generators", (generator,))
+    monkeypatch.setattr(torch.cuda, "synchronize", refuse)
+    runner = CellRunner(replace(OPTIONS, device="cuda:0"), lambda name: doubling(), FakeTimer([1.0]))
+    measurement = runner.run(make_cell())
+    assert (measurement.status, runner.spent) == (Status.ERROR, True)
+    assert measurement.reason == "RuntimeError in set-up: CUDA error: an illegal memory access was encountered"
+
+
+def test_a_cell_seeds_the_gpu_that_it_runs_on_and_puts_its_state_back(monkeypatch):
+    states = [torch.Generator().manual_seed(number) for number in range(2)]
+    before = [generator.get_state() for generator in states]
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "default_generators", tuple(states))
+    drawn = []
+    for _ in range(2):
+        with seeded(7, "cuda:1"):
+            drawn.append((torch.rand(1).item(), torch.rand(1, generator=states[1]).item()))
+            assert torch.equal(states[0].get_state(), before[0])  # the current device, and not ours
+    assert drawn[0] == drawn[1]
+    assert all(torch.equal(generator.get_state(), state) for generator, state in zip(states, before, strict=True))
+
+
+def test_a_cells_error_is_not_hidden_by_a_generator_that_cannot_be_put_back(monkeypatch):
+    def refuse(state):
+        raise RuntimeError("CUDA error")
+
+    gpu = SimpleNamespace(get_state=lambda: None, manual_seed=lambda seed: None, set_state=refuse)
+    monkeypatch.setattr(torch.cuda, "init", lambda: None)
+    monkeypatch.setattr(torch.cuda, "default_generators", (gpu,))
+    with pytest.raises(StopHereError), seeded(0, "cuda:0"):
+        raise StopHereError
+
+
+def variables_after(monkeypatch, changed, **given):
+    """Row of a cell that changes environment variables, and what they are after it."""
+    for name in ("TRITON_CACHE_DIR", "TRITON_PTXAS_PATH", "TORCHINDUCTOR_CACHE_DIR", "OMP_NUM_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+
+    def reference(case, tensors):
+        os.environ.update(changed)
+        return tensors["x"] * 2
+
+    measurement, _ = run(operator=doubling(reference=reference))
+    assert measurement.status is Status.OK
+    named = [warning for warning in measurement.warnings if warning.startswith("global state")]
+    return named, {name: os.environ.get(name) for name in changed}
+
+
+def test_what_compilers_set_for_themselves_is_taken_away_and_not_named(monkeypatch):
+    """As TorchInductor does in its first compilation, on a GPU."""
+    names = ("TRITON_CACHE_DIR", "TRITON_PTXAS_PATH", "TORCHINDUCTOR_CACHE_DIR")
+    named, left = variables_after(monkeypatch, dict.fromkeys(names, "/somewhere"))
+    assert (named, left) == ([], dict.fromkeys(names))
+
+
+@pytest.mark.parametrize(
+    ("given", "changed"),
+    [({"TRITON_CACHE_DIR": "/mine"}, {"TRITON_CACHE_DIR": "/other"}), ({}, {"OMP_NUM_THREADS": "1"})],
+)
+def test_other_changes_of_the_environment_are_named(monkeypatch, given, changed):
+    named, left = variables_after(monkeypatch, changed, **given)
+    assert named == ["global state: the cell changed os.environ"]
+    assert left == {name: given.get(name) for name in changed}
+
+
+def test_the_timers_warnings_are_in_the_row():
+    timer = FakeTimer([1.0])
+    timer.warnings = ("host time: late",)
+    assert "host time: late" in run(timer=timer)[0].warnings
+
+
+def test_the_source_hash_follows_the_sources(tmp_path, monkeypatch):
     (tmp_path / "some_kernel.py").write_text("x = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
     operator = doubling()

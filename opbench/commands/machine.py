@@ -31,7 +31,7 @@ def ceilings(
     json_: Annotated[bool, typer.Option("--json", help="Print what a run keeps in ceilings.json.")] = False,
     no_color: NoColor = False,
 ) -> None:
-    """Measure this device's own limits: matrix throughput, memory and cache bandwidth, launch overhead.
+    """Measure this device's own limits: matrix throughput, memory and cache bandwidth, shortest launch.
 
     Kept per device and versions; sweeps take them along.
     """

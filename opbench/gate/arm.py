@@ -19,6 +19,8 @@ SENTINEL_SAMPLES = 20
 SENTINEL_LAUNCHES = {"cpu": 1, "cuda": 20}
 """Per sample: on CUDA enough that launching is a small part of it."""
 SENTINEL_SIDE = 256
+LEAD_FACTOR = 2
+"""The device waits for so many times what the host needs to queue a launch."""
 SENTINEL_BYTES = 2**22
 
 
@@ -66,6 +68,8 @@ def _serve(first: Mapping[str, Any], requests: Iterable[Mapping[str, Any]], out:
         else:
             measurement = runner.run(Cell.from_json(request["cell"]))
             answer(measurement=json.loads(measurement.to_json_line()))
+            if runner.device_broken:  # the cells that this process does not reach are missing, not wrong
+                raise SystemExit(f"{asked.device} no longer answers this process since {measurement.cell.key}")
 
 
 def sentinel(device: str) -> dict[str, list[float]]:
@@ -138,22 +142,27 @@ def _spin_on_cpu(forward: Callable[[], Any], fraction: float) -> Callable[[], An
 def _spin_on_cuda(forward: Callable[[], Any], fraction: float) -> Callable[[], Any]:
     import torch
 
-    def median_ms(launch: Callable[[], Any]) -> float:
-        taken = []
+    spin: Callable[[int], None] = torch.cuda._sleep
+
+    def times_ms(launch: Callable[[], Any], lead_cycles: int) -> tuple[float, float]:
+        """Medians of a launch on the device, and of the host's time to queue one."""
+        device, host = [], []
         for _ in range(SENTINEL_SAMPLES):
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            spin(lead_cycles)  # the device is busy while the host queues, so that no wait for the host is counted
+            queued = time.perf_counter()
             start.record()
             launch()
             end.record()
+            host.append((time.perf_counter() - queued) * 1e3)
             end.synchronize()
-            taken.append(start.elapsed_time(end))
-        return float(statistics.median(taken))
+            device.append(start.elapsed_time(end))
+        return float(statistics.median(device)), float(statistics.median(host))
 
     cycles = 1_000_000
-    spin: Callable[[int], None] = torch.cuda._sleep
-    per_ms = cycles / median_ms(lambda: spin(cycles))
-    median_ms(forward)  # warms up
-    extra = int(per_ms * fraction * median_ms(forward))
+    per_ms = cycles / times_ms(lambda: spin(cycles), cycles)[0]
+    _, host_ms = times_ms(forward, 0)  # warms up, too
+    extra = int(per_ms * fraction * times_ms(forward, int(LEAD_FACTOR * host_ms * per_ms))[0])
 
     def launch() -> Any:  # noqa: ANN401
         out = forward()

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO, Any, Self, cast
 
 from opbench.case import Cell
+from opbench.conditions import GATE_VARIABLE
 from opbench.errors import GateError
 from opbench.executor import START_LIMIT_S, cell_limit_s
 from opbench.gate import arm as arm_program
@@ -228,4 +229,5 @@ def _environment(arm: Arm) -> dict[str, str]:
         others = [variables["PYTHONPATH"]] if variables.get("PYTHONPATH") else []
         variables["PYTHONPATH"] = os.pathsep.join([str(arm.place), *others])
     variables["PYTHONDONTWRITEBYTECODE"] = "1"
+    variables[GATE_VARIABLE] = str(os.getpid())
     return variables

@@ -130,7 +130,7 @@ def precision_figure(source: Source, group: Group) -> Figure | None:
 
 
 def launches_figure(source: Source, group: Group) -> Figure | None:
-    """Latency by CUDA events against latency by graph replay (ms); above the line the host's launches show."""
+    """Latency by CUDA events against latency by graph replay (ms); above the line the gaps between kernels show."""
     pairs = {id(pair.event): pair for pair in analysis.launches(group.rows)}
     if not pairs:
         return None

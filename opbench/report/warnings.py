@@ -36,6 +36,8 @@ def _environment_warnings(environment: dict[str, Any]) -> list[str]:
         warnings.append("The code differed from its revision (+dirty).")
     if processes := environment.get("other_gpu_processes"):
         warnings.append(f"{len(processes)} other processes were on the GPU when the run started.")
+    if reason := environment.get("unusable_gpu"):
+        warnings.append(f"A GPU was there and was not used: {reason}.")
     if (load := (cpu.get("load_average") or [0])[0]) >= BUSY_LOAD:
         warnings.append(f"The machine was busy when the run started (load {load:.2f}).")
     if environment.get("device") == "cpu" and cpu.get("governor") not in (None, "performance"):

@@ -2,7 +2,7 @@
 
 from opbench.errors import UsageError
 from opbench.timing.stopping import Samples, StoppingRule, collect_samples
-from opbench.timing.timer import Launch, Timer
+from opbench.timing.timer import Launch, SpoiledProcessError, Timer
 from opbench.timing.wall_clock import WallClockTimer
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "TIMERS",
     "Launch",
     "Samples",
+    "SpoiledProcessError",
     "StoppingRule",
     "Timer",
     "WallClockTimer",

@@ -18,6 +18,7 @@ class FakeTimer:
     name = "fake"
     cache = "warm"
     launches_per_sample = 1
+    warnings: tuple[str, ...] = ()
 
     def __init__(self, latencies_ms: Iterable[float]) -> None:
         self._latencies: Iterator[float] = cycle(latencies_ms)

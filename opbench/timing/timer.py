@@ -3,9 +3,13 @@
 from collections.abc import Callable
 from typing import Protocol
 
-__all__ = ["Launch", "Timer"]
+__all__ = ["Launch", "SpoiledProcessError", "Timer"]
 
 Launch = Callable[[], object]
+
+
+class SpoiledProcessError(RuntimeError):
+    """A measurement that failed so that nothing else can be measured in this process."""
 
 
 class Timer(Protocol):
@@ -15,11 +19,17 @@ class Timer(Protocol):
         name: as in `--timer`.
         cache: "cold" (last-level cache flushed before every launch) or "warm".
         launches_per_sample: launches that one sample averages over; known after prepare.
+        warnings: what is wrong with the samples that were taken; each begins with its kind and a colon.
     """
 
     name: str
     cache: str
     launches_per_sample: int
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """As in the attributes."""
+        ...
 
     def now(self) -> float:
         """Seconds on the timer's own clock; the time budget is counted on it."""

@@ -24,6 +24,7 @@ class WallClockTimer:
 
     name = "wall-clock"
     cache = "warm"
+    warnings: tuple[str, ...] = ()
 
     def __init__(
         self, clock: Callable[[], float] = time.perf_counter, synchronize: Callable[[], None] | None = None

@@ -59,7 +59,7 @@ const KINDS = {
     name: "Launch overhead: event against graph", draw: drawScatter, x: "by CUDA graph (ms)", y: "by CUDA events (ms)", log: true,
     points: () => DATA.charts.launches.map(([event, graph]) => point(ms(graph), ms(event), event, graph)),
     lines: (xs) => [{ name: "equal", data: ends(xs).map((x) => [x, x]) }],
-    note: "Above the line: the host's launches show in the event time. Needs the same cells by both timers.",
+    note: "Above the line: the gaps between a launch's kernels show in the event time. Needs the same cells by both timers.",
   },
 };
 
