@@ -203,8 +203,8 @@ def from_input_launch(
     block_g = max(4, min(8 if x.element_size() == 2 else 4, triton.next_power_of_2(groups)))
     block_d = triton.next_power_of_2(group_channels)
     block_p = max(16, min(64, 2048 // (block_g * block_d)))
-    # 256 bytes of a pixel, and two trips at least: with 128 bytes, half precision takes a stack frame on sm_100.
-    block_c = max(16, min(256 // x.element_size(), triton.next_power_of_2(channels) // 2))
+    # With 64, half precision takes a stack frame on sm_100: docs/tuning.md.
+    block_c = max(16, min(32 if x.element_size() == 2 else 64, triton.next_power_of_2(channels)))
     constants = {
         "C": channels,
         "G": groups,

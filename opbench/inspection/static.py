@@ -183,7 +183,8 @@ def _expected_wide_loads(case: Case, constants: Mapping[str, Any], num_warps: in
     pixels, group_block, channels = (int(constants[name]) for name in ("BLOCK_P", "BLOCK_G", "BLOCK_C"))
 
     def per_lane(elements: int) -> int:
-        return math.ceil(elements * case.dtype.element_bytes / (16 * WARP_SIZE * num_warps))
+        # A tile of fewer bytes than 16 for each lane is read by narrower loads.
+        return elements * case.dtype.element_bytes // (16 * WARP_SIZE * num_warps)
 
     product = per_lane(pixels * channels) + per_lane(channels * 4 * group_block)
     sampled = corners * per_lane(pixels * group_block * constants["BLOCK_D"])
