@@ -9,8 +9,9 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 sweep: $(VENV)/.installed
 	$(BIN)/opbench sweep
 
+# A process for each core, up to four, and in each one thread, so that they do not wait for each other.
 test: $(VENV)/.installed-dev
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # The long versions: soak, random faults and kills over several seeds, thousands of fuzzed files.
 test-slow: $(VENV)/.installed-dev

@@ -131,7 +131,7 @@ if child == 0:
     os.setsid()
     grandchild = os.fork()
     if grandchild == 0:
-        subprocess.run(["sleep", "321"])
+        subprocess.run(["sleep", os.environ["SECONDS"]])
     time.sleep(321)
 time.sleep(0.2)
 """
@@ -142,16 +142,17 @@ def test_what_a_cell_started_is_gone_with_it(run, ending, tmp_path):
     code = ORPHANS + 'open(os.environ["HOLDER"], "w").write(str(child)); ' + ending
     measure = run("""cell["provider"] == "leaves" and exec(os.environ["ORPHANS"])""", limit_s=3.0)
     holder = tmp_path / "child"
-    os.environ.update(ORPHANS=code, HOLDER=str(holder))
+    seconds = str(10_000 + os.getpid())  # of this process: its likes may run this test at the same time
+    os.environ.update(ORPHANS=code, HOLDER=str(holder), SECONDS=seconds)
     try:
         measure("leaves")
         child = psutil.Process(int(holder.read_text())) if ending == "pass" else None
         assert child is None or child.is_running()
         measure(side=6)  # another group, so another worker
     finally:
-        del os.environ["ORPHANS"], os.environ["HOLDER"]
+        del os.environ["ORPHANS"], os.environ["HOLDER"], os.environ["SECONDS"]
     assert not psutil.pid_exists(int(holder.read_text()))
-    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", "321"]]
+    assert not [p for p in psutil.process_iter(["cmdline"]) if p.info["cmdline"] == ["sleep", seconds]]
 
 
 def test_temporary_files_of_a_killed_worker_are_removed(run):

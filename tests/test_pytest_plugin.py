@@ -67,11 +67,12 @@ def folder(tmp_path_factory):
 
 
 def session(folder, *arguments, **variables):
-    """pytest in a process of its own; the tests' helpers are importable there."""
+    """pytest in a process of its own, and no worker of this one; the tests' helpers are importable there."""
     path = os.pathsep.join((os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")))
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments], cwd=folder, text=True,
-        capture_output=True, timeout=240, env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables},
+        capture_output=True, timeout=240, env={**own, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables},
     )  # fmt: skip
 
 

@@ -16,12 +16,10 @@ from typing import IO, Any
 
 PROTOCOL = 1
 SENTINEL_SAMPLES = 20
-SENTINEL_LAUNCHES = {"cpu": 1, "cuda": 20}
-"""Per sample: on CUDA enough that launching is a small part of it."""
-SENTINEL_SIDE = 256
+SENTINELS = {"cpu": (256, 2**22, 1), "cuda": (2048, 2**28, 5)}
+"""Side of the matrix, bytes to copy, launches per sample: on CUDA enough that launching is a small part of it."""
 LEAD_FACTOR = 2
 """The device waits for so many times what the host needs to queue a launch."""
-SENTINEL_BYTES = 2**22
 
 
 def main() -> None:
@@ -77,10 +75,10 @@ def sentinel(device: str) -> dict[str, list[float]]:
     import torch
 
     device_type = device.partition(":")[0]
-    launches = SENTINEL_LAUNCHES[device_type]
-    a = torch.ones(SENTINEL_SIDE, SENTINEL_SIDE, device=device)
+    side, copied_bytes, launches = SENTINELS[device_type]
+    a = torch.ones(side, side, device=device)
     product = torch.empty_like(a)
-    source = torch.ones(SENTINEL_BYTES // 4, device=device)
+    source = torch.ones(copied_bytes // 4, device=device)
     target = torch.empty_like(source)
 
     def synchronize() -> None:
