@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-__all__ = ["Supervisor", "main"]
+__all__ = ["PR_SET_PDEATHSIG", "Supervisor", "main", "prctl"]
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -37,7 +37,7 @@ def main() -> None:
     (worker,) = sys.argv[1:]
     control = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a dead worker leaves running becomes a child of this process
+    prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a dead worker leaves running becomes a child of this process
     _no_core_files()
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
@@ -152,7 +152,7 @@ def _become_worker(parent: int, connection: int, serve: Serve) -> NoReturn:
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
-        _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() == parent:  # else the parent died before it could be watched
             serve(socket.socket(fileno=connection))
             code = 0
@@ -205,7 +205,7 @@ def _no_core_files() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
-def _prctl(option: int, value: int) -> None:
+def prctl(option: int, value: int) -> None:
     """Linux's prctl; elsewhere the call does not exist, and a killed sweep's worker ends when it next answers."""
     import ctypes
 

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 
 from opbench.errors import UsageError
@@ -155,3 +156,21 @@ def test_the_interpreter_is_no_compiler():
     )  # fmt: skip
     assert done.returncode == 2
     assert "unset TRITON_INTERPRET" in done.stderr
+
+
+def test_compilers_end_with_the_command_that_is_killed(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "opbench", "inspect", "--arch", "sm_90", "--dtypes", "fp32"]
+    process = psutil.Popen(
+        command, cwd=tmp_path, env={**environment, "TRITON_CACHE_DIR": str(tmp_path)},
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    with process, process.stderr:
+        process.stderr.readline()  # the first kernel is compiled
+        compilers = process.children()
+        assert compilers
+        process.kill()
+    _, alive = psutil.wait_procs(compilers, timeout=30)
+    for each in alive:
+        each.kill()
+    assert not alive

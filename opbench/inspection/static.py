@@ -5,6 +5,8 @@ All of it comes from compiling and from arithmetic: nothing is run, and no time 
 
 import math
 import multiprocessing
+import os
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from opbench.inspection.compile import compile_launch
 from opbench.inspection.launches import GROUP_CHANNELS, POINTS, is_fused, launch, uses
 from opbench.inspection.sass import classify, hot_path, memory_accesses
 from opbench.operator import by_direction
+from opbench.supervisor import PR_SET_PDEATHSIG, prctl
 
 __all__ = ["GPUS", "Estimate", "Gpu", "Variant", "estimate", "figures", "inspect_kernels"]
 
@@ -137,12 +140,20 @@ def inspect_kernels(
     cases = uses(dtypes, directions)
     tasks = [(architecture, name) for architecture in architectures for name in cases]
     # Forking a process that has started torch's threads may hang.
-    with ProcessPoolExecutor(mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(mp_context=context, initializer=_die_with, initargs=(os.getpid(),)) as pool:
         compiled = pool.map(
             figures, (name for _, name in tasks), (cases[name][0] for _, name in tasks), (arch for arch, _ in tasks)
         )
         for (architecture, name), variant in zip(tasks, compiled, strict=True):
             yield architecture, variant, [estimate(variant, GPUS[architecture], case) for case in cases[name]]
+
+
+def _die_with(parent: int) -> None:
+    """Have this process killed when its parent is gone, in whatever way; left alone, it would wait for ever."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before it could be watched
+        os._exit(1)
 
 
 def figures(name: str, case: Case, architecture: str) -> Variant:
