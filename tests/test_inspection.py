@@ -158,6 +158,7 @@ def test_the_interpreter_is_no_compiler():
     assert "unset TRITON_INTERPRET" in done.stderr
 
 
+@pytest.mark.slow
 def test_compilers_end_with_the_command_that_is_killed(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "opbench", "inspect", "--arch", "sm_90", "--dtypes", "fp32"]
