@@ -85,16 +85,17 @@ def _unchecked_sample(
     weights = (y_x.sub_(low) - plan.corners).abs_()  # (corner, axis, N, Ho, Wo, G, K)
     torch.sub(plan.one, weights, out=weights).relu_()
     by_row, by_column = weights.unbind(1)
-    corner_weights = by_row.mul_(mask).unsqueeze(1) * by_column  # (2, 2, N, Ho, Wo, G, K)
     row, column = low.to(index_dtype).unbind()
     first = row.mul_(width).add_(column).mul_(groups)
-    bags, points = mask.shape[:-1].numel(), mask.shape[-1]
-    indices = (first + plan.steps).view(4, bags, points).transpose(0, 1).reshape(-1)
-    indices.view(batch, mask.shape[1:3].numel(), groups, 4 * points).add_(plan.starts)
-    corner_weights = corner_weights.view(4, bags, points).transpose(0, 1).reshape(-1).to(value.dtype)
+    pixels, points = mask.shape[1:3].numel(), mask.shape[-1]
+    corner_weights = by_row.mul_(mask).unsqueeze(1) * by_column  # (2, 2, N, Ho, Wo, G, K)
+    indices = first.view(batch, pixels, groups, points) + plan.steps  # (4, N, Ho * Wo, G, K)
+    # A bag is the four corners of a (pixel, group)'s points: a copy each, faster than writing in that order at once.
+    bags = (4, batch * pixels * groups, points)
+    indices, corner_weights = (each.view(bags).transpose(0, 1).reshape(-1) for each in (indices, corner_weights))
     table = value.reshape(-1, group_channels)
     # What F.embedding_bag calls, without making the offsets of the bags anew.
-    result = torch.embedding_bag(table, indices, plan.bags, False, SUM, False, corner_weights)[0]
+    result = torch.embedding_bag(table, indices, plan.bags, False, SUM, False, corner_weights.to(value.dtype))[0]
     return result.view(*mask.shape[:-1], group_channels)
 
 
@@ -104,10 +105,8 @@ class _Plan(NamedTuple):
     grids: list[torch.Tensor]
     one: torch.Tensor
     corners: torch.Tensor
-    starts: torch.Tensor
-    """Row of `value` at which each image's group begins."""
     steps: torch.Tensor
-    """From a first neighbour to each of the four."""
+    """Rows of `value` from a first neighbour, counted in its image and group, to each of the four, (4, N, 1, G, K)."""
     bags: torch.Tensor
     """Where the indices of each (pixel, group) begin."""
 
@@ -127,15 +126,15 @@ def _plan(
     size = height * width * groups
     images = torch.arange(batch, dtype=index_dtype, device=cpu) * size
     starts = images.view(-1, 1, 1, 1) + torch.arange(groups, dtype=index_dtype, device=cpu).view(-1, 1)
-    steps = [down * width * groups + right * groups for down in (0, 1) for right in (0, 1)]
+    neighbours = [down * width * groups + right * groups for down in (0, 1) for right in (0, 1)]
+    steps = starts + torch.tensor(neighbours, dtype=index_dtype, device=cpu).view(4, 1, 1, 1, 1)
+    points = sum(1 for _ in geometry.taps())
     return _Plan(
         grids=_grids(out_shape, geometry, cpu, precise),
         one=torch.ones((), dtype=precise, device=cpu),
         corners=torch.tensor([0, 1], dtype=precise, device=cpu).view(2, 1, 1, 1, 1, 1, 1),
-        starts=starts,
-        steps=torch.tensor(steps, dtype=index_dtype, device=cpu).view(4, 1, 1, 1, 1, 1),
-        bags=torch.arange(batch * out_shape[0] * out_shape[1] * groups, dtype=index_dtype, device=cpu)
-        * (4 * sum(1 for _ in geometry.taps())),
+        steps=steps.expand(-1, -1, -1, -1, points).contiguous(),
+        bags=torch.arange(batch * math.prod(out_shape) * groups, dtype=index_dtype, device=cpu) * (4 * points),
     )
 
 
