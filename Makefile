@@ -16,7 +16,7 @@ test: $(VENV)/.installed-dev
 # The long versions: soak, random faults and kills over several seeds, thousands of fuzzed files.
 test-slow: $(VENV)/.installed-dev
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m slow -rP
-	CUDA_VISIBLE_DEVICES= OPBENCH_FUZZ_EXAMPLES=500 $(BIN)/python -m pytest tests/test_fuzz.py
+	CUDA_VISIBLE_DEVICES= OPBENCH_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest tests/test_fuzz.py
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
