@@ -43,6 +43,8 @@ class StopReason(StrEnum):
     """The 95 % interval of the median was within 1 % of it."""
     TIME_BUDGET = "time_budget"
     """The cell's time budget was spent first."""
+    LONG_LAUNCH = "long_launch"
+    """A launch takes more than a fifth of the budget, so the fewest samples were taken that give an interval: six."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from opbench.errors import UsageError
 from opbench.measurement import StopReason
 from opbench.timing import StoppingRule, WallClockTimer, collect_samples, make_timer, resolve_timer
 from opbench.timing.fake import FakeTimer
+from opbench.timing.stopping import LEAST_SAMPLES
 
 
 class FakeClock:
@@ -47,9 +48,29 @@ def test_a_budget_ends_samples_that_never_settle():
 
 
 def test_slow_launches_still_give_the_minimum():
-    samples = collect_samples(FakeTimer([400.0, 600.0]), noop, StoppingRule(time_budget_s=0.1))
+    samples = collect_samples(FakeTimer([190.0, 209.0]), noop, StoppingRule(time_budget_s=1.0))
     assert len(samples.latencies_ms) == 30
     assert samples.stop_reason is StopReason.TIME_BUDGET
+
+
+@pytest.mark.parametrize(
+    ("latency_ms", "count", "reason"), [(200.1, 6, StopReason.LONG_LAUNCH), (199.9, 30, StopReason.CONVERGED)]
+)
+def test_a_launch_longer_than_a_fifth_of_the_budget_is_timed_six_times(latency_ms, count, reason):
+    samples = collect_samples(FakeTimer([latency_ms]), noop, StoppingRule(time_budget_s=1.0))
+    assert samples.latencies_ms == (latency_ms,) * count
+    assert samples.stop_reason is reason
+
+
+def test_one_slow_sample_does_not_make_launches_long():
+    samples = collect_samples(FakeTimer([900.0, *[1.0] * 10_000]), noop, StoppingRule(time_budget_s=1.0))
+    assert len(samples.latencies_ms) == 30
+    assert samples.stop_reason is StopReason.CONVERGED
+
+
+def test_six_is_the_fewest_that_give_an_interval_of_95_percent():
+    # All above or all below the median: 2 of 2**n outcomes miss it.
+    assert 1 - 2 / 2**LEAST_SAMPLES >= 0.95 > 1 - 2 / 2 ** (LEAST_SAMPLES - 1)
 
 
 def test_wall_clock_measures_what_a_launch_takes():
