@@ -1,5 +1,7 @@
 """What rows say together: pairs and fits by hand-worked figures, and the summary's sentence."""
 
+from dataclasses import replace
+
 import pytest
 from ceiling_fixtures import example_ceilings
 from report_fixtures import make_run, measurement
@@ -114,6 +116,35 @@ def test_the_summary_says_who_is_fastest_what_precision_gave_and_how_far_the_lim
         "fastest of 2 columns: DCNv4 in 1, Conv (3×3) in 1; largest precision gain: 4.00× from fp16 "
         "(Conv (3×3) module 1×8×8×16); 4 of 4 cells below 10 % of their limit, closest DCNv4 module 1×8×8×16 fp32 at "
         "5.00 % (compute)."
+    )
+
+
+def precision_part(tmp_path, cells, errors=None):
+    """What the summary says about precision; errors against the reference by dtype."""
+    measurements = [measurement(operator, SMALL, dtype, ms) for operator, dtype, ms in cells]
+    measurements = [replace(entry, max_rel_error=(errors or {}).get(entry.cell.case.dtype)) for entry in measurements]
+    return " | ".join(
+        part for part in summary_line(make_run(tmp_path, measurements)).split("; ") if "fastest" not in part
+    )
+
+
+def test_a_loss_is_never_called_a_gain(tmp_path):
+    cells = [("conv3x3", "fp32", 1.0), ("conv3x3", "bf16", 4.0), ("dcnv4", "fp32", 1.0), ("dcnv4", "bf16", 1.75)]
+    assert precision_part(tmp_path / "loss", cells) == "bf16 gains nothing here: 0.250× to 0.571×."
+    assert precision_part(tmp_path / "one", cells[:2]) == "bf16 gains nothing here: 0.250×."
+    # Faster, but within the noise: the samples' intervals overlap.
+    noisy = [
+        replace(measurement("dcnv4", SMALL, dtype, ms, wide=True)) for dtype, ms in (("fp32", 1.0), ("bf16", 0.95))
+    ]
+    assert "bf16 gains nothing here: 1.05×." in summary_line(make_run(tmp_path / "noise", noisy))
+
+
+def test_a_gain_is_named_with_its_errors_in_words_and_other_dtypes_are_not_hidden(tmp_path):
+    cells = [("conv3x3", "fp32", 2.0), ("conv3x3", "bf16", 1.0), ("conv3x3", "fp16", 8.0)]
+    errors = {"fp32": 4.5e-7, "bf16": 0.0041}
+    assert precision_part(tmp_path, cells, errors) == (
+        "largest precision gain: 2.00× from bf16 (Conv (3×3) module 1×8×8×16 | values off by at most 0.41 %, in fp32 "
+        "0.000045 %) | fp16 gains nothing here: 0.250×."
     )
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "Ratio",
     "Split",
     "intensity",
+    "is_clear",
     "launches",
     "measured",
     "precision_gains",
@@ -156,6 +157,12 @@ def precision_gains(rows: Iterable[Row]) -> list[Gain]:
         for row in found
         if (base := full.get(_key(row, "dtype")))
     ]
+
+
+def is_clear(gain: Gain) -> bool:
+    """Whether the dtype is faster beyond the noise: the medians' intervals lie apart."""
+    high, low = gain.row["ci_high_ms"], gain.full["ci_low_ms"]
+    return gain.speedup > 1 if high is None or low is None else bool(high < low)  # None: a published figure
 
 
 def launches(rows: Iterable[Row]) -> list[Launches]:

@@ -2,6 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from decimal import Decimal
 
 from opbench.report import analysis
 from opbench.report.layout import OPERATOR_LABELS, Row, count_cells, row_shape, shape_text, three_digits
@@ -38,17 +39,33 @@ def _fastest_part(rows: Sequence[Row]) -> str:
 
 
 def _gain_part(rows: Sequence[Row]) -> str:
+    """What each dtype gives over fp32: the largest gain, or that there is none. Within the noise is no gain."""
     gains = [gain for gain in analysis.precision_gains(rows) if gain.row["dtype"] != "fp32"]
-    if not gains:
+    parts = []
+    if real := [gain for gain in gains if analysis.is_clear(gain)]:
+        most = max(real, key=lambda gain: gain.speedup)
+        parts.append(
+            f"largest precision gain: {three_digits(most.speedup)}× from {most.row['dtype']} "
+            f"({_label(most.row)} {most.row['level']} {shape_text(row_shape(most.row), batch=True)}{_error_text(most)})"
+        )
+    for dtype in dict.fromkeys(gain.row["dtype"] for gain in gains):
+        speedups = [gain.speedup for gain in gains if gain.row["dtype"] == dtype]
+        if not any(gain.row["dtype"] == dtype for gain in real):
+            low, high = three_digits(min(speedups)), three_digits(max(speedups))
+            parts.append(f"{dtype} gains nothing here: " + (f"{low}×" if low == high else f"{low}× to {high}×"))
+    return "; ".join(parts)
+
+
+def _error_text(gain: analysis.Gain) -> str:
+    """How far the values are from exact ones, in both dtypes."""
+    if not (gain.error and gain.full_error):
         return ""
-    most = max(gains, key=lambda gain: gain.speedup)
-    error = ""
-    if most.error and most.full_error:
-        error = f", with {three_digits(most.error / most.full_error)} times the error"
-    return (
-        f"largest precision gain: {three_digits(most.speedup)}× from {most.row['dtype']} "
-        f"({_label(most.row)} {most.row['level']} {shape_text(row_shape(most.row), batch=True)}{error})"
-    )
+    return f"; values off by at most {_two_digits(100 * gain.error)} %, in fp32 {_two_digits(100 * gain.full_error)} %"
+
+
+def _two_digits(value: float) -> str:
+    """To two significant digits, never in scientific notation."""
+    return format(Decimal(f"{value:.1e}"), "f")
 
 
 def _limit_part(rows: Sequence[Row]) -> str:
