@@ -22,13 +22,19 @@ from opbench.report.layout import (
     suspicious_notes,
     three_digits,
 )
-from opbench.report.published import PUBLISHED_LABEL, PUBLISHED_SETUP, PublishedCell, published_cells
+from opbench.report.published import (
+    PUBLISHED_LABEL,
+    PUBLISHED_SETUP,
+    PublishedCell,
+    published_beside,
+    published_cells,
+)
 from opbench.report.render import Table
 from opbench.results import RunFolder
 
 __all__ = ["kendall_tau", "matched_tables", "paper_tables"]
 
-PUBLISHED_DTYPE = {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16"}
+PUBLISHED_DTYPE = {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16", "bf16": "fp16"}
 """Which published column a run's dtype stands beside; TF32 was most likely on in the published fp32 one."""
 
 REFERENCE = "dcnv3"
@@ -37,8 +43,8 @@ REFERENCE = "dcnv3"
 def paper_tables(run: RunFolder) -> list[Table]:
     """One table per published shape that the run has, or a single table that lists the published shapes.
 
-    Only module-level forward rows in fp32, tf32 or fp16 have a published counterpart. Latencies in ms; a
-    ratio is the latency divided by that of the DCNv3 row of the same column.
+    Only module-level forward rows have a published counterpart, of the same batch or, where the paper has none, of
+    its own. Latencies in ms; a ratio is the latency divided by that of the DCNv3 row of the same column.
     """
     return matched_tables(run) or [_nothing_matches()]
 
@@ -117,7 +123,13 @@ class Comparison:
 
     def published(self, operator: str, dtype: str) -> PublishedCell | None:
         """The published figure that stands beside a run's dtype."""
-        return published_cells().get((operator, self.shape, PUBLISHED_DTYPE[dtype]))
+        return published_beside(operator, self.shape, PUBLISHED_DTYPE[dtype])
+
+    @property
+    def published_batch(self) -> int:
+        """Batch of the published figures; another than the run's where the paper has only that."""
+        cells = (self.published(series.operator, dtype) for series in self.series for dtype in self.dtypes)
+        return next((cell.shape.batch for cell in cells if cell), self.shape.batch)
 
     def published_ms(self, operator: str, dtype: str) -> float | None:
         """The published latency in ms, if the paper prints one."""
@@ -152,7 +164,7 @@ def _has_counterpart(row: Row) -> bool:
     if row["level"] != Level.MODULE or row["direction"] != Direction.FWD:
         return False
     dtype = PUBLISHED_DTYPE.get(row["dtype"])
-    return dtype is not None and (row["operator"], row_shape(row), dtype) in published_cells()
+    return dtype is not None and published_beside(row["operator"], row_shape(row), dtype) is not None
 
 
 def _shape_table(run: RunFolder, comparison: Comparison) -> Table:
@@ -245,8 +257,15 @@ def _source_notes(comparison: Comparison) -> list[str]:
     source = " and ".join(f"Table {table}" for table in sorted(tables))
     notes = [
         f"{PUBLISHED_LABEL}: DCNv4 paper, supplement, {source}; {PUBLISHED_SETUP}. Its batch of "
-        f"{comparison.shape.batch} is inferred."
+        f"{comparison.published_batch} is inferred."
     ]
+    if comparison.published_batch != comparison.shape.batch:
+        notes.append(
+            f"Measured with batch {comparison.shape.batch}: compare ratios and the order, not latencies; with fewer "
+            "pixels fixed costs weigh more."
+        )
+    if "bf16" in comparison.dtypes:
+        notes.append(f"bf16 stands beside the fp16 of {PUBLISHED_LABEL}: both take half of fp32's bytes.")
     if {"fp32", "tf32"} & set(comparison.dtypes):
         notes.append(
             f"{PUBLISHED_LABEL} fp32 most likely had TF32 on (inferred): tf32 here is the nearer match, "
@@ -263,7 +282,7 @@ def _nothing_matches() -> Table:
         columns=("Published in", "Shape list", "Shape (batch inferred)"),
         rows=tuple((f"Table {table}", name, shape_text(shape, batch=True)) for table, name, shape in shapes),
         notes=(
-            "A counterpart needs level module, direction fwd, dtype fp32, tf32 or fp16, one of the operators "
-            f"{', '.join(OPERATOR_LABELS)}, and one of the shapes above.",
+            f"A counterpart needs level module, direction fwd, dtype {', '.join(PUBLISHED_DTYPE)}, one of the "
+            f"operators {', '.join(OPERATOR_LABELS)}, and one of the shapes above, with any batch.",
         ),
     )

@@ -2,7 +2,7 @@
 
 import csv
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -13,7 +13,15 @@ from opbench.errors import UsageError
 from opbench.measurement import Measurement, Status
 from opbench.results import COLUMNS, RunFolder
 
-__all__ = ["PUBLISHED_LABEL", "PUBLISHED_SETUP", "PublishedCell", "PublishedRun", "open_run", "published_cells"]
+__all__ = [
+    "PUBLISHED_LABEL",
+    "PUBLISHED_SETUP",
+    "PublishedCell",
+    "PublishedRun",
+    "open_run",
+    "published_beside",
+    "published_cells",
+]
 
 PUBLISHED_LABEL = "A100 2023"
 """Stands beside every published figure that is shown."""
@@ -79,6 +87,15 @@ def published_cells() -> Mapping[tuple[str, Shape, str], PublishedCell]:
     text = files("opbench_published").joinpath("dcnv4_module_level.csv").read_text(encoding="utf-8")
     cells = [_cell(row) for row in csv.DictReader(text.splitlines())]
     return MappingProxyType({(cell.operator, cell.shape, cell.dtype): cell for cell in cells})
+
+
+def published_beside(operator: str, shape: Shape, dtype: str) -> PublishedCell | None:
+    """The published figure of this shape, or of one that differs in its batch alone; None where the paper has none."""
+    cells = published_cells()
+    if found := cells.get((operator, shape, dtype)):
+        return found
+    others = (cells.get((operator, replace(shape, batch=batch), dtype)) for batch in BATCH_BY_TABLE.values())
+    return next(filter(None, others), None)
 
 
 def _cell(row: Mapping[str, str]) -> PublishedCell:
