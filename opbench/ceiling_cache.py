@@ -1,10 +1,8 @@
-"""Ceilings of a device, measured once in a process of their own and kept for later runs."""
+"""Where the ceilings of a device are kept for later runs."""
 
 import hashlib
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,10 +11,7 @@ from opbench.environment import comparison_identity, device_slug
 from opbench.errors import ResultsError, StorageError
 from opbench.files import write_whole
 
-__all__ = ["ceilings_for", "ceilings_path", "device_cache_path", "keep", "known_ceilings"]
-
-LIMIT_S = 300
-"""Seconds after which a measurement is given up."""
+__all__ = ["ceilings_path", "device_cache_path", "keep", "known_ceilings"]
 
 
 def ceilings_path(environment: Mapping[str, object]) -> Path:
@@ -50,21 +45,3 @@ def keep(ceilings: Ceilings, environment: Mapping[str, object]) -> Path | None:
     except (OSError, StorageError):
         return None
     return path
-
-
-def ceilings_for(environment: Mapping[str, object]) -> Ceilings | str:
-    """The kept ceilings of a device, else measured now in a process of its own; a text says why there are none."""
-    if known := known_ceilings(environment):
-        return known
-    # -P keeps the current folder off the path, as for the worker.
-    command = [sys.executable, "-P", "-m", "opbench", "ceilings", "--device", str(environment["device"]), "--json"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
-    except subprocess.TimeoutExpired:
-        return f"not measured within {LIMIT_S} s"
-    if done.returncode:
-        return f"measuring failed: {(done.stderr.strip().splitlines() or ['no message'])[-1][:300]}"
-    try:
-        return Ceilings.from_json(json.loads(done.stdout))
-    except (ValueError, KeyError, TypeError) as error:
-        return f"measuring gave no ceilings: {error!r}"

@@ -1,8 +1,12 @@
-"""Measures a device's ceilings: matrix products, memory and cache traffic, and launches of next to nothing."""
+"""Measures a device's ceilings: matrix products, memory and cache traffic, and launches of next to nothing.
+
+Bounded by time, not by size: a probe starts small and grows while its share of the budget lasts.
+"""
 
 import gc
 import re
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -12,22 +16,36 @@ from typing import Any
 import torch
 
 from opbench.case import Dtype
-from opbench.ceilings import Ceilings, Probe
-from opbench.conditions import conditions as device_conditions
-from opbench.environment import collect_environment, comparison_identity
+from opbench.ceilings import Missing, Probe
+from opbench.measurement import one_line
 from opbench.precision import torch_precision
 from opbench.stats import median
 from opbench.timing import CACHES, Launch, StoppingRule, Timer, collect_samples, make_timer
 
-__all__ = ["DeviceFacts", "ProbeSpec", "device_facts", "measure_ceilings", "probe_specs"]
+__all__ = ["DeviceFacts", "ProbeFamily", "ProbeSize", "device_facts", "measure_ceilings", "probe_families", "utc_now"]
 
-RULE = StoppingRule(time_budget_s=0.5, min_samples=5, relative_half_width=0.0)
-"""Never stops early: a ceiling is the fastest sample, which a narrow interval says nothing about."""
+SHARES = {"compute": 0.14, "memory": 0.08, "cache": 0.03, "launch": 0.02}
+"""Of the whole budget, what one probe may take. Together more than all of it: few probes need their share."""
+
+SAMPLE_S = {"compute": 0.15, "memory": 0.25, "cache": 0.1, "launch": 0.1}
+"""Sampling time of each size of a probe."""
 
 WARM_UP_S = 0.05
-MATRIX_SIZES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}
+MIN_SAMPLES = 3
+LEAST_LAUNCHES = MIN_SAMPLES + 2
+"""Of a size: one to warm up, one to calibrate, and the samples."""
+
+RISE = 1.02
+"""A size that is not faster than the best so far by this factor does not count as a rise."""
+
+LONG_LAUNCH_MS = 20.0
+"""A size without a rise ends a probe where its launches take this long: other processes cannot be the reason there."""
+
+MATRIX_SIZES = {"cpu": (128, 256, 512, 1024, 2048, 4096), "cuda": (1024, 2048, 4096, 8192, 16384)}
 LEAST_MEMORY_BYTES = {"cpu": 2**26, "cuda": 2**29}
 """Of the buffers of a memory probe, where twice the cache would be less."""
+MOST_MEMORY_BYTES = 2**31
+"""And where it would be more: pages of a buffer are given out one by one when they are first written."""
 FLOAT_BYTES = 4
 
 TimerOf = Callable[[str, str], Timer]
@@ -50,79 +68,101 @@ class DeviceFacts:
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeSpec:
-    """A probe to be: `build` gives the closure to time, from tensors on a device."""
+class ProbeSize:
+    """One size of a probe: `build` gives the closure to time, from tensors on a device.
+
+    Attributes:
+        text: what is launched, for a person.
+        amount: FLOP or bytes of one launch; 0 for launch.
+        build: allocates the tensors.
+    """
+
+    text: str
+    amount: int
+    build: Callable[[torch.device], Launch]
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeFamily:
+    """A probe to be, with its sizes from the smallest on; without any, the device does not tell what they follow from.
+
+    Attributes:
+        kind, name: as in Probe.
+        timer, cache: how its launches are timed.
+        dtype: the precision to compute in.
+        sizes: to measure.
+    """
 
     kind: str
     name: str
-    size: str
-    amount: int
     timer: str
     cache: str
     dtype: Dtype
-    build: Callable[[torch.device], Launch]
+    sizes: tuple[ProbeSize, ...]
 
 
 def measure_ceilings(
     device: str,
+    budget_s: float,
     *,
     facts: DeviceFacts | None = None,
+    skip: Collection[tuple[str, str]] = (),
+    on_family: Callable[[str, str, int, int], None] = lambda kind, name, number, total: None,
     timer_of: TimerOf | None = None,
     tensors_on: str | None = None,
-    on_probe: Callable[[str, int, int], None] = lambda name, number, total: None,
-) -> Ceilings:
-    """Measure a device; takes a few seconds.
+    clock: Callable[[], float] = time.monotonic,
+) -> Iterator[Probe | Missing]:
+    """Measure a device; gives every probe as it ends, so that each is kept whatever happens to a later one.
 
     Args:
         device: "cpu" or "cuda:N".
-        facts, timer_of, tensors_on: replaced in tests.
-        on_probe: hears the name of each probe before it runs, its number from 1, and how many there are.
+        budget_s: seconds that all probes may take together.
+        facts: of device_facts, where they are known already.
+        skip: (kind, name) of probes that are known.
+        on_family: hears kind and name of each probe before it begins, its number from 1, and how many there are.
+        timer_of, tensors_on, clock: replaced in tests.
     """
     facts = facts or device_facts(device)
     timer_of = timer_of or (lambda name, cache: make_timer(name, cache, device))
     place = torch.device(tensors_on or device)
-    environment = collect_environment(place.type if tensors_on else device)
-    conditions = device_conditions(device)
-    probes = []
+    families = [family for family in probe_families(facts) if (family.kind, family.name) not in skip]
+    end = clock() + budget_s
     with torch.cuda.device(place) if place.type == "cuda" else nullcontext(), torch.no_grad():
-        specs = list(probe_specs(facts))
-        for number, spec in enumerate(specs, start=1):
-            on_probe(f"{spec.kind} {spec.name} {spec.size}", number, len(specs))
-            probes.append(_run(spec, timer_of(spec.timer, spec.cache), place))
-            gc.collect()
-            if place.type == "cuda":
-                torch.cuda.empty_cache()
-    return Ceilings(
-        device_name=environment["device_name"],
-        identity=comparison_identity(environment),
-        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        l2_bytes=facts.l2_bytes,
-        cache_bytes=facts.cache_bytes,
-        probes=tuple(probes),
-        conditions=conditions,
-    )
+        for number, family in enumerate(families, start=1):
+            if clock() >= end:
+                reason = f"the budget of {budget_s:g} s was spent before its turn"
+                yield Missing(family.kind, family.name, reason, utc_now(), begun=False)
+                continue
+            on_family(family.kind, family.name, number, len(families))
+            family_end = min(end, clock() + SHARES[family.kind] * budget_s)
+            yield from _grow(family, timer_of(family.timer, family.cache), place, family_end, clock)
 
 
-def probe_specs(facts: DeviceFacts) -> Iterator[ProbeSpec]:
-    """Every probe of a kind of device."""
+def probe_families(facts: DeviceFacts) -> Iterator[ProbeFamily]:
+    """Every probe of a kind of device, the most needed first."""
     on_cpu = facts.device_type == "cpu"
     timer = "wall-clock" if on_cpu else "cuda-event"
-    for dtype in Dtype:
-        if dtype is Dtype.TF32 and on_cpu:
-            continue
-        for size in MATRIX_SIZES[facts.device_type]:
-            text = f"{size}x{size}x{size}"
-            yield ProbeSpec("compute", dtype, text, 2 * size**3, timer, "warm", dtype, _matrix_product(size, dtype))
-    wanted = max(2 * (facts.cache_bytes or 0), LEAST_MEMORY_BYTES[facts.device_type])
-    yield from _traffic("memory", min(wanted, facts.free_bytes // 4), timer)
-    if facts.l2_bytes:
-        # In a graph there is no host between launches that are this short.
-        cache_timer = "wall-clock" if on_cpu else "cuda-graph"
-        for part in (4, 2):
-            yield from _traffic("cache", facts.l2_bytes // part, cache_timer)
+    # In a graph there is no host between launches that are this short.
+    cache_timer = "wall-clock" if on_cpu else "cuda-graph"
     timers = [("wall-clock", "warm")] if on_cpu else [(t, c) for t in ("cuda-event", "cuda-graph") for c in CACHES]
-    for timer, cache in timers:
-        yield ProbeSpec("launch", f"{timer}/{cache}", "1 element", 0, timer, cache, Dtype.FP32, _smallest)
+    wanted = min(max(2 * (facts.cache_bytes or 0), LEAST_MEMORY_BYTES[facts.device_type]), MOST_MEMORY_BYTES)
+
+    def product(dtype: Dtype) -> ProbeFamily:
+        sizes = tuple(
+            ProbeSize(f"{size}x{size}x{size}", 2 * size**3, _matrix_product(size, dtype))
+            for size in MATRIX_SIZES[facts.device_type]
+            if 3 * FLOAT_BYTES * size**2 <= facts.free_bytes // 2
+        )
+        return ProbeFamily("compute", str(dtype), timer, "warm", dtype, sizes)
+
+    yield product(Dtype.FP32)
+    yield from _traffic("memory", [min(wanted, facts.free_bytes // 4)], timer)
+    yield from _traffic("cache", [facts.l2_bytes // part for part in (4, 2)] if facts.l2_bytes else [], cache_timer)
+    for name, cache in timers:
+        yield ProbeFamily("launch", f"{name}/{cache}", name, cache, Dtype.FP32, (ProbeSize("1 element", 0, _smallest),))
+    for dtype in Dtype:
+        if dtype is not Dtype.FP32 and not (dtype is Dtype.TF32 and on_cpu):
+            yield product(dtype)
 
 
 def device_facts(device: str) -> DeviceFacts:
@@ -152,12 +192,47 @@ def cpu_caches(folder: Path) -> dict[int, int]:
     return sizes
 
 
-def _run(spec: ProbeSpec, timer: Timer, place: torch.device) -> Probe:
-    with torch_precision(spec.dtype):
-        launch = spec.build(place)
+def utc_now() -> str:
+    """Date and time, ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _grow(
+    family: ProbeFamily, timer: Timer, place: torch.device, end: float, clock: Callable[[], float]
+) -> Iterator[Probe | Missing]:
+    """A family's sizes, until the rate no longer rises or the next size would overrun; Missing where none worked."""
+    best, flat, last = 0.0, False, None
+    if not family.sizes:
+        yield Missing(family.kind, family.name, "the system does not tell how large it is", utc_now(), begun=True)
+    for size in family.sizes:
+        if last is not None:
+            expected_s = LEAST_LAUNCHES * last.latency_ms / 1e3 * size.amount / last.amount
+            if flat or clock() + expected_s > end:
+                return
+        try:
+            last = _run(family, size, timer, place)
+        except (RuntimeError, MemoryError) as error:
+            if last is None:
+                reason = one_line(f"{type(error).__name__}: {error}")
+                yield Missing(family.kind, family.name, reason, utc_now(), begun=True)
+            return
+        finally:
+            gc.collect()
+            if place.type == "cuda":
+                torch.cuda.empty_cache()
+        yield last
+        flat = last.best <= RISE * best and last.latency_ms >= LONG_LAUNCH_MS
+        best = max(best, last.best)
+
+
+def _run(family: ProbeFamily, size: ProbeSize, timer: Timer, place: torch.device) -> Probe:
+    # Never stops early: a ceiling is the fastest sample, which a narrow interval, be it of width 0, says nothing about.
+    rule = StoppingRule(SAMPLE_S[family.kind], MIN_SAMPLES, relative_half_width=-1.0)
+    with torch_precision(family.dtype):
+        launch = size.build(place)
         timer.prepare(launch, WARM_UP_S)
-        samples = collect_samples(timer, launch, RULE).latencies_ms
-    return Probe(spec.kind, str(spec.name), spec.size, spec.amount, median(samples), min(samples), samples=len(samples))
+        samples = collect_samples(timer, launch, rule).latencies_ms
+    return Probe(family.kind, family.name, size.text, size.amount, median(samples), min(samples), len(samples))
 
 
 def _matrix_product(size: int, dtype: Dtype) -> Callable[[torch.device], Launch]:
@@ -172,25 +247,34 @@ def _matrix_product(size: int, dtype: Dtype) -> Callable[[torch.device], Launch]
     return build
 
 
-def _traffic(kind: str, size_bytes: int, timer: str) -> Iterator[ProbeSpec]:
-    """Copy, read and write over buffers of `size_bytes` together."""
-    count = size_bytes // FLOAT_BYTES
+def _traffic(kind: str, sizes_bytes: list[int], timer: str) -> Iterator[ProbeFamily]:
+    """Copy, read and write over buffers of each size together."""
 
-    def copy(place: torch.device) -> Launch:
-        source, target = torch.ones(count // 2, device=place), torch.ones(count // 2, device=place)
-        return lambda: target.copy_(source)
+    def copy(count: int) -> Callable[[torch.device], Launch]:
+        def build(place: torch.device) -> Launch:
+            source, target = torch.ones(count // 2, device=place), torch.ones(count // 2, device=place)
+            return lambda: target.copy_(source)
 
-    def read(place: torch.device) -> Launch:
-        source = torch.ones(count, device=place)
-        return source.sum
+        return build
 
-    def write(place: torch.device) -> Launch:
-        target = torch.ones(count, device=place)
-        return lambda: target.fill_(2.0)
+    def read(count: int) -> Callable[[torch.device], Launch]:
+        return lambda place: torch.ones(count, device=place).sum
 
-    for name, build, amount in (("copy", copy, count // 2 * 2), ("read", read, count), ("write", write, count)):
-        size = f"{size_bytes / 2**20:.4g} MiB"
-        yield ProbeSpec(kind, name, size, amount * FLOAT_BYTES, timer, "warm", Dtype.FP32, build)
+    def write(count: int) -> Callable[[torch.device], Launch]:
+        def build(place: torch.device) -> Launch:
+            target = torch.ones(count, device=place)
+            return lambda: target.fill_(2.0)
+
+        return build
+
+    for name, build_of in (("copy", copy), ("read", read), ("write", write)):
+        sizes = tuple(
+            ProbeSize(
+                f"{size / 2**20:.4g} MiB", size // FLOAT_BYTES // 2 * 2 * FLOAT_BYTES, build_of(size // FLOAT_BYTES)
+            )
+            for size in sizes_bytes
+        )
+        yield ProbeFamily(kind, name, timer, "warm", Dtype.FP32, sizes)
 
 
 def _smallest(place: torch.device) -> Launch:

@@ -1,7 +1,7 @@
 """What a device can do at most, as measured on it, and what that allows a cell: its limit, and whether it beats it."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -10,10 +10,25 @@ from opbench.case import Dtype
 from opbench.errors import ResultsError
 from opbench.measurement import one_line
 
-__all__ = ["BOUNDS", "Ceilings", "Limit", "Probe", "limit_columns", "limit_of", "read_ceilings"]
+__all__ = [
+    "BOUNDS",
+    "NATIVE_SHARE",
+    "Ceilings",
+    "Limit",
+    "Missing",
+    "Probe",
+    "emulated_dtypes",
+    "limit_columns",
+    "limit_of",
+    "missing_notes",
+    "read_ceilings",
+]
 
 BOUNDS = ("compute", "memory", "cache", "launch")
 """What can hold a cell back, and the kinds of probes."""
+
+NATIVE_SHARE = 0.5
+"""A dtype whose matrix products run below this share of fp32's rate is emulated: it gains nothing but memory."""
 
 MARGIN = 0.05
 """A cell may beat its limit by this much before it is suspicious: clocks move between the ceiling and the cell."""
@@ -58,6 +73,24 @@ class Probe:
 
 
 @dataclass(frozen=True, slots=True)
+class Missing:
+    """A probe without a figure.
+
+    Attributes:
+        kind, name: as in Probe.
+        reason: why there is none.
+        at: when that was found, ISO 8601.
+        begun: it was tried; else the budget was spent before its turn.
+    """
+
+    kind: str
+    name: str
+    reason: str
+    at: str
+    begun: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Ceilings:
     """The limits of one device.
 
@@ -69,6 +102,7 @@ class Ceilings:
         cache_bytes: the largest working set that a warm cache keeps: the L2 of a GPU, the last level of a CPU.
         probes: every measurement.
         conditions: what else moved the figures: a GPU's clocks and power, or the CPU's load average, at the start.
+        missing: probes that gave no figure, each with its reason.
     """
 
     device_name: str
@@ -78,11 +112,15 @@ class Ceilings:
     cache_bytes: int | None
     probes: tuple[Probe, ...]
     conditions: Mapping[str, Any] = field(default_factory=dict)
+    missing: tuple[Missing, ...] = ()
 
     def compute_tflops(self, dtype: str) -> float | None:
         """Most matrix throughput seen, 1e12 FLOP/s; half precision may also compute in fp32, so the faster counts."""
-        names = {dtype, str(Dtype.FP32)}
-        return max((probe.best for probe in self.of("compute") if probe.name in names), default=None)
+        return max(filter(None, map(self.matrix_tflops, (dtype, str(Dtype.FP32)))), default=None)
+
+    def matrix_tflops(self, dtype: str) -> float | None:
+        """Most throughput seen of matrix products in a dtype itself, 1e12 FLOP/s."""
+        return max((probe.best for probe in self.of("compute") if probe.name == dtype), default=None)
 
     def bandwidth_gbps(self, kind: str) -> float | None:
         """Most bandwidth seen, 1e9 byte/s, of "memory" or "cache": copy, read or write, whichever is fastest."""
@@ -103,7 +141,9 @@ class Ceilings:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
         """The ceilings that to_json wrote; KeyError, TypeError or ValueError where they are damaged."""
-        found = cls(**{**data, "probes": tuple(Probe(**probe) for probe in data["probes"])})
+        probes = tuple(Probe(**probe) for probe in data["probes"])
+        missing = tuple(Missing(**entry) for entry in data.get("missing", ()))
+        found = cls(**{**data, "probes": probes, "missing": missing})
         for probe in found.probes:
             numbers = (probe.amount, probe.samples, probe.latency_ms, probe.latency_ms_min)
             plain = all(type(value) in (int, float) for value in numbers)
@@ -112,9 +152,10 @@ class Ceilings:
                 raise ValueError(f"not a probe: {probe}")
             if not 0 < probe.latency_ms_min <= probe.latency_ms < float("inf"):
                 raise ValueError(f"not a probe: {probe}")
-        texts = (found.device_name, found.measured_at, *found.identity, *found.identity.values())
+        texts = [found.device_name, found.measured_at, *found.identity, *found.identity.values()]
+        texts += [text for entry in missing for text in (entry.kind, entry.name, entry.reason, entry.at)]
         if not all(isinstance(text, str) and text.isprintable() for text in texts):
-            raise ValueError("device_name, measured_at and identity must be printable texts")
+            raise ValueError("device_name, measured_at, identity and missing must be printable texts")
         if not all(type(size) is int or size is None for size in (found.l2_bytes, found.cache_bytes)):
             raise TypeError("cache sizes must be integers or null")
         load = found.conditions.get("load_average_1min")
@@ -157,6 +198,25 @@ def limit_of(
         return None
     bound_by = max(times, key=times.__getitem__)
     return Limit(times[bound_by], bound_by)
+
+
+def emulated_dtypes(ceilings: Ceilings, dtypes: Collection[str] = tuple(Dtype)) -> list[str]:
+    """One line for each of these dtypes that is far slower than fp32: `bf16 matmul: 0.9 GFLOP/s, emulated`."""
+    full = ceilings.matrix_tflops(Dtype.FP32)
+    found = {dtype: ceilings.matrix_tflops(dtype) for dtype in dtypes}
+    return [
+        f"{dtype} matmul: {1e3 * tflops:.2g} GFLOP/s, emulated ({full / tflops:.0f} times slower than fp32)"
+        for dtype, tflops in found.items()
+        if full and tflops and tflops < NATIVE_SHARE * full
+    ]
+
+
+def missing_notes(ceilings: Ceilings) -> list[str]:
+    """One line for each reason why probes gave no figure, with their names."""
+    names: dict[str, list[str]] = {}
+    for entry in ceilings.missing:
+        names.setdefault(entry.reason, []).append(f"{entry.kind} {entry.name}")
+    return [f"no ceiling for {', '.join(probes)}: {reason}" for reason, probes in names.items()]
 
 
 def limit_columns(ceilings: Ceilings | None, row: Mapping[str, Any]) -> dict[str, Any]:

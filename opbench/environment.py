@@ -328,7 +328,8 @@ def _contexts(device: str) -> int:
     if device == "cpu":
         return 0
     with suppress(AttributeError, RuntimeError):  # no public function tells
-        return int(torch._C._cuda_hasPrimaryContext(torch.device(device).index))
+        has_context = getattr(torch._C, "_cuda_hasPrimaryContext")  # noqa: B009 - not in the stubs of every torch
+        return int(has_context(torch.device(device).index))
     return 1
 
 

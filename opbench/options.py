@@ -9,8 +9,9 @@ from opbench.case import Direction, Dtype, Level
 from opbench.environment import resolve_device
 from opbench.errors import UsageError
 from opbench.measurement import Status
+from opbench.native_dtypes import default_dtypes
 from opbench.operator import Operator
-from opbench.plan import DEFAULT_DTYPES, DEFAULT_SHAPES, SweepRequest
+from opbench.plan import DEFAULT_SHAPES, DEFAULT_TIME_BUDGET_S, SweepRequest
 from opbench.timing import resolve_timer
 
 __all__ = [
@@ -49,11 +50,13 @@ class Conduct:
         isolation: where they run.
         cell_timeout_s: seconds after which a cell is a timeout; None for what its time budget suggests.
         retry: statuses of finished cells to measure again.
+        ceilings_budget_s: seconds for the device's ceilings, 0 for none; None for what the device needs.
     """
 
     isolation: Isolation = Isolation.PROCESS
     cell_timeout_s: float | None = None
     retry: frozenset[Status] = frozenset()
+    ceilings_budget_s: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What run.json keeps of it."""
@@ -78,15 +81,18 @@ def make_conduct(options: Options, *, resume: bool = False) -> Conduct:
     _require_positive("--cell-timeout", timeout_s)
     if timeout_s is not None and isolation is Isolation.NONE:
         raise UsageError("--cell-timeout needs --isolation process: in its own process the sweep cannot stop a cell")
+    budget_s = options.get("ceilings_budget")
+    if budget_s:
+        _require_positive("--ceilings-budget", budget_s)
     retry = options.get("retry")
     if retry is None:
-        return Conduct(isolation, timeout_s)
+        return Conduct(isolation, timeout_s, ceilings_budget_s=budget_s)
     if not resume:
         raise UsageError("--retry needs --resume: a new run has nothing to measure again")
     for text in retry:
         if text not in RETRIED:
             raise UsageError(f"--retry must be of {', '.join(RETRIED)}, got {text!r}")
-    return Conduct(isolation, timeout_s, frozenset(map(Status, retry)))
+    return Conduct(isolation, timeout_s, frozenset(map(Status, retry)), budget_s)
 
 
 def make_request(options: Options, operators: Mapping[str, Operator]) -> SweepRequest:
@@ -106,7 +112,9 @@ def make_request(options: Options, operators: Mapping[str, Operator]) -> SweepRe
     request = SweepRequest(
         shapes=tuple(given.get("shapes", DEFAULT_SHAPES[device_type])),
         ops=tuple(dict.fromkeys(given.get("ops", operators))),
-        dtypes=_choices("--dtypes", Dtype, given.get("dtypes", DEFAULT_DTYPES[device_type])),
+        dtypes=_choices(
+            "--dtypes", Dtype, given["dtypes"] if "dtypes" in given else default_dtypes(device_type).dtypes
+        ),
         levels=_choices("--level", Level, given.get("level", (Level.MODULE,))),
         directions=_choices("--direction", Direction, given.get("direction", (Direction.FWD,))),
         device=device,
@@ -114,7 +122,7 @@ def make_request(options: Options, operators: Mapping[str, Operator]) -> SweepRe
         cache=cache,
         providers=tuple(_assignment("--providers", text, "op=provider") for text in given.get("providers", ())),
         settings=tuple(_setting(text) for text in given.get("settings", ())),
-        time_budget_s=float(given.get("time_budget", 1.0)),
+        time_budget_s=float(given.get("time_budget", DEFAULT_TIME_BUDGET_S[device_type])),
         memory_limit_gib=given.get("memory_limit"),
         seed=int(given.get("seed", 0)),
     )

@@ -10,13 +10,13 @@ from opbench.measurement import Status
 from opbench.operator import Operator, Provider
 from opbench.shapes import ShapeList
 
-__all__ = ["DEFAULT_DTYPES", "DEFAULT_SHAPES", "SweepRequest", "applicability", "plan_cells", "plan_differences"]
+__all__ = ["DEFAULT_SHAPES", "DEFAULT_TIME_BUDGET_S", "SweepRequest", "applicability", "plan_cells", "plan_differences"]
 
-DEFAULT_SHAPES = {"cuda": ("standard", "high_resolution"), "cpu": ("smoke",)}
+DEFAULT_SHAPES = {"cuda": ("standard", "high_resolution"), "cpu": ("standard_batch1",)}
 """Shape lists where none are named, by device type."""
 
-DEFAULT_DTYPES = {"cuda": (Dtype.FP32, Dtype.FP16), "cpu": (Dtype.FP32, Dtype.BF16)}
-"""Dtypes where none are named, by device type."""
+DEFAULT_TIME_BUDGET_S = {"cuda": 1.0, "cpu": 0.5}
+"""Sampling time per cell where none is named, by device type: a CPU's 70 cells are to end within the first minute."""
 
 
 @dataclass(frozen=True, slots=True)

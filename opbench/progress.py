@@ -1,8 +1,9 @@
 """Shows long work as it goes on: on a terminal a bar with the current cell and the time left, else plain lines."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -15,37 +16,75 @@ from opbench.measurement import Measurement, Status
 from opbench.report.layout import sparkline, three_digits
 from opbench.stats import median, relative_half_width
 
-__all__ = ["ConsoleBar", "ConsoleProgress", "probe_progress"]
+__all__ = ["ConsoleBar", "ConsoleProgress"]
+
+LONGEST_SILENCE_S = 4.0
+"""In a pipe, a line says what is being done after so long without one."""
 
 
 class ConsoleBar:
-    """A bar and lines on standard error; nothing but lines where it is no terminal.
+    """A bar and lines on standard error; lines alone where it is no terminal, or in CI though it may look like one.
 
     Args:
         quiet: say nothing.
         no_color: no colours, on a terminal either.
         console: replaces standard error; for tests.
+        clock: seconds; replaced in tests.
     """
 
-    def __init__(self, *, quiet: bool = False, no_color: bool = False, console: Console | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        quiet: bool = False,
+        no_color: bool = False,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._console = console or Console(
             stderr=True, quiet=quiet, highlight=False, soft_wrap=True, no_color=no_color or None
         )
-        self._bar = _bar(self._console, quiet=quiet)
+        self._live = self._console.is_terminal and "CI" not in os.environ
+        self._bar = _bar(self._console, shown=self._live and not quiet)
         self._task = self._bar.add_task("", total=None)
+        self._clock = clock
+        self._now_doing, self._doing_since, self._spoke_at = "", clock(), clock()
+        self._ended = threading.Event()
+        self._pulse = threading.Thread(target=self._keep_talking, daemon=True)
 
     def __enter__(self) -> Self:
         self._bar.start()
+        if not self._live and not self._console.quiet:
+            self._pulse.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ended.set()
         self._bar.stop()
+
+    def note(self, text: str) -> None:
+        """Print a line."""
+        self._spoke_at = self._clock()
+        self._console.print(escape(text))
+
+    def doing(self, text: str) -> None:
+        """What is being done from now on; in a pipe it is printed once that has taken a while."""
+        self._now_doing, self._doing_since = text, self._clock()
+        self._bar.update(self._task, description=escape(text))
+
+    def speak_up(self) -> None:
+        """Print what is being done, and for how long, where nothing was printed for LONGEST_SILENCE_S."""
+        if self._now_doing and self._clock() - self._spoke_at >= LONGEST_SILENCE_S:
+            self.note(f"{self._now_doing}, {self._clock() - self._doing_since:.0f} s")
+
+    def _keep_talking(self) -> None:
+        while not self._ended.wait(LONGEST_SILENCE_S / 8):
+            self.speak_up()
 
 
 class ConsoleProgress(ConsoleBar):
-    """Progress of a sweep, cell by cell."""
+    """Progress of a sweep: what comes before and after the cells, and cell by cell."""
 
     _heading = ""
 
@@ -58,35 +97,25 @@ class ConsoleProgress(ConsoleBar):
         )
         if self._bar.tasks[0].total is None:  # what an earlier run measured took none of this one's time
             self._bar.reset(self._task, total=total, completed=number - 1)
-        self._bar.update(self._task, total=total, completed=number - 1, description=escape(self._heading))
+        self._bar.update(self._task, total=total, completed=number - 1)
+        self.doing(self._heading)
 
     def stage(self, name: str) -> None:
-        """Name what the cell is doing."""
-        self._bar.update(self._task, description=escape(": ".join(filter(None, (self._heading, name)))))
+        """Name what the cell is doing, or outside a cell the sweep, which a pipe gets as a line."""
+        self.doing(": ".join(filter(None, (self._heading, name))))
+        if not self._heading and not self._live:
+            self.note(name)
 
     def ended(self, measurement: Measurement) -> None:
         """Print the cell's line."""
-        self._console.print(escape(f"{self._heading}: {_outcome(measurement)}"))
+        self.note(f"{self._heading}: {_outcome(measurement)}")
+        self._heading = ""
+        self.doing("")
         self._bar.advance(self._task)
 
 
-@contextmanager
-def probe_progress(*, quiet: bool = False, no_color: bool = False) -> Iterator[Callable[[str, int, int], None]]:
-    """Progress of `opbench ceilings` on standard error: a function that hears each probe's name, number and total."""
-    console = Console(stderr=True, quiet=quiet, highlight=False, no_color=no_color or None)
-    if not console.is_terminal:
-        console.print("measuring this device; some seconds, kept for later runs")
-    with _bar(console, quiet=quiet) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda name, number, total: bar.update(
-            task, total=total, completed=number - 1, description=escape(f"measuring {name}")
-        )
-
-
-def _bar(console: Console, *, quiet: bool) -> Progress:
-    """Done of total, a bar, the time left and what is being done; nothing in a pipe, or in CI though it may look like a
-    terminal.
-    """
+def _bar(console: Console, *, shown: bool) -> Progress:
+    """Done of total, a bar, the time left and what is being done."""
     return Progress(
         MofNCompleteColumn(),
         BarColumn(bar_width=20),
@@ -94,7 +123,7 @@ def _bar(console: Console, *, quiet: bool) -> Progress:
         TextColumn("{task.description}"),
         console=console,
         transient=True,
-        disable=quiet or not console.is_terminal or "CI" in os.environ,
+        disable=not shown,
     )
 
 

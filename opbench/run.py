@@ -8,11 +8,13 @@ from typing import Any, Protocol
 
 from opbench import registry
 from opbench.case import Cell
-from opbench.ceiling_cache import ceilings_for
+from opbench.ceiling_step import ceilings_for, default_budget_s
+from opbench.ceilings import Ceilings, emulated_dtypes, missing_notes
 from opbench.environment import collect_environment, device_slug, environment_differences
 from opbench.errors import DeviceLostError, ResultsError, UsageError
 from opbench.executor import Executor, InProcessExecutor, WorkerExecutor, cell_limit_s
 from opbench.measurement import Measurement, one_line
+from opbench.native_dtypes import default_dtypes
 from opbench.operator import Operator
 from opbench.options import (
     DEFAULT_CONDUCT,
@@ -35,6 +37,7 @@ __all__ = [
     "Isolation",
     "Progress",
     "continue_run",
+    "dtypes_note",
     "finish",
     "make_conduct",
     "make_request",
@@ -57,7 +60,10 @@ class Progress(Protocol):
         """A cell begins; `number` counts from 1."""
 
     def stage(self, name: str) -> None:
-        """The cell is at set-up, check, build or timing."""
+        """The cell is at set-up, check, build or timing; outside a cell, what the sweep is doing."""
+
+    def note(self, text: str) -> None:
+        """Something to know about the sweep."""
 
     def ended(self, measurement: Measurement) -> None:
         """The cell's line is in the journal."""
@@ -70,6 +76,9 @@ class Silence:
         """Say nothing."""
 
     def stage(self, name: str) -> None:
+        """Say nothing."""
+
+    def note(self, text: str) -> None:
         """Say nothing."""
 
     def ended(self, measurement: Measurement) -> None:
@@ -134,6 +143,12 @@ def continue_run(
     return run
 
 
+def dtypes_note(options: Options, run: RunFolder) -> str:
+    """Why a run of these options has the dtypes that it has, where none were named and one might be expected."""
+    device_type = str(run.run["environment"]["device"]).partition(":")[0]
+    return default_dtypes(device_type).note if options.get("dtypes") is None else ""
+
+
 def run_cells(
     run: RunFolder,
     operators: Mapping[str, Operator],
@@ -158,12 +173,12 @@ def run_cells(
         DeviceLostError: cells are not isolated, and one broke the device; those after it stay unmeasured.
     """
     cells = run.plan()
-    executor = _executor(run, operators, conduct, workers or Workers())
+    workers = workers or Workers()
+    executor = _executor(run, operators, conduct, workers)
     try:
         with run.append() as journal:
             if not (run.path / CEILINGS).exists():
-                progress.stage("measuring this device's ceilings, once")
-                run.write_ceilings(ceilings_for(run.run["environment"]))
+                _write_ceilings(run, conduct, workers, progress)
             last_status = {measurement.cell.key: measurement.status for measurement in run.measurements()}
             finished = {key for key, status in last_status.items() if status not in conduct.retry}
             for number, cell in enumerate(cells, start=1):
@@ -178,6 +193,27 @@ def run_cells(
                 progress.ended(measurement)
     finally:
         executor.close()
+        workers.close()
+
+
+def _write_ceilings(run: RunFolder, conduct: Conduct, workers: Workers, progress: Progress) -> None:
+    """Take along what is kept about the device, measured now where it is not, and say what is notable."""
+    environment = run.run["environment"]
+    budget_s = conduct.ceilings_budget_s
+    found = ceilings_for(
+        environment,
+        workers,
+        default_budget_s(environment["device"]) if budget_s is None else budget_s,
+        on_note=progress.note,
+        on_stage=progress.stage,
+    )
+    run.write_ceilings(found)
+    if isinstance(found, Ceilings):
+        planned = {str(cell.case.dtype) for cell in run.plan()}
+        for note in [*emulated_dtypes(found, planned), *missing_notes(found)]:
+            progress.note(note)
+    else:
+        progress.note(f"no ceilings, so rows have no limits: {found}")
 
 
 def finish(run: RunFolder, *, plots: bool = True) -> None:
@@ -205,6 +241,7 @@ def sweep(
     seed: int | None = None,
     isolation: str | None = None,
     cell_timeout: float | None = None,
+    ceilings_budget: float | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     retry: Sequence[str] | None = None,
@@ -216,21 +253,23 @@ def sweep(
     """Check and time operators over shapes, and write a results folder; the command `opbench sweep` as a function.
 
     Args:
-        shapes: shape lists by name or path of a YAML file; standard and high_resolution on CUDA, smoke on the CPU.
+        shapes: shape lists by name or path of a YAML file; standard and high_resolution on CUDA, standard_batch1 on the
+            CPU.
         ops: operators by name; all of them, or those of `operators` where that is given.
         providers: "operator=provider" texts; several per operator add up, "operator=all" takes every one.
-        dtypes: of fp32, tf32, fp16, bf16.
+        dtypes: of fp32, tf32, fp16, bf16; by default fp32, and fp16 on CUDA, or on the CPU what is native there.
         level: of module, core.
         direction: of fwd, bwd, fwd_bwd.
         device: auto, cpu, cuda or cuda:N.
         timer: auto, cuda-event, cuda-graph or wall-clock.
         cache: cold or warm.
         settings: "operator.name=value" texts.
-        time_budget: sampling time per cell, seconds.
+        time_budget: sampling time per cell, seconds; 1 on CUDA, 0.5 on the CPU.
         memory_limit: GiB that a cell may take.
         seed: of inputs and parameters.
         isolation: process (a worker for each operator and shape) or none; none is the default with `operators`.
         cell_timeout: seconds after which a cell is a timeout.
+        ceilings_budget: seconds for the device's ceilings where none are kept, 0 for none; 15 on the CPU, 30 on CUDA.
         out: folder of the run; results/<date>-<device>-<n> under the current folder by default.
         resume: continue the run in `out`.
         retry: with resume, statuses of cells to measure again.
@@ -258,7 +297,10 @@ def sweep(
         options["ops"] = [operator.name for operator in operators]
     if operators and isolation == Isolation.PROCESS:
         raise UsageError("operators that are objects cannot be sent to a worker process; register them instead")
-    ways = {"isolation": Isolation.NONE if operators else isolation, "cell_timeout": cell_timeout, "retry": retry}
+    ways = {
+        "isolation": Isolation.NONE if operators else isolation, "cell_timeout": cell_timeout, "retry": retry,
+        "ceilings_budget": ceilings_budget,
+    }  # fmt: skip
     conduct = make_conduct(ways, resume=resume)
     if resume:
         if out is None:
@@ -266,8 +308,11 @@ def sweep(
         run = continue_run(Path(out), options, known, accept_differences=accept_differences)
     else:
         run = start_run(make_request(options, known), known, Path(out) if out else None, conduct)
+    progress = progress or Silence()
+    if not resume and (note := dtypes_note(options, run)):
+        progress.note(note)
     try:
-        run_cells(run, known, progress or Silence(), conduct)
+        run_cells(run, known, progress, conduct)
     finally:
         finish(run, plots=plots)
     return run

@@ -2,7 +2,7 @@
 
 In: first the options, then cells. Out: {"ready": true}, then per cell any number of {"stage": name} and one
 {"measurement": ..., "spent": ...}, where a spent worker must not run another cell. A cell that kills this process
-costs the sweep one row.
+costs the sweep one row. Or in: one line, {"ceilings": ...}, which opbench.ceiling_step answers.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import Any
 
 from opbench import registry
 from opbench.case import Cell
+from opbench.ceiling_step import serve_ceilings
 from opbench.runner import CellRunner, RunOptions, memory_limit
 
 __all__ = ["serve"]
@@ -27,7 +28,11 @@ def serve(connection: socket.socket) -> None:
             os._exit(0)  # a cell forked, and its child has come back up to here
         connection.sendall(json.dumps(message).encode() + b"\n")
 
-    options = RunOptions(**json.loads(lines.readline()))
+    first = json.loads(lines.readline())
+    if "ceilings" in first:
+        serve_ceilings(first["ceilings"], answer)
+        return
+    options = RunOptions(**first)
     runner = CellRunner(options, registry.find)
     with memory_limit(_limit_gib(options), options.device):
         answer(ready=True)

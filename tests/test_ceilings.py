@@ -4,21 +4,34 @@ import dataclasses
 import json
 import subprocess
 import sys
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 from ceiling_fixtures import ceilings, example_ceilings, probe
 from report_fixtures import make_run, measurement
 
-from opbench import ceiling_probes
 from opbench.case import Dtype, Shape
-from opbench.ceiling_cache import ceilings_for, ceilings_path, keep, known_ceilings
-from opbench.ceiling_probes import DeviceFacts, cpu_caches, device_facts, measure_ceilings, probe_specs
-from opbench.ceilings import Ceilings, Probe, limit_columns, limit_of, read_ceilings
+from opbench.ceiling_cache import ceilings_path, keep, known_ceilings
+from opbench.ceiling_probes import DeviceFacts, cpu_caches, device_facts, measure_ceilings, probe_families
+from opbench.ceiling_step import ceilings_for
+from opbench.ceilings import (
+    BOUNDS,
+    Ceilings,
+    Missing,
+    Probe,
+    emulated_dtypes,
+    limit_columns,
+    limit_of,
+    missing_notes,
+    read_ceilings,
+)
 from opbench.environment import collect_environment, comparison_identity
 from opbench.errors import ResultsError
 from opbench.report import ceiling_table, render, run_tables
 from opbench.timing.fake import FakeTimer
+from opbench.worker_process import WorkerDied, Workers
 
 ROW = {"dtype": "fp32", "flop_count": 10**9, "bytes_moved": 10**6, "timer": "cuda-event", "cache": "cold",
        "latency_ms": 1.0}  # fmt: skip
@@ -149,22 +162,137 @@ def test_ceilings_survive_the_disk_and_damage_is_named(tmp_path):
 
 
 SMALL = DeviceFacts("cpu", l2_bytes=2**16, cache_bytes=2**18, free_bytes=2**30)
+CUDA = DeviceFacts("cuda", l2_bytes=2**20, cache_bytes=2**20, free_bytes=2**24)
 
 
 def test_probes_of_a_cuda_device_cover_dtypes_timers_and_both_cache_states():
-    """Without a GPU: what would be measured, driven by the fake timer on CPU tensors. The figures mean nothing."""
-    facts = DeviceFacts("cuda", l2_bytes=2**20, cache_bytes=2**20, free_bytes=2**24)
-    specs = list(probe_specs(facts))
-    names = {(spec.kind, spec.name) for spec in specs}
+    """Without a GPU: what would be measured. fp32 comes first, since without it no row has a limit."""
+    families = list(probe_families(CUDA))
+    names = [(family.kind, family.name) for family in families]
+    assert names[0] == ("compute", "fp32")
+    assert len(set(names)) == len(names)
     assert {name for kind, name in names if kind == "compute"} == {"fp32", "tf32", "fp16", "bf16"}
     assert {name for kind, name in names if kind == "memory"} == {"copy", "read", "write"}
     assert {name for kind, name in names if kind == "cache"} == {"copy", "read", "write"}
     launches = {"cuda-event/cold", "cuda-event/warm", "cuda-graph/cold", "cuda-graph/warm"}
     assert {name for kind, name in names if kind == "launch"} == launches
-    assert {spec.timer for spec in specs if spec.kind == "cache"} == {"cuda-graph"}
-    for spec in specs:
-        if spec.kind == "memory":  # four buffers of it fit in what is free
-            assert spec.size == "4 MiB"
+    assert {family.timer for family in families if family.kind == "cache"} == {"cuda-graph"}
+    for family in families:
+        if family.kind == "memory":  # four buffers of it fit in what is free
+            assert [size.text for size in family.sizes] == ["4 MiB"]
+    [products] = [family for family in families if family.name == "fp32"]
+    assert [size.text for size in products.sizes] == []  # 1024 squared three times is more than half of 16 MiB
+    [products] = [
+        family for family in probe_families(dataclasses.replace(CUDA, free_bytes=2**30)) if family.name == "fp32"
+    ]
+    assert [size.text for size in products.sizes] == ["1024x1024x1024", "2048x2048x2048", "4096x4096x4096"]
+
+
+class Stopwatch:
+    """A clock, and timers that move it by what one FLOP takes at each size of a matrix product."""
+
+    def __init__(self, seconds_of=lambda launch: 1e-3):
+        self.seconds = 1e5
+        self.launches = []
+        self._seconds_of = seconds_of
+
+    def __call__(self):
+        return self.seconds
+
+    def timer_of(self, name, cache):
+        watch = self
+
+        class Timer(FakeTimer):
+            def now(self):
+                return watch.seconds
+
+            def prepare(self, launch, seconds):
+                self.sample(launch, 2)
+
+            def sample(self, launch, count):
+                taken = watch._seconds_of(launch)
+                watch.launches += [taken] * count
+                watch.seconds += count * taken
+                return [1e3 * taken] * count
+
+        return Timer([1.0])
+
+
+def products(watch, budget_s, monkeypatch, rates):
+    """The sizes of fp32's products that are measured where size n runs at rates[n] FLOP/s."""
+    monkeypatch.setattr("opbench.ceiling_probes.MATRIX_SIZES", {"cpu": tuple(rates)})
+    monkeypatch.setattr("opbench.ceiling_probes._matrix_product", lambda size, dtype: lambda place: size)
+    watch._seconds_of = lambda size: 2 * size**3 / rates[size]
+    skip = {(f.kind, f.name) for f in probe_families(SMALL)} - {("compute", "fp32")}
+    found = measure_ceilings(
+        "cpu", budget_s, facts=SMALL, skip=skip, timer_of=watch.timer_of, clock=watch, tensors_on="cpu"
+    )
+    return [int(result.size.partition("x")[0]) for result in found]
+
+
+def test_a_product_grows_while_its_rate_rises_and_its_time_lasts(monkeypatch):
+    rates = {128: 1e10, 256: 2e10, 512: 4e10, 1024: 8e10, 2048: 9e10, 4096: 9e10}
+    # 4096 cubed would take 5 times 1.5 s; the share of 15 s is 2.1 s. 1024 cubed 5 times 54 ms; that of 4 s is 0.56 s.
+    assert products(Stopwatch(), 15.0, monkeypatch, rates) == [128, 256, 512, 1024, 2048]
+    assert products(Stopwatch(), 4.0, monkeypatch, rates) == [128, 256, 512]
+    # A dip of short launches may be another process; a long one means that larger sizes gain nothing.
+    assert products(Stopwatch(), 1e6, monkeypatch, rates | {256: 5e9}) == [128, 256, 512, 1024, 2048, 4096]
+    assert products(Stopwatch(), 1e6, monkeypatch, rates | {512: 5e9}) == [128, 256, 512]
+
+
+def test_an_emulated_dtype_costs_its_share_of_the_budget_and_not_more(monkeypatch):
+    """As bf16 is on a CPU with AVX2 alone: a fixed size of 2048 took 19 s for one launch there."""
+    watch = Stopwatch()
+    rates = {128: 3.5e9, 256: 3.2e9, 512: 2.1e9, 1024: 0.9e9, 2048: 0.9e9, 4096: 0.9e9}
+    assert products(watch, 15.0, monkeypatch, rates) == [128, 256, 512]
+    assert watch.seconds - 1e5 <= 0.14 * 15
+
+
+def test_probes_after_a_spent_budget_are_named_and_those_before_are_kept():
+    watch = Stopwatch(lambda launch: 0.5)
+    found = list(measure_ceilings("cpu", 4.0, facts=SMALL, timer_of=watch.timer_of, clock=watch))
+    assert [(p.kind, p.name) for p in found if isinstance(p, Probe)] == [("compute", "fp32"), ("memory", "copy")]
+    missing = [entry for entry in found if isinstance(entry, Missing)]
+    assert [(m.kind, m.name) for m in missing][:2] == [("memory", "read"), ("memory", "write")]
+    assert {m.reason for m in missing} == {"the budget of 4 s was spent before its turn"}
+    assert not any(m.begun for m in missing)
+    assert watch.seconds - 1e5 <= 4.0 + 5 * 0.5  # at most one launch's worth too long
+
+
+def test_a_probe_that_fails_is_named_and_its_finished_sizes_count(monkeypatch):
+    def fails_from(size):
+        def product(side, dtype):
+            def build(place):
+                if side >= size and dtype is Dtype.FP16:
+                    raise RuntimeError('"addmm_impl" not implemented for Half')
+                return side
+
+            return build
+
+        return product
+
+    monkeypatch.setattr("opbench.ceiling_probes.MATRIX_SIZES", {"cpu": (64, 128)})
+
+    def figures_of_fp16(size):
+        watch = Stopwatch()
+        monkeypatch.setattr("opbench.ceiling_probes._matrix_product", fails_from(size))
+        found = list(measure_ceilings("cpu", 15.0, facts=SMALL, timer_of=watch.timer_of, clock=watch))
+        return [result for result in found if (result.kind, result.name) == ("compute", "fp16")]
+
+    [failed] = figures_of_fp16(64)
+    assert failed.reason == 'RuntimeError: "addmm_impl" not implemented for Half'
+    assert failed.begun
+    [kept] = figures_of_fp16(128)
+    assert kept.size == "64x64x64"
+
+
+def test_a_cache_of_unknown_size_is_missing_with_its_reason():
+    watch = Stopwatch()
+    facts = dataclasses.replace(SMALL, l2_bytes=None)
+    found = list(measure_ceilings("cpu", 15.0, facts=facts, timer_of=watch.timer_of, clock=watch))
+    unknown = [entry for entry in found if isinstance(entry, Missing)]
+    assert [(entry.kind, entry.name) for entry in unknown] == [("cache", "copy"), ("cache", "read"), ("cache", "write")]
+    assert {entry.reason for entry in unknown} == {"the system does not tell how large it is"}
 
 
 def test_figures_follow_from_the_timers_samples(monkeypatch):
@@ -176,7 +304,8 @@ def test_figures_follow_from_the_timers_samples(monkeypatch):
         asked.append((name, cache))
         return FakeTimer([2.0, 4.0, 8.0] * 100)
 
-    found = measure_ceilings("cuda:0", facts=facts, timer_of=timer_of, tensors_on="cpu")
+    probes = list(measure_ceilings("cuda:0", 1e6, facts=facts, timer_of=timer_of, tensors_on="cpu"))
+    found = ceilings(*probes)
     assert {p.latency_ms_min for p in found.probes} == {2.0}
     assert {p.latency_ms for p in found.probes} == {4.0}
     assert found.compute_tflops("fp16") == pytest.approx(2 * 8**3 / 2e-3 / 1e12)
@@ -189,19 +318,17 @@ def test_figures_follow_from_the_timers_samples(monkeypatch):
 def test_this_cpu_is_measured(monkeypatch):
     monkeypatch.setattr("opbench.ceiling_probes.MATRIX_SIZES", {"cpu": (64, 128)})
     monkeypatch.setattr("opbench.ceiling_probes.LEAST_MEMORY_BYTES", {"cpu": 2**24})
-    rule = dataclasses.replace(ceiling_probes.RULE, time_budget_s=0.02)
-    monkeypatch.setattr("opbench.ceiling_probes.RULE", rule)
+    monkeypatch.setattr("opbench.ceiling_probes.SAMPLE_S", dict.fromkeys(BOUNDS, 0.02))
     monkeypatch.setattr("opbench.ceiling_probes.WARM_UP_S", 0.01)
     heard = []
-    found = measure_ceilings("cpu", facts=SMALL, on_probe=lambda *probe: heard.append(probe))
+    probes = list(measure_ceilings("cpu", 1e6, facts=SMALL, on_family=lambda *family: heard.append(family)))
+    found = ceilings(*probes, l2_bytes=2**16, cache_bytes=2**18)
     assert {p.name for p in found.of("compute")} == {"fp32", "fp16", "bf16"}  # tf32 is a mode of CUDA devices
-    assert len(heard) == len(found.probes)
-    assert heard[1] == ("compute fp32 128x128x128", 2, len(heard))
-    assert all(p.best > 0 and p.samples >= 5 for p in found.probes)
+    assert [number for _, _, number, _ in heard] == list(range(1, heard[0][3] + 1))
+    assert heard[0][:2] == ("compute", "fp32")
+    assert all(p.best > 0 and p.samples >= 3 for p in found.probes)
     # A product of 128 is 8 times one of 64; a launch is far below either.
     assert found.launch_ms("wall-clock", "warm") < max(p.latency_ms_min for p in found.of("compute"))
-    assert found.identity == comparison_identity(collect_environment("cpu"))
-    assert Ceilings.from_json(json.loads(json.dumps(found.to_json()))) == found
     text = render(ceiling_table(found), "terminal")
     assert "compute" in text
     assert "L2 cache: 0.0625 MiB; a warm cache keeps up to 0.25 MiB" in text
@@ -241,7 +368,6 @@ def test_ceilings_are_kept_per_device_and_versions(tmp_path, monkeypatch):
     assert path == ceilings_path(environment)
     assert path.is_relative_to(tmp_path)
     assert known_ceilings(environment) == example_ceilings()
-    assert ceilings_for(environment) == example_ceilings()
     other = environment | {"packages": environment["packages"] | {"torch": "0.1"}}
     assert known_ceilings(other) is None
     path.write_text("{")
@@ -250,16 +376,146 @@ def test_ceilings_are_kept_per_device_and_versions(tmp_path, monkeypatch):
     assert keep(example_ceilings(), environment) is None
 
 
+CPU_PROBES = [(family.kind, family.name) for family in probe_families(SMALL)]
+
+
+class ScriptedWorkers:
+    """Workers that answer as told: each script is what one worker does with the probes it is asked for, in order."""
+
+    def __init__(self, *scripts):
+        self._scripts = list(scripts)
+        self.requests = []
+        self.running = 0
+
+    def start(self):
+        assert not self.running
+        self.running = 1
+
+    def send(self, message):
+        self.requests.append(message["ceilings"])
+        skip = {tuple(name) for name in message["ceilings"]["skip"]}
+        todo = [name for name in CPU_PROBES if name not in skip]
+        self._answers = iter(self._scripts.pop(0)(todo))
+
+    def receive(self, deadline):
+        answer = next(self._answers)
+        if isinstance(answer, BaseException):
+            raise answer
+        return answer
+
+    def kill(self):
+        self.running = 0
+
+
+FACTS = {"facts": {"l2_bytes": 2**16, "cache_bytes": 2**18, "conditions": {"load_average_1min": 0.0}}}
+
+
+def answers(todo, *, until=None, end=None):
+    """Facts, then a figure for each probe; at `until` what happens there instead, and no more."""
+    yield FACTS
+    for number, (kind, name) in enumerate(todo, start=1):
+        yield {"family": [kind, name], "number": number, "total": len(todo)}
+        if (kind, name) == until:
+            yield end
+            return
+        yield {"probe": dataclasses.asdict(probe(kind, name, 1.0))}
+    yield {"done": True}
+
+
+def the_cpus(workers, monkeypatch, tmp_path, budget_s=15.0, **options):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    found = ceilings_for(collect_environment("cpu"), workers, budget_s, **options)
+    assert not workers.running
+    return found
+
+
+def names(probes):
+    return [(probe.kind, probe.name) for probe in probes]
+
+
+def test_what_is_kept_is_not_measured_again(tmp_path, monkeypatch):
+    heard = []
+    found = the_cpus(ScriptedWorkers(answers), monkeypatch, tmp_path, on_note=heard.append, on_stage=heard.append)
+    assert names(found.probes) == CPU_PROBES
+    assert found.identity == comparison_identity(collect_environment("cpu"))
+    assert heard[0].startswith("measuring what this device can do at most: up to 15 s")
+    assert heard[1] == f"ceilings 1/{len(CPU_PROBES)}: compute fp32"
+    assert the_cpus(ScriptedWorkers(), monkeypatch, tmp_path) == found
+    again = the_cpus(ScriptedWorkers(answers), monkeypatch, tmp_path, again=True)
+    assert names(again.probes) == CPU_PROBES
+
+
+def test_a_probe_that_kills_its_process_costs_itself_and_not_the_others(tmp_path, monkeypatch):
+    def dies(todo):
+        return answers(todo, until=("cache", "read"), end=WorkerDied(-11, "boom"))
+
+    workers = ScriptedWorkers(dies, answers)
+    found = the_cpus(workers, monkeypatch, tmp_path)
+    assert sorted(names(found.probes)) == sorted(set(CPU_PROBES) - {("cache", "read")})
+    [missing] = found.missing
+    assert (missing.kind, missing.name, missing.begun) == ("cache", "read", True)
+    assert missing.reason == "signal SIGSEGV (boom)"
+    assert ["memory", "copy"] in [list(name) for name in workers.requests[1]["skip"]]  # not measured twice
+    # Nothing is paid twice: neither the figures nor the failure, for a day.
+    assert the_cpus(ScriptedWorkers(), monkeypatch, tmp_path) == found
+    path = ceilings_path(collect_environment("cpu"))
+    data = json.loads(path.read_text())
+    yesterday = datetime.now(UTC) - timedelta(days=1, seconds=1)
+    data["missing"][0]["at"] = yesterday.isoformat(timespec="seconds")
+    path.write_text(json.dumps(data))
+    mended = the_cpus(ScriptedWorkers(answers), monkeypatch, tmp_path)
+    assert mended.missing == ()
+    assert sorted(names(mended.probes)) == sorted(CPU_PROBES)
+
+
+def test_a_probe_that_exceeds_the_budget_is_cut_and_the_rest_is_measured_next_time(tmp_path, monkeypatch):
+    clock = [1e5]
+    monkeypatch.setattr("opbench.ceiling_step.time.monotonic", lambda: clock[0])
+
+    def hangs(todo):
+        for answer in answers(todo, until=("memory", "copy"), end=TimeoutError()):
+            if isinstance(answer, TimeoutError):
+                clock[0] += 16.0
+            yield answer
+
+    found = the_cpus(ScriptedWorkers(hangs), monkeypatch, tmp_path)
+    assert names(found.probes) == [("compute", "fp32")]
+    reasons = {(entry.kind, entry.name): entry.reason for entry in found.missing}
+    assert reasons["memory", "copy"] == "the budget of 15 s was spent while it ran"
+    assert reasons["memory", "read"] == "the budget of 15 s was spent before its turn"
+    assert set(reasons) == set(CPU_PROBES) - {("compute", "fp32")}
+    assert missing_notes(found)[0] == "no ceiling for memory copy: the budget of 15 s was spent while it ran"
+    workers = ScriptedWorkers(answers)
+    later = the_cpus(workers, monkeypatch, tmp_path)
+    assert {tuple(name) for name in workers.requests[0]["skip"]} == {("compute", "fp32"), ("memory", "copy")}
+    assert names(later.missing) == [("memory", "copy")]
+
+
+def test_without_a_budget_nothing_is_measured_and_what_is_kept_is_taken(tmp_path, monkeypatch):
+    assert the_cpus(ScriptedWorkers(), monkeypatch, tmp_path, 0) == "not measured: a budget of 0 s"
+    found = the_cpus(ScriptedWorkers(answers), monkeypatch, tmp_path)
+    assert the_cpus(ScriptedWorkers(), monkeypatch, tmp_path, 0) == found
+
+
 def test_a_measurement_that_fails_is_a_reason(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     environment = collect_environment("cpu") | {"device": "cuda:99"}
-    reason = ceilings_for(environment)
+    with closing(Workers()) as workers:
+        reason = ceilings_for(environment, workers, 1.0)
     assert isinstance(reason, str)
-    assert reason.startswith("measuring failed: opbench: device cuda:99")
+    assert reason.startswith("measuring failed: exit code 1 (")
     run = make_run(tmp_path / "run", [])
     run.write_ceilings(reason)
     assert run.ceilings is None
     assert json.loads((run.path / "ceilings.json").read_text()) == {"reason": reason}
+
+
+def test_a_dtype_far_below_fp32_is_called_emulated():
+    slow = ceilings(probe("compute", "fp32", 0.1), probe("compute", "bf16", 0.0009), probe("compute", "fp16", 0.051))
+    assert emulated_dtypes(slow) == ["bf16 matmul: 0.9 GFLOP/s, emulated (111 times slower than fp32)"]
+    assert emulated_dtypes(slow, ["fp32", "fp16"]) == []
+    assert emulated_dtypes(example_ceilings()) == []
+    assert any("Bf16 matmul: 0.9 GFLOP/s, emulated" in note for note in ceiling_table(slow).notes)
 
 
 def test_the_command_prints_what_is_kept():

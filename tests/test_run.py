@@ -8,8 +8,10 @@ from builders import doubling
 
 import opbench
 from opbench import registry
+from opbench.case import Dtype
 from opbench.errors import DeviceLostError, OpbenchError, ResultsError, UnknownNameError, UsageError
 from opbench.measurement import Status
+from opbench.native_dtypes import DefaultDtypes
 from opbench.results import RunFolder
 from opbench.run import Conduct, Isolation, continue_run, make_request, plan, run_cells, start_run
 
@@ -38,6 +40,9 @@ class Recorder:
         self.numbers.append((number, total))
 
     def stage(self, name):
+        pass
+
+    def note(self, text):
         pass
 
     def ended(self, measurement):
@@ -151,12 +156,14 @@ def planned(**options):
     return plan(make_request({"device": "cpu", **options}, known), known)
 
 
-def test_the_default_plan_on_a_cpu_is_every_operator_over_smoke():
+def test_the_default_plan_on_a_cpu_is_every_operator_over_the_papers_shapes_at_batch_1(monkeypatch):
+    chosen = DefaultDtypes((Dtype.FP32, Dtype.BF16))
+    monkeypatch.setattr("opbench.options.default_dtypes", lambda device_type: chosen)
     cells = planned()
-    assert len(cells) == 7 * 3 * 2
+    assert len(cells) == 7 * 5 * 2
     assert {cell.case.dtype for cell in cells} == {"fp32", "bf16"}
     assert {(cell.case.level, cell.case.direction, cell.case.shape_list) for cell in cells} == {
-        ("module", "fwd", "smoke")
+        ("module", "fwd", "standard_batch1")
     }
     assert {cell.case.operator: cell.provider for cell in cells} == {
         "conv3x3": "torch", "attention": "torch", "flash_attention_2": "sdpa_flash", "window_attention": "timm",

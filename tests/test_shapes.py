@@ -14,7 +14,7 @@ from opbench.errors import ShapeFileError, UnknownNameError, UsageError
 from opbench.shapes import ShapeList, builtin_shape_lists, load_shape_list, load_shape_lists
 
 ITEM = "- {batch: 1, height: 8, width: 9, channels: 32}\n"
-KNOWN = "high_resolution, smoke, standard, or the path of a YAML file (there is none of that name)"
+KNOWN = "high_resolution, smoke, standard, standard_batch1, or the path of a YAML file (there is none of that name)"
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def failure(name: str) -> str:
 
 
 def test_builtin_names():
-    assert builtin_shape_lists() == ("high_resolution", "smoke", "standard")
+    assert builtin_shape_lists() == ("high_resolution", "smoke", "standard", "standard_batch1")
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,9 @@ class Watch:
     def stage(self, name):
         pass
 
+    def note(self, text):
+        pass
+
     def ended(self, measurement):
         self.ends.append(time.perf_counter())
         self.sizes.append(self.process.memory_info().rss)

@@ -221,6 +221,9 @@ class Quiet:
     def stage(self, name):
         pass
 
+    def note(self, text):
+        pass
+
     def ended(self, measurement):
         self.ends.append(measurement)
 

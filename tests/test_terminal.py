@@ -178,7 +178,7 @@ def complete(words):
 def test_the_shell_completes_commands_options_and_shape_lists():
     assert complete("opbench ce") == ["ceilings"]
     assert complete("opbench report --no-c") == ["--no-color"]
-    assert complete("opbench sweep --shapes s") == ["smoke", "standard"]
+    assert complete("opbench sweep --shapes s") == ["smoke", "standard", "standard_batch1"]
     assert complete("opbench report --format h") == ["html"]
 
 

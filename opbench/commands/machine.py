@@ -1,10 +1,11 @@
 """What this machine is and can do: `opbench env`, `opbench ceilings`."""
 
+from contextlib import closing
 from typing import Annotated
 
 import typer
 
-from opbench.commands._shared import NoColor, stdout
+from opbench.commands._shared import EXIT_FAILED_CELLS, NoColor, fail, stdout
 
 __all__ = ["register"]
 
@@ -28,28 +29,38 @@ def env(
 def ceilings(
     device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Which device.")] = "auto",
     again: Annotated[bool, typer.Option("--again", help="Measure even if the figures are kept from before.")] = False,
+    budget: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="For all probes. [default: 15 on the CPU, 30 on CUDA]")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print what a run keeps in ceilings.json.")] = False,
     no_color: NoColor = False,
 ) -> None:
     """Measure this device's own limits: matrix throughput, memory and cache bandwidth, shortest launch.
 
-    Kept per device and versions; sweeps take them along.
+    Kept per device and versions; sweeps take them along. A probe that failed is tried again after a day.
     """
     import json
 
-    from opbench.ceiling_cache import keep, known_ceilings
+    from opbench.ceiling_step import ceilings_for, default_budget_s
     from opbench.environment import collect_environment, resolve_device
+    from opbench.errors import UsageError
+    from opbench.progress import ConsoleProgress
+    from opbench.worker_process import Workers
 
     name = resolve_device(device)
-    environment = collect_environment(name)
-    found = None if again else known_ceilings(environment)
-    if found is None:
-        from opbench.ceiling_probes import measure_ceilings
-        from opbench.progress import probe_progress
-
-        with probe_progress(quiet=json_, no_color=no_color) as on_probe:
-            found = measure_ceilings(name, on_probe=on_probe)
-        keep(found, environment)
+    if budget is not None and not 0 < budget < float("inf"):
+        raise UsageError(f"--budget must be a positive number, got {budget:g}")
+    with closing(Workers()) as workers, ConsoleProgress(quiet=json_, no_color=no_color) as progress:
+        found = ceilings_for(
+            collect_environment(name),
+            workers,
+            budget or default_budget_s(name),
+            again=again,
+            on_note=progress.note,
+            on_stage=progress.stage,
+        )
+    if isinstance(found, str):
+        fail(found, EXIT_FAILED_CELLS)
     if json_:
         print(json.dumps(found.to_json()))
     else:

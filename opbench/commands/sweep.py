@@ -42,7 +42,8 @@ def sweep(
         typer.Option(
             metavar="NAME|FILE",
             autocompletion=_shape_lists,
-            help="Shape list; repeat for several. [default: standard and high_resolution on CUDA, smoke on the CPU]",
+            help="Shape list; repeat for several. "
+            "[default: standard and high_resolution on CUDA, standard_batch1 on the CPU]",
         ),
     ] = None,
     ops: Annotated[str | None, typer.Option(metavar="a,b", help="Operators. [default: all]")] = None,
@@ -55,7 +56,10 @@ def sweep(
     ] = None,
     dtypes: Annotated[
         str | None,
-        typer.Option(metavar="fp32,tf32,fp16,bf16", help="[default: fp32,fp16 on CUDA; fp32,bf16 on the CPU]"),
+        typer.Option(
+            metavar="fp32,tf32,fp16,bf16",
+            help="[default: fp32,fp16 on CUDA; on the CPU fp32 and what is native there]",
+        ),
     ] = None,
     level: Annotated[str | None, typer.Option(metavar="module,core", help="[default: module]")] = None,
     direction: Annotated[str | None, typer.Option(metavar="fwd,bwd,fwd_bwd", help="[default: fwd]")] = None,
@@ -77,7 +81,8 @@ def sweep(
         typer.Option("--set", metavar="op.param=value", help="A setting of an operator; repeat for several."),
     ] = None,
     time_budget: Annotated[
-        float | None, typer.Option(metavar="SECONDS_PER_CELL", help="Sampling time per cell. [default: 1]")
+        float | None,
+        typer.Option(metavar="SECONDS_PER_CELL", help="Sampling time per cell. [default: 1 on CUDA, 0.5 on the CPU]"),
     ] = None,
     memory_limit: Annotated[
         float | None, typer.Option(metavar="GIB", help="Memory that a cell may take. [default: no limit]")
@@ -93,6 +98,13 @@ def sweep(
     cell_timeout: Annotated[
         float | None,
         typer.Option(metavar="SECONDS", help="Stop a cell after that. [default: 120 and ten time budgets]"),
+    ] = None,
+    ceilings_budget: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="To measure what the device can do at most, once; 0: not at all. [default: 15 on the CPU, 30 on CUDA]",
+        ),
     ] = None,
     out: Annotated[
         Path | None,
@@ -124,39 +136,53 @@ def sweep(
         "direction": split("--direction", direction), "device": device, "timer": timer, "cache": cache,
         "settings": settings, "time_budget": time_budget, "memory_limit": memory_limit, "seed": seed,
     }  # fmt: skip
+    ways = {
+        "isolation": isolation, "cell_timeout": cell_timeout, "retry": split("--retry", retry),
+        "ceilings_budget": ceilings_budget,
+    }  # fmt: skip
+    if resume and out is None:
+        raise typer.BadParameter("--resume needs --out: the folder of the run to continue")
     # A kill, or a terminal that closes, asks for the same as Ctrl-C: stop, and keep what is finished.
     interrupt_on_termination()
+    from opbench.progress import ConsoleProgress
     from opbench.worker_process import Workers
 
-    with closing(Workers()) as workers:
+    with closing(Workers()) as workers, ConsoleProgress(quiet=quiet or dry_run, no_color=no_color) as progress:
+        progress.stage("loading PyTorch")
         if isolation != "none" and not dry_run:
             workers.launch()  # they import torch while this process does
         from opbench import registry
         from opbench import run as api
-        from opbench.progress import ConsoleProgress
+        from opbench.report import write_plots
 
         known = registry.registered()
-        ways = {"isolation": isolation, "cell_timeout": cell_timeout, "retry": split("--retry", retry)}
         conduct = api.make_conduct(ways, resume=resume)
         if dry_run:
             _print_plan(api.plan(api.make_request(options, known), known))
             return
-        if resume and out is None:
-            raise typer.BadParameter("--resume needs --out: the folder of the run to continue")
         if resume and out is not None:
             run = api.continue_run(out, options, known, accept_differences=accept_differences)
         else:
+            progress.stage("planning")
             run = api.start_run(api.make_request(options, known), known, out, conduct)
+            if note := api.dtypes_note(options, run):
+                progress.note(note)
         interrupted = False
         try:
-            with ConsoleProgress(quiet=quiet, no_color=no_color) as progress:
-                api.run_cells(run, known, progress, conduct, workers)
+            api.run_cells(run, known, progress, conduct, workers)
         except KeyboardInterrupt:
             interrupted = True
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    api.finish(run, plots=plots)
-    _conclude(run, interrupted=interrupted, quiet=quiet, no_color=no_color)
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        progress.stage("writing tables")
+        api.finish(run, plots=False)
+    if not quiet:
+        _print_results(run, no_color=no_color)
+    if plots:
+        with ConsoleProgress(quiet=quiet, no_color=no_color) as progress:
+            progress.stage("drawing plots")
+            write_plots(run)
+    _conclude(run, interrupted=interrupted, quiet=quiet)
 
 
 def _print_plan(cells: "list[Cell]") -> None:
@@ -179,15 +205,18 @@ def _print_plan(cells: "list[Cell]") -> None:
         print(f"largest estimated memory: {largest.memory_bytes / 2**30:.2f} GiB, {largest.key}")
 
 
-def _conclude(run: "RunFolder", *, interrupted: bool, quiet: bool, no_color: bool) -> NoReturn:
-    """Print the tables, what failed and where everything is; exit with the run's code."""
-    from opbench.measurement import FAILURES
+def _print_results(run: "RunFolder", *, no_color: bool) -> None:
     from opbench.report import print_tables, run_tables, speedup_tables, summary_line
 
+    print_tables([*run_tables(run), *speedup_tables(run)], "terminal", stdout(no_color))
+    print(f"\n{summary_line(run)}", flush=True)
+
+
+def _conclude(run: "RunFolder", *, interrupted: bool, quiet: bool) -> NoReturn:
+    """Print what failed and where everything is; exit with the run's code."""
+    from opbench.measurement import FAILURES
+
     rows = run.rows()
-    if not quiet:
-        print_tables([*run_tables(run), *speedup_tables(run)], "terminal", stdout(no_color))
-        print(f"\n{summary_line(run)}")
     counts: dict[str, int] = {}
     for row in rows:
         counts[row["status"]] = counts.get(row["status"], 0) + 1

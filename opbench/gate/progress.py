@@ -1,7 +1,5 @@
 """Says how a gate goes on: a bar on a terminal, a line per stage and round elsewhere."""
 
-from rich.markup import escape
-
 from opbench.gate.session import ProcessRecord
 from opbench.progress import ConsoleBar
 
@@ -15,11 +13,12 @@ class GateProgress(ConsoleBar):
 
     def say(self, text: str) -> None:
         """Print a line."""
-        self._console.print(escape(f"{self.heading}{text}"))
+        self.note(f"{self.heading}{text}")
 
     def stage(self, name: str, processes: int, seconds: float) -> None:
         """A stage begins."""
-        self._bar.reset(self._task, total=processes, description=escape(f"{self.heading}{name}"))
+        self._bar.reset(self._task, total=processes)
+        self.doing(f"{self.heading}{name}")
         self.say(f"{name}: {processes} processes, about {_duration(seconds)}")
 
     def process_ended(self, record: ProcessRecord) -> None:

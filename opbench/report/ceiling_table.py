@@ -1,6 +1,6 @@
 """A device's measured ceilings as a table."""
 
-from opbench.ceilings import BOUNDS, Ceilings
+from opbench.ceilings import BOUNDS, Ceilings, emulated_dtypes, missing_notes
 from opbench.report.layout import ABSENT, three_digits
 from opbench.report.render import Table
 
@@ -38,6 +38,7 @@ def ceiling_table(ceilings: Ceilings) -> Table:
             f"Measured {ceilings.measured_at} with "
             + ", ".join(f"{name} {value}" for name, value in ceilings.identity.items() if name != "device")
             + "; matrix products of random numbers; memory and cache count bytes read and bytes written.",
+            *(f"{note[0].upper()}{note[1:]}." for note in [*emulated_dtypes(ceilings), *missing_notes(ceilings)]),
             *busy_note(ceilings),
         ),
         text_columns=3,
