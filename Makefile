@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: sweep test test-slow lint pictures inspect bench gate-evidence gpu clean
+.PHONY: sweep test test-slow lint pictures inspect bench first-minute gate-evidence gpu clean
 
 sweep: $(VENV)/.installed
 	$(BIN)/opbench sweep
@@ -29,6 +29,10 @@ inspect: $(VENV)/.installed
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/benchmarks/bench_*.py --benchmark-enable --benchmark-only
+
+# The table of docs/first-minute.md: what a new user waits for, here and on weaker processors emulated here.
+first-minute: $(VENV)/.installed-dev
+	$(BIN)/python tests/benchmarks/bench_first_minute.py
 
 # The tables of docs/gate.md, from the sessions under results/gate; CONTRIBUTING.md says how those were measured.
 gate-evidence: $(VENV)/.installed-dev
