@@ -235,6 +235,9 @@ def test_exit_codes(repository, tmp_path, monkeypatch, processes, arguments, cod
     assert kept["arms"]["head"]["commit"] == git(repository, "rev-parse", "slow")
     count = len((tmp_path / "out" / "processes.jsonl").read_text().splitlines())
     assert count >= 2
+    changes = [cell["change"] for cell in kept["cells"] if cell["change"]]
+    assert all(set(change) == {"ratio", "low", "high"} for change in changes)
+    assert bool(changes) == (code != 4 and len(processes.cells) > 0)
     assert (tmp_path / "out" / "comparison.csv").exists()
 
 

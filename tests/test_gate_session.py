@@ -53,7 +53,7 @@ def test_one_slower_cell_is_named():
     assert comparison.exit_code == 1
     assert [row.cell for row in comparison.cells if row.verdict is Verdict.SLOWER] == [CELLS[4]]
     [row] = [row for row in comparison.cells if row.cell == CELLS[4]]
-    assert row.change.low < row.change.ratio == pytest.approx(1.03, abs=0.005)
+    assert row.change.low < row.change.value == pytest.approx(1.03, abs=0.005)
     assert row.head_ms / row.base_ms == pytest.approx(1.03, rel=0.01)
 
 
