@@ -8,6 +8,7 @@ from typing import Self
 from opbench.case import Cell
 from opbench.environment import comparison_identity
 from opbench.errors import ResultsError
+from opbench.estimate import Estimate, Unit
 from opbench.measurement import Measurement, Status
 from opbench.results import RunFolder
 from opbench.stats import median, median_interval
@@ -41,6 +42,13 @@ class Reading:
     circumstances: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
     warnings: tuple[str, ...] = ()
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """The median as an estimate; None where there is none, or one of 0 (below the timer's step: no ratio)."""
+        if not self.median_ms or self.low_ms is None or self.high_ms is None:
+            return None
+        return Estimate(self.median_ms, self.low_ms, self.high_ms, Unit.MS)
 
 
 @dataclass(frozen=True, slots=True)

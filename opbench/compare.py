@@ -7,12 +7,14 @@ is in the ratio and not in its interval. `opbench gate` repeats processes instea
 import math
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Sequence
+from dataclasses import replace
 
 from opbench.arms import Arm, Reading
 from opbench.case import Case, Cell
+from opbench.estimate import Estimate, Unit
 from opbench.measurement import Status
 from opbench.percent import percent_text
-from opbench.verdicts import CellComparison, Comparison, Interval, Verdict, overall_verdict
+from opbench.verdicts import CellComparison, Comparison, Verdict, overall_verdict
 
 __all__ = ["ALL_CELLS", "DEFAULT_THRESHOLD", "compare_runs", "geometric_mean", "judge", "plain_key", "ratio_interval"]
 
@@ -75,11 +77,15 @@ def compare_runs(base: Arm, head: Arm, threshold: float = DEFAULT_THRESHOLD, all
     )
 
 
-def judge(change: Interval, tolerance: float) -> Verdict:
-    """What an interval shows: wholly above 1 + tolerance, wholly below its inverse, wholly between, or nothing.
+def judge(change: Estimate, tolerance: float) -> Verdict:
+    """What a ratio's interval shows: wholly above 1 + tolerance, wholly below its inverse, wholly between, or nothing.
 
     The bounds are 1 + tolerance and 1 / (1 + tolerance), so that swapping the arms mirrors the verdict.
+
+    Raises:
+        ValueError: not a ratio.
     """
+    change.require(Unit.RATIO)
     if change.low > 1 + tolerance:
         return Verdict.SLOWER
     if change.high < 1 / (1 + tolerance):
@@ -89,40 +95,49 @@ def judge(change: Interval, tolerance: float) -> Verdict:
     return Verdict.INCONCLUSIVE
 
 
-def ratio_interval(base: Interval, head: Interval) -> Interval:
-    """Head over base, from two independent estimates with intervals (in any unit).
+def ratio_interval(base: Estimate, head: Estimate) -> Estimate:
+    """Head over base, from two independent estimates of times.
 
     Log(head) - log(base) lies between its estimate less and plus the root of the summed squares of the arms of the two
     intervals that point that way; this keeps the coverage of the two, and needs no normal distribution.
 
     Source: Zou and Donner, Construction of confidence limits about effect measures: a general approach, Statistics
         in Medicine 27 (2008), 1693 (MOVER).
+
+    Raises:
+        ValueError: not times.
     """
-    a, b = _logs(base), _logs(head)
-    difference = b.ratio - a.ratio
-    return Interval(
-        _exp(difference),
-        _exp(difference - math.hypot(b.ratio - b.low, a.high - a.ratio)),
-        _exp(difference + math.hypot(b.high - b.ratio, a.ratio - a.low)),
-    )
+    base.require(Unit.MS)
+    head.require(Unit.MS)
+    a, b = base.log(), head.log()
+    difference = b.value - a.value
+    return Estimate(
+        difference,
+        difference - math.hypot(b.value - b.low, a.high - a.value),
+        difference + math.hypot(b.high - b.value, a.value - a.low),
+        Unit.LOG,
+    ).exp(Unit.RATIO)
 
 
-def geometric_mean(changes: Sequence[Interval]) -> Interval:
+def geometric_mean(changes: Sequence[Estimate]) -> Estimate:
     """The geometric mean of independent ratios, its interval combined as in ratio_interval.
 
     Raises:
-        ValueError: no ratios.
+        ValueError: no ratios, or something else among them.
     """
     if not changes:
         raise ValueError("a mean of no ratios")
-    logs = [_logs(change) for change in changes]
+    for change in changes:
+        change.require(Unit.RATIO)
+    logs = [change.log() for change in changes]
     count = len(logs)
-    mean = math.fsum(log.ratio for log in logs) / count
-    return Interval(
-        _exp(mean),
-        _exp(mean - math.hypot(*(log.ratio - log.low for log in logs)) / count),
-        _exp(mean + math.hypot(*(log.high - log.ratio for log in logs)) / count),
-    )
+    mean = math.fsum(log.value for log in logs) / count
+    return Estimate(
+        mean,
+        mean - math.hypot(*(log.value - log.low for log in logs)) / count,
+        mean + math.hypot(*(log.high - log.value for log in logs)) / count,
+        Unit.LOG,
+    ).exp(Unit.RATIO)
 
 
 def _compare(base: Reading, head: Reading | None, differences: Sequence[str], threshold: float) -> CellComparison:
@@ -132,7 +147,7 @@ def _compare(base: Reading, head: Reading | None, differences: Sequence[str], th
             warnings=base.warnings,
         )  # fmt: skip
 
-    def outcome(verdict: Verdict, reason: str = "", change: Interval | None = None) -> CellComparison:
+    def outcome(verdict: Verdict, reason: str = "", change: Estimate | None = None) -> CellComparison:
         return CellComparison(
             base.cell, verdict, reason, base.median_ms, head.median_ms, change, base.source, head.source,
             tuple(dict.fromkeys((*base.warnings, *head.warnings))),
@@ -147,22 +162,16 @@ def _compare(base: Reading, head: Reading | None, differences: Sequence[str], th
         return outcome(Verdict.MISSING, "; ".join(failures))
     if differences:
         return outcome(Verdict.NOT_COMPARABLE, "; ".join(differences))
-    a, b = _estimate(base), _estimate(head)
+    a, b = base.estimate, head.estimate
     if a is None or b is None:
         return outcome(Verdict.INCONCLUSIVE, "a median of 0: shorter than the timer's step")
     change = ratio_interval(a, b)
     if min(base.samples, head.samples) < LEAST_SAMPLES:
         few = f"{base.samples} and {head.samples} samples: a 95 % interval needs {LEAST_SAMPLES}"
-        return outcome(Verdict.INCONCLUSIVE, few, Interval(change.ratio, 0.0, math.inf))
+        return outcome(Verdict.INCONCLUSIVE, few, replace(change, low=0.0, high=math.inf))
     verdict = judge(change, threshold)
     wide = f"the interval reaches across a bound of ±{percent_text(threshold)}"
     return outcome(verdict, wide if verdict is Verdict.INCONCLUSIVE else "", change)
-
-
-def _estimate(reading: Reading) -> Interval | None:
-    if not reading.median_ms or reading.low_ms is None or reading.high_ms is None:
-        return None
-    return Interval(reading.median_ms, reading.low_ms, reading.high_ms)
 
 
 def _partners(base: Arm, head: Arm) -> dict[str, str]:
@@ -201,8 +210,8 @@ def _differences(base: Reading, head: Reading) -> dict[str, str]:
     }
 
 
-def _means(cells: Iterable[CellComparison]) -> tuple[tuple[str, Interval], ...]:
-    groups: defaultdict[str, list[Interval]] = defaultdict(list)
+def _means(cells: Iterable[CellComparison]) -> tuple[tuple[str, Estimate], ...]:
+    groups: defaultdict[str, list[Estimate]] = defaultdict(list)
     for cell in cells:
         if cell.change and cell.verdict is not Verdict.NOT_COMPARABLE:
             groups[ALL_CELLS].append(cell.change)
@@ -236,16 +245,3 @@ def _reason(cells: Sequence[CellComparison], verdict: Verdict, threshold: float)
 def plain_key(key: str) -> str:
     """The name of a circumstance as it is compared with what `allow` names."""
     return key.replace("-", " ").replace("_", " ").lower()
-
-
-def _logs(interval: Interval) -> Interval:
-    return Interval(
-        *(math.log(value) if value > 0 else -math.inf for value in (interval.ratio, interval.low, interval.high))
-    )
-
-
-def _exp(value: float) -> float:
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf

@@ -1,13 +1,15 @@
 """Everything opbench raises on purpose.
 
-OpbenchError                 one line for a person; the command line prints it and exits with 2
+OpbenchError                 one line for a person; the command line prints it and exits with 2, or as stated
 ├── UsageError               a command, option or argument that cannot be followed
 │   └── UnknownNameError     a name that is not known; the message lists the known ones
 ├── ShapeFileError           a shape file that cannot be read, with file, line and field
 ├── ResultsError             a run folder that is missing, damaged, taken or not comparable
+├── StorageError             a file that cannot be written: exit code 3; 74 where 3 is a verdict (compare, gate)
 ├── DeviceLostError          a GPU that no longer answers the process that sweeps
-├── StorageError             a file that cannot be written: the disk is full or refuses; exit code 3
-└── RegistryError            an operator that cannot be registered
+├── RegistryError            an operator that cannot be registered
+└── GateError                a gate that cannot be run: a revision that does not install, an arm that does not start
+    └── NotComparableError   a revision that this gate cannot drive: exit code 4
 
 What goes wrong inside one cell of a sweep is not raised: it is a row with a status and a reason.
 """
@@ -16,6 +18,8 @@ from collections.abc import Iterable
 
 __all__ = [
     "DeviceLostError",
+    "GateError",
+    "NotComparableError",
     "OpbenchError",
     "RegistryError",
     "ResultsError",
@@ -63,3 +67,7 @@ class RegistryError(OpbenchError):
 
 class GateError(OpbenchError):
     """A gate that cannot be run: a revision that does not exist or install, or an arm that does not start."""
+
+
+class NotComparableError(GateError):
+    """A revision whose opbench and this one have no protocol of the gate in common."""

@@ -12,22 +12,21 @@ from datetime import UTC, datetime
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
+from opbench.arms import Arm, Reading
 from opbench.case import Cell
 from opbench.change_points import LEAST_RUNS, change_points, noise_scale, require_ruptures
-from opbench.environment import comparison_identity
 from opbench.errors import ResultsError
 from opbench.journal import JOURNAL
-from opbench.measurement import Status, one_line
+from opbench.measurement import one_line, warning_kind
 from opbench.results import RunFolder
 from opbench.stats import median
 
 __all__ = ["History", "Point", "RunEntry", "Series", "Step", "Trend", "read_history"]
 
 SHORT_REVISION = 10
-ELSEWHERE = "resumed elsewhere: "
-"""Begins the warning of a row that was measured on another set-up than its run's."""
+ELSEWHERE = "resumed elsewhere"
+"""Kind of the warning of a cell that was measured on another set-up than its run's."""
 
 SetUp = tuple[tuple[str, str], ...]
 """Names and values of what must be equal for latencies to be one series."""
@@ -56,8 +55,8 @@ class RunEntry:
         return commit[:SHORT_REVISION] + ("+" if dirty else "") or "no revision"
 
 
-ReadRun = tuple[RunEntry, RunFolder, list[dict[str, Any]]]
-"""A run and its rows."""
+ReadRun = tuple[RunEntry, list[tuple[Cell, Reading]]]
+"""A run and what its cells gave."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,17 +193,16 @@ def read_history(folder: Path) -> History:
     found: defaultdict[SetUp, dict[str, list[Point]]] = defaultdict(dict)
     cells: dict[str, Cell] = {}
     elsewhere = 0
-    for entry, run, rows in runs:
-        identity = comparison_identity(run.run["environment"])
-        for key, (cell, row) in {cell.key: (cell, row) for cell, row in zip(run.plan(), rows, strict=True)}.items():
-            if row["status"] != Status.OK or not row["latency_ms"]:  # 0: below the timer's step, and has no logarithm
+    for entry, readings in runs:
+        for cell, reading in readings:
+            if not (estimate := reading.estimate):
                 continue
-            if ELSEWHERE in row["warnings"]:
+            if ELSEWHERE in map(warning_kind, reading.warnings):
                 elsewhere += 1
                 continue
-            cells.setdefault(key, cell)
-            values = (row["latency_ms"], row["ci_low_ms"], row["ci_high_ms"], row["warnings"])
-            found[_set_up(identity, row)].setdefault(key, []).append(Point(entry, *values))
+            cells.setdefault(cell.key, cell)
+            point = Point(entry, estimate.value, estimate.low, estimate.high, "; ".join(reading.warnings))
+            found[_set_up(reading)].setdefault(cell.key, []).append(point)
     if elsewhere:
         notes.append(f"{elsewhere} figures are left out: their runs went on on another set-up than they began on.")
     if not found:
@@ -246,7 +244,7 @@ def _run_folders(folder: Path, problems: list[str]) -> Iterator[Path]:
 
 def _read(path: Path, folder: Path) -> ReadRun:
     run = RunFolder.open(path)
-    rows = run.rows()
+    readings = list(zip(run.plan(), Arm.of_run(run).readings.values(), strict=True))
     text = run.run.get("started_at", "")
     try:
         started_at = datetime.fromisoformat(text)
@@ -256,12 +254,11 @@ def _read(path: Path, folder: Path) -> ReadRun:
         started_at = started_at.replace(tzinfo=UTC)
     revision = one_line(str(run.run["environment"].get("git_revision") or ""), 60)
     name = path.relative_to(folder).as_posix() if path != folder else path.resolve().name
-    return RunEntry(one_line(name), run.run["run_id"], started_at, revision), run, rows
+    return RunEntry(one_line(name), run.run["run_id"], started_at, revision), readings
 
 
-def _set_up(identity: dict[str, str], row: dict[str, Any]) -> SetUp:
-    parts = identity | {"timer": row["timer"], "cache": row["cache"]}
-    return tuple((name, one_line(value, 100)) for name, value in parts.items())
+def _set_up(reading: Reading) -> SetUp:
+    return tuple((name, one_line(value, 100)) for name, value in reading.circumstances.items())
 
 
 def _series(set_up: SetUp, by_cell: dict[Cell, list[Point]]) -> Series:

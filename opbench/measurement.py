@@ -9,12 +9,12 @@ from typing import Any, Self
 
 from opbench.case import MAX_COUNT, Cell
 
-__all__ = ["FAILURES", "Measurement", "Status", "StopReason", "one_line"]
+__all__ = ["FAILURES", "Measurement", "Status", "StopReason", "one_line", "warning_kind"]
 
 
 SHORTEST_MS = 1e-9
 LONGEST_MS = 1e12
-"""A femtosecond and thirty years: no latency lies beyond."""
+"""A picosecond and thirty years, in milliseconds: no latency lies beyond."""
 MAX_REASON_LENGTH = 500
 
 
@@ -91,12 +91,14 @@ class Measurement:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Self:
-        """The measurement that to_json_line wrote.
+        """The measurement that to_json_line wrote; fields that only a newer opbench knows are left out.
+
+        What a newer opbench writes under a name of today means the same; otherwise run.json has another schema_version.
 
         Raises:
             KeyError, TypeError, ValueError: to_json_line did not write that.
         """
-        values = dict(data)
+        values = {name: data[name] for name in cls.__slots__ if name in data}
         values["cell"] = Cell.from_json(data["cell"])
         values["status"] = Status(data["status"])
         values["latencies_ms"] = _latencies(data["latencies_ms"])
@@ -121,6 +123,11 @@ class Measurement:
             raise TypeError(f"conditions must be an object, got {self.conditions!r:.60}")
         if self.status is Status.OK and not self.latencies_ms:
             raise ValueError("a cell that is ok needs samples")
+
+
+def warning_kind(warning: str) -> str:
+    """What a warning is of, without its details."""
+    return warning.partition(":")[0]
 
 
 def one_line(text: str, length: int = 300) -> str:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from opbench.case import Cell
+from opbench.estimate import Estimate
 
-__all__ = ["Benchmark", "CellComparison", "Comparison", "Interval", "Verdict", "overall_verdict"]
+__all__ = ["Benchmark", "CellComparison", "Comparison", "Verdict", "overall_verdict"]
 
 
 class Verdict(StrEnum):
@@ -51,15 +52,6 @@ PRECEDENCE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Interval:
-    """A ratio of times, head / base, with the ends of its confidence interval: above 1 the head is slower."""
-
-    ratio: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True)
 class Benchmark:
     """A benchmark of pytest-benchmark's that no opbench made: it has a name, and no operator or shape."""
 
@@ -80,7 +72,7 @@ class CellComparison:
         verdict: what is known.
         reason: why, in one line; may be empty for slower, faster and same.
         base_ms, head_ms: medians, milliseconds per launch; None where there is no measurement.
-        change: head / base; None likewise.
+        change: the ratio head / base; None likewise.
         base_source, head_source: hashes of operator and kernel source; empty where unknown.
         warnings: what disturbed either arm.
     """
@@ -90,7 +82,7 @@ class CellComparison:
     reason: str = ""
     base_ms: float | None = None
     head_ms: float | None = None
-    change: Interval | None = None
+    change: Estimate | None = None
     base_source: str = ""
     head_source: str = ""
     warnings: tuple[str, ...] = ()
@@ -118,7 +110,7 @@ class Comparison:
     cells: tuple[CellComparison, ...]
     verdict: Verdict
     reason: str = ""
-    means: tuple[tuple[str, Interval], ...] = ()
+    means: tuple[tuple[str, Estimate], ...] = ()
     only_in_head: tuple[str, ...] = ()
     not_applicable: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 import opbench
+from opbench.registry import registered
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"pynvml", "psutil", "torch", "triton", "pandas", "numpy", "matplotlib", "scipy", "timm", "yaml"}
@@ -21,6 +22,7 @@ PURE = (
     "device_benchmark",
     "environment",
     "errors",
+    "estimate",
     "measurement",
     "metrics",
     "operator",
@@ -58,7 +60,7 @@ def absolute_imports(path):
     return names
 
 
-@pytest.mark.parametrize("module", ["cli", "pytest_plugin", "report", "report.comparison", *PURE])
+@pytest.mark.parametrize("module", ["cli", "gate.serve", "pytest_plugin", "report", "report.comparison", *PURE])
 def test_stays_free_of_heavy_imports(module):
     assert not imported_by(f"import opbench.{module}") & HEAVY
 
@@ -89,6 +91,29 @@ def test_kernels_stand_without_the_harness():
     allowed = {"torch", "triton", "opbench_kernels", *sys.stdlib_module_names}
     for path in (ROOT / "kernels").glob("*.py"):
         assert {name.partition(".")[0] for name in absolute_imports(path)} <= allowed, path
+
+
+def kernel_modules_of(path):
+    """Modules of opbench_kernels that a file imports anywhere, by their file's name."""
+    known = {file.stem for file in (ROOT / "kernels").glob("*.py")}
+    names = {name.removeprefix("opbench_kernels.") for name in absolute_imports(path)}
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "opbench_kernels":
+            names |= {alias.name for alias in node.names}
+    return names & known
+
+
+def test_a_providers_sources_hold_what_they_import_of_the_kernels():
+    """Otherwise `same source` is said of two revisions that ran different kernels."""
+    handed_over = {"deform_operators", "deform_torch"}  # functional calls one of them, which the provider knows
+    for operator in registered().values():
+        for provider in operator.providers:
+            sources = {name.removeprefix("opbench_kernels.") for name in provider.sources if "opbench_kernels" in name}
+            for source in sources:
+                imported = kernel_modules_of(ROOT / "kernels" / f"{source}.py")
+                missing = imported - sources - (handed_over if source == "functional" else set())
+                assert not missing, f"{operator.name}, {provider.name}: {source} imports {missing}"
+            assert "functional" not in sources or handed_over & sources
 
 
 def test_triton_is_imported_only_for_triton():

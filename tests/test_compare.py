@@ -14,10 +14,11 @@ from opbench.arms import Arm, Reading, open_arm
 from opbench.case import Shape
 from opbench.compare import compare_runs, geometric_mean, judge, ratio_interval
 from opbench.errors import UsageError
+from opbench.estimate import Estimate, Unit
 from opbench.measurement import Status
 from opbench.percent import parse_percent
 from opbench.stats import median, median_interval
-from opbench.verdicts import Interval, Verdict
+from opbench.verdicts import Verdict
 
 SMALL, LARGE = Shape(1, 28, 28, 64), Shape(1, 56, 56, 64)
 MIRROR = {Verdict.SLOWER: Verdict.FASTER, Verdict.FASTER: Verdict.SLOWER}
@@ -35,26 +36,54 @@ def conv(value, shape=SMALL, dtype="fp32", **options):
     return measurement("conv3x3", shape, dtype, value, **options)
 
 
+def time(*values):
+    return Estimate(*values, Unit.MS)
+
+
+def ratio(*values):
+    return Estimate(*values, Unit.RATIO)
+
+
+def test_times_ratios_and_logarithms_are_not_mixed():
+    with pytest.raises(ValueError, match="must be an estimate in ms, got one in ratio"):
+        ratio_interval(time(2, 1, 3), ratio(2, 1, 3))
+    with pytest.raises(ValueError, match="must be an estimate in ms, got one in log"):
+        ratio_interval(time(2, 1, 3).log(), time(2, 1, 3))
+    with pytest.raises(ValueError, match="must be an estimate in ratio, got one in ms"):
+        judge(time(2, 1, 3), 0.1)
+    with pytest.raises(ValueError, match="must be an estimate in ratio, got one in ms"):
+        geometric_mean([ratio(2, 1, 3), time(2, 1, 3)])
+    with pytest.raises(ValueError, match="got a logarithm"):
+        time(2, 1, 3).log().log()
+    with pytest.raises(ValueError, match="must be an estimate in log, got one in ms"):
+        time(2, 1, 3).exp(Unit.RATIO)
+
+
+def test_an_estimate_of_zero_or_beyond_all_bounds_has_a_logarithm():
+    assert ratio(1, 0, math.inf).log() == Estimate(0, -math.inf, math.inf, Unit.LOG)
+    assert Estimate(0, -math.inf, 800, Unit.LOG).exp(Unit.RATIO) == ratio(1, 0, math.inf)
+
+
 def test_a_ratio_of_intervals_by_hand():
     # Base 2 (1.9 to 2.2), head 3 (2.8 to 3.3): in logarithms the lower arm is the root of ln(3/2.8)^2 + ln(2.2/2)^2.
-    change = ratio_interval(Interval(2, 1.9, 2.2), Interval(3, 2.8, 3.3))
-    assert change.ratio == pytest.approx(1.5)
+    change = ratio_interval(time(2, 1.9, 2.2), time(3, 2.8, 3.3))
+    assert change.value == pytest.approx(1.5)
     assert change.low == pytest.approx(1.5 * math.exp(-math.sqrt(0.0689928715**2 + 0.0953101798**2)), rel=1e-9)
     assert change.high == pytest.approx(1.5 * math.exp(math.sqrt(0.0953101798**2 + 0.0512932944**2)), rel=1e-9)
 
 
 def test_equal_arms_give_the_interval_of_a_difference_of_normals():
     # MOVER is exact where both are normal in the logarithm: 1.96 standard errors become 1.96 * sqrt(2).
-    arm_ = Interval(1, math.exp(-1.96 * 0.01), math.exp(1.96 * 0.01))
+    arm_ = time(1, math.exp(-1.96 * 0.01), math.exp(1.96 * 0.01))
     change = ratio_interval(arm_, arm_)
     assert math.log(change.high) == pytest.approx(1.96 * 0.01 * math.sqrt(2))
     assert math.log(change.low) == pytest.approx(-1.96 * 0.01 * math.sqrt(2))
 
 
 def test_a_geometric_mean_by_hand():
-    mean = geometric_mean([Interval(2, 1, 4), Interval(8, 4, 16), Interval(4, 4, 4)])
+    mean = geometric_mean([ratio(2, 1, 4), ratio(8, 4, 16), ratio(4, 4, 4)])
     half = math.sqrt(2 * math.log(2) ** 2) / 3
-    assert mean.ratio == pytest.approx(4)
+    assert mean.value == pytest.approx(4)
     assert mean.low == pytest.approx(4 * math.exp(-half))
     assert mean.high == pytest.approx(4 * math.exp(half))
     with pytest.raises(ValueError, match="no ratios"):
@@ -67,7 +96,7 @@ def test_the_interval_covers_the_ratio_of_medians():
 
     def estimate(scale):
         samples = (scale * generator.lognormal(0, 0.3, 30)).tolist()
-        return Interval(median(samples), *median_interval(samples))
+        return time(median(samples), *median_interval(samples))
 
     changes = [ratio_interval(estimate(1.0), estimate(1.2)) for _ in range(400)]
     assert np.mean([change.low <= 1.2 <= change.high for change in changes]) > 0.95 - 3 * math.sqrt(0.05 * 0.95 / 400)
@@ -86,7 +115,7 @@ def test_the_interval_covers_the_ratio_of_medians():
     ],
 )
 def test_verdicts_by_the_bounds(low, high, verdict):
-    assert judge(Interval(1, low, high), 0.1) is verdict
+    assert judge(ratio(1, low, high), 0.1) is verdict
 
 
 latencies = st.floats(0.01, 100)
@@ -109,8 +138,8 @@ def test_swapping_the_arms_mirrors_every_verdict(tmp_path_factory, values, thres
     there, back = compare_runs(*sides, threshold), compare_runs(*reversed(sides), threshold)
     for one, other in zip(there.cells, back.cells, strict=True):
         assert one.verdict is MIRROR.get(other.verdict, other.verdict)
-        assert one.change.ratio == pytest.approx(1 / other.change.ratio)
-        assert one.change.low <= one.change.ratio <= one.change.high
+        assert one.change.value == pytest.approx(1 / other.change.value)
+        assert one.change.low <= one.change.value <= one.change.high
     assert there.means[0][1].low == pytest.approx(1 / back.means[0][1].high)
 
 
@@ -127,7 +156,7 @@ def test_each_cell_gets_its_verdict_and_the_worst_is_the_whole(tmp_path):
     assert (found.verdict, found.exit_code, found.reason) == (
         Verdict.SLOWER, 1, "1 of 4 cells: slower by more than 10 %",
     )  # fmt: skip
-    assert found.cells[0].change.ratio == pytest.approx(1.2)
+    assert found.cells[0].change.value == pytest.approx(1.2)
     assert (found.cells[0].base_ms, found.cells[0].head_ms) == (1.0, 1.2)
     assert "one process" in found.notes[0]
 
@@ -137,8 +166,8 @@ def test_means_are_geometric_per_operator_and_over_all(tmp_path):
     head = [conv(1.2), conv(0.3, LARGE), measurement("dcnv4", SMALL, "fp32", 2.0)]
     means = dict(compare(tmp_path, base, head).means)
     assert list(means) == ["all cells", "conv3x3", "dcnv4"]
-    assert means["conv3x3"].ratio == pytest.approx(math.sqrt(1.2 * 0.3))
-    assert means["all cells"].ratio == pytest.approx((1.2 * 0.3 * 2) ** (1 / 3))
+    assert means["conv3x3"].value == pytest.approx(math.sqrt(1.2 * 0.3))
+    assert means["all cells"].value == pytest.approx((1.2 * 0.3 * 2) ** (1 / 3))
 
 
 @pytest.mark.parametrize("status", [Status.ERROR, Status.OUT_OF_MEMORY, Status.NOT_RUN, Status.NOT_APPLICABLE])

@@ -9,7 +9,7 @@ import torch
 from builders import make_case, make_cell
 
 from opbench.case import Direction, Level
-from opbench.gate import arm as arm_program
+from opbench.gate import slowdown
 from opbench.registry import find
 from opbench.runner import CellRunner, RunOptions
 from opbench.stats import median
@@ -249,9 +249,9 @@ def test_a_launch_that_raises_in_a_capture_that_ends_spoils_nothing(device):
 @pytest.mark.parametrize("host_ms", [0.0, 0.2, 3.0])
 def test_the_gates_injected_slow_down_is_a_part_of_the_devices_time(device, monkeypatch, host_ms):
     """And of nothing that the host needs to queue the kernels."""
-    monkeypatch.setattr(arm_program, "time", cuda.time)
+    monkeypatch.setattr(slowdown, "time", cuda.time)
     device.host_ms, device.kernels_ms = host_ms, [0.05, 0.15]
-    launch = arm_program._spin_on_cuda(device.launch, 0.1)
+    launch = slowdown._spin_on_cuda(device.launch, 0.1)
     launch()
     assert device.spins[-1] / 2e9 * 1e3 == pytest.approx(0.1 * 0.2, rel=1e-3)
 

@@ -161,6 +161,18 @@ def test_any_journal_is_read_or_refused_in_one_line(place, data):
 
 
 @fuzz
+@given(names=st.sets(st.text(max_size=12), min_size=1, max_size=3), value=VALUES)
+def test_fields_of_a_newer_opbench_change_no_row(place, names, value):
+    run = place()
+    before = RunFolder.open(run).rows()
+    lines = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
+    lines[0] |= dict.fromkeys(names - set(Measurement.__slots__), value)
+    (run / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert RunFolder.open(run).rows() == before
+    check_report(place, run)
+
+
+@fuzz
 @given(data=st.data(), name=st.sampled_from(["run.json", "journal.jsonl"]))
 def test_any_bytes_are_read_or_refused_in_one_line(place, data, name):
     run = place()

@@ -235,6 +235,9 @@ def test_exit_codes(repository, tmp_path, monkeypatch, processes, arguments, cod
     assert kept["arms"]["head"]["commit"] == git(repository, "rev-parse", "slow")
     count = len((tmp_path / "out" / "processes.jsonl").read_text().splitlines())
     assert count >= 2
+    changes = [cell["change"] for cell in kept["cells"] if cell["change"]]
+    assert all(set(change) == {"ratio", "low", "high"} for change in changes)
+    assert bool(changes) == (code != 4 and len(processes.cells) > 0)
     assert (tmp_path / "out" / "comparison.csv").exists()
 
 
@@ -406,10 +409,10 @@ def test_an_arm_whose_device_broke_ends_and_says_so(tmp_path, monkeypatch):
     options = {"shapes": [str(shapes)], "ops": ["conv3x3"], "dtypes": ["fp32", "bf16"], "device": "cpu",
                "time_budget": 0.001}  # fmt: skip
     cells = plan(make_request(options, registered()), registered())
-    requests = [{"do": "cell", "cell": cell.to_json()} for cell in cells]
+    requests = [{"do": "cell", "key": cell.key} for cell in cells]
     out = io.StringIO()
     with pytest.raises(SystemExit, match=f"^cpu no longer answers this process since {re.escape(cells[0].key)}$"):
-        arm_program._serve({"protocol": arm_program.PROTOCOL, "options": options, "inject": {}}, requests, out)
+        arm_program._serve({"options": options, "inject": {}}, requests, out)
     assert [next(iter(json.loads(line))) for line in out.getvalue().splitlines()] == ["ready", "measurement"]
 
 

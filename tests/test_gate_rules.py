@@ -26,7 +26,7 @@ def test_interval_is_that_of_a_one_sample_t_test():
     column = rounds(16, [0.03])[:, 0]
     low, high = stats.ttest_1samp(column, 0.0).confidence_interval(0.95)
     found = interval(column)
-    assert (found.ratio, found.low, found.high) == pytest.approx((math.exp(0.03), math.exp(low), math.exp(high)))
+    assert (found.value, found.low, found.high) == pytest.approx((math.exp(0.03), math.exp(low), math.exp(high)))
 
 
 def test_holm_steps_down():
@@ -104,7 +104,7 @@ def test_swapping_the_arms_mirrors_the_verdicts(data):
     back = decide(-first, -second, everything, RULES)
     assert [mirrored.get(verdict, verdict) for verdict in there.verdicts] == list(back.verdicts)
     for a, b in zip(there.changes, back.changes, strict=True):
-        assert a.ratio * b.ratio == pytest.approx(1)
+        assert a.value * b.value == pytest.approx(1)
         assert a.low * b.high == pytest.approx(1)
 
 
@@ -113,7 +113,7 @@ def test_swapping_the_arms_mirrors_the_verdicts(data):
 def test_identical_rounds_and_any_others_give_finite_intervals(first):
     decision = decide(first, None, np.zeros(first.shape[1], bool), RULES)
     for change in decision.changes:
-        assert 0 < change.low <= change.ratio <= change.high < math.inf
+        assert 0 < change.low <= change.value <= change.high < math.inf
 
 
 def test_false_alarms_stay_below_the_level_under_heavy_tails():

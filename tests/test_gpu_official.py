@@ -144,10 +144,10 @@ def two_rounds(tmp_path, official):
 def test_ratios_and_means_by_hand(tmp_path):
     runs = two_rounds(tmp_path, 2.0)
     half, full = (ratio(pairs) for pairs in pairs_by_case(runs, "triton").values())
-    assert half.ratio == pytest.approx((0.5 * 0.55) ** 0.5)
+    assert half.value == pytest.approx((0.5 * 0.55) ** 0.5)
     assert half.low <= 0.5
     assert half.high >= 0.55  # the rounds lie within
-    assert full.ratio == pytest.approx((3.0 * 3.3) ** 0.5)
+    assert full.value == pytest.approx((3.0 * 3.3) ** 0.5)
     text = comparison_markdown(runs, "triton", {"dcnv4": "0123456789abcdef"})
     assert "| dcnv4 | module | fwd | fp16 | 1 of 1 | 0.524 [" in text
     assert "| dcnv4 | module | fwd | fp16 | 64x7x7x1024 | 1, 1.1 | 2, 2 | 0.524 [" in text

@@ -229,6 +229,18 @@ def test_figures_from_a_run_that_went_on_elsewhere_are_left_out(copied):
     assert found.notes == ("1 figures are left out: their runs went on on another set-up than they began on.",)
 
 
+def test_a_warning_that_only_mentions_those_words_leaves_no_figure_out(copied):
+    path = add_run(copied, 20, cells_of(20, np.random.default_rng(1)))
+    journal = path / "journal.jsonl"
+    first, second = (json.loads(line) for line in journal.read_text().splitlines())
+    second["warnings"] = ["global state: the cell changed the variable resumed elsewhere: yes"]
+    journal.write_text("".join(json.dumps(line) + "\n" for line in (first, second)))
+    found = read_history(copied)
+    assert [len(trend.points) for trend in found.series[0].trends] == [21, 21]
+    assert found.series[0].trends[1].points[-1].warnings == second["warnings"][0]
+    assert found.notes == ()
+
+
 def test_a_failed_cell_is_a_gap(copied):
     cells = [
         cells_of(20, np.random.default_rng(1))[0],

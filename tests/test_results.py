@@ -42,6 +42,15 @@ def test_cells_and_measurements_survive_json(run):
     assert next(RunFolder.open(run.path).measurements()) == ok(CELLS[0])
 
 
+def test_fields_that_only_a_newer_opbench_knows_are_left_out(run):
+    before = RunFolder.open(run.path).rows()
+    journal = run.path / "journal.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    lines[0] |= {"energy_j": 3.5, "": None, "cell": lines[0]["cell"] | {"layout": "nhwc"}}
+    journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert RunFolder.open(run.path).rows() == before
+
+
 def test_the_frame_has_every_planned_cell_and_derives_from_raw_samples(run):
     frame = load_results(run.path)
     assert tuple(frame.columns) == COLUMNS

@@ -218,7 +218,7 @@ def test_what_cannot_be_followed_is_named(options, kind, message):
 
 
 def test_the_readmes_operator_runs(tmp_path, monkeypatch):
-    # The worked example is the second Python block of the README: a user's own operator, swept.
+    # The README's worked example: a user's own operator, swept.
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     [example] = [block for block in blocks if "opbench.Operator(" in block]
     monkeypatch.chdir(tmp_path)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from opbench.errors import StorageError
+from opbench.errors import NotComparableError, StorageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,6 +89,10 @@ def verdict_exit_codes() -> Iterator[None]:
         yield
     except StorageError as error:
         fail(str(error), EXIT_VERDICT_STORAGE)
+    except NotComparableError as error:
+        from opbench.verdicts import EXIT_CODES, Verdict
+
+        fail(str(error), EXIT_CODES[Verdict.NOT_COMPARABLE])
 
 
 def chosen_formats(text: str | None, out: Path | None) -> list[str]:

@@ -1,25 +1,45 @@
 """One process of one arm: times the cells it is told to, and a sentinel that no revision touches.
 
-The gate runs this very file, by its path, for both arms; only `opbench` and the operators come from the arm's own
-place, the first on PYTHONPATH. Standard input and the file descriptor named by the first argument carry JSON lines: a
-request in, an answer out. The first request says what to measure and how; each one after it names one thing to do.
+The gate runs this very file, by its path, for both arms, so that the sentinel is the same code in both; `opbench` and
+the operators come from the arm's own place, the first on PYTHONPATH. Standard input and the file descriptor named by
+the first argument carry JSON lines: a request in, an answer out. The first request says what to measure and how; each
+one after it names one thing to do.
 """
 
 import json
 import os
-import statistics
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from typing import IO, Any
+from importlib import import_module
+from pathlib import Path
+from typing import IO, Any, Protocol
 
 PROTOCOL = 1
+"""Of opbench.gate.serve, which it speaks besides 0."""
+FIRST_REVISION = "7ab3d03"
+"""The oldest that has all the names of protocol 0."""
 SENTINEL_SAMPLES = 20
 SENTINELS = {"cpu": (256, 2**22, 1), "cuda": (2048, 2**28, 5)}
 """Side of the matrix, bytes to copy, launches per sample: on CUDA enough that launching is a small part of it."""
-LEAD_FACTOR = 2
-"""The device waits for so many times what the host needs to queue a launch."""
+
+
+class Revision(Protocol):
+    """The opbench of an arm, by whichever protocol: as opbench.gate.serve.Served."""
+
+    device: str
+
+    def plan(self) -> dict[str, Any]:
+        """As Served.plan."""
+        ...
+
+    def measure(self, key: str) -> dict[str, Any]:
+        """As Served.measure."""
+        ...
+
+
+class NotComparableError(Exception):
+    """This gate cannot drive the opbench of this arm; says why."""
 
 
 def main() -> None:
@@ -35,39 +55,94 @@ def main() -> None:
 
 
 def _serve(first: Mapping[str, Any], requests: Iterable[Mapping[str, Any]], out: IO[str]) -> None:
-    if first["protocol"] != PROTOCOL:
-        raise SystemExit(f"protocol must be {PROTOCOL}, got {first['protocol']}")
-    # All that the gate needs of a revision's opbench: one whose opbench lacks it cannot be an arm.
-    from opbench import registry
-    from opbench.case import Cell
-    from opbench.environment import collect_environment, comparison_identity
-    from opbench.options import make_request
-    from opbench.run import plan
-    from opbench.runner import CellRunner, RunOptions
-
     def answer(**message: Any) -> None:  # noqa: ANN401
         out.write(json.dumps(message) + "\n")
         out.flush()
 
-    operators = dict(registry.registered())
-    asked = make_request(first["options"], operators)
-    planned = plan(asked, operators)
-    for name, fraction in first["inject"].items():
-        operators[name] = slowed(operators[name], fraction)
-    runner = CellRunner(RunOptions.of(asked.to_json()), operators.__getitem__)
+    try:
+        revision = _open(first["options"], first["inject"])
+    except NotComparableError as error:
+        answer(not_comparable=str(error))
+        return
     answer(ready=True)
     for request in requests:
         if request["do"] == "plan":
-            environment = collect_environment(asked.device)
-            cells = [cell.to_json() for cell in planned]
-            answer(plan=cells, identity=comparison_identity(environment), environment=environment)
+            answer(**revision.plan())
         elif request["do"] == "sentinel":
-            answer(sentinel=sentinel(asked.device))
+            answer(sentinel=sentinel(revision.device))
         else:
-            measurement = runner.run(Cell.from_json(request["cell"]))
-            answer(measurement=json.loads(measurement.to_json_line()))
-            if runner.device_broken:  # the cells that this process does not reach are missing, not wrong
-                raise SystemExit(f"{asked.device} no longer answers this process since {measurement.cell.key}")
+            answered = revision.measure(request["key"])
+            answer(**answered)
+            if "ended" in answered:  # the cells that this process does not reach are missing, not wrong
+                raise SystemExit(answered["ended"])
+
+
+def _open(options: Mapping[str, Any], inject: Mapping[str, float]) -> Revision:
+    """The arm's opbench by the newest protocol that both speak; which one is asked before anything else.
+
+    Raises:
+        NotComparableError: there is none.
+    """
+    try:
+        serve = _own("opbench.gate.serve")
+    except ModuleNotFoundError:
+        return _Protocol0(options)
+    if PROTOCOL not in serve.PROTOCOLS:
+        theirs = ", ".join(map(str, serve.PROTOCOLS))
+        raise NotComparableError(
+            f"its opbench speaks protocol {theirs} of the gate, this one 0, {PROTOCOL}; run the gate from a revision "
+            "that speaks the protocols of both arms (PROTOCOLS in opbench/gate/serve.py)"
+        )
+    revision: Revision = serve.serve(PROTOCOL, options, inject)
+    return revision
+
+
+def _own(name: str) -> Any:  # noqa: ANN401 - a module, or what it holds
+    """A module of the arm's own opbench.
+
+    Raises:
+        ModuleNotFoundError: it has none of that name, though an editable installation of another revision may.
+    """
+    import opbench
+
+    module = import_module(name)
+    if not Path(str(module.__file__)).is_relative_to(Path(str(opbench.__file__)).parent):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    return module
+
+
+class _Protocol0:
+    """A revision from before opbench.gate.serve, by the names that its modules had then: these never change."""
+
+    def __init__(self, options: Mapping[str, Any]) -> None:
+        try:
+            registered, make_request = _own("opbench.registry").registered, _own("opbench.options").make_request
+            run, runner, self._environment = (_own(f"opbench.{name}") for name in ("run", "runner", "environment"))
+        except (ImportError, AttributeError) as error:
+            if isinstance(error, ImportError) and not str(error.name).startswith("opbench"):
+                raise
+            raise NotComparableError(
+                f"its opbench cannot be driven by protocol 0 of the gate ({error}); "
+                f"the gate works from revision {FIRST_REVISION} on"
+            ) from None
+        operators = dict(registered())
+        asked = make_request(options, operators)
+        self.device: str = asked.device
+        self._cells = {cell.key: cell for cell in run.plan(asked, operators)}
+        self._runner = runner.CellRunner(runner.RunOptions.of(asked.to_json()), operators.__getitem__)
+
+    def plan(self) -> dict[str, Any]:
+        environment = self._environment.collect_environment(self.device)
+        cells = [cell.to_json() for cell in self._cells.values()]
+        identity = self._environment.comparison_identity(environment)
+        return {"plan": cells, "identity": identity, "environment": environment}
+
+    def measure(self, key: str) -> dict[str, Any]:
+        measurement = self._runner.run(self._cells[key])
+        answer: dict[str, Any] = {"measurement": json.loads(measurement.to_json_line())}
+        if self._runner.device_broken:
+            answer["ended"] = f"{self.device} no longer answers this process since {key}"
+        return answer
 
 
 def sentinel(device: str) -> dict[str, list[float]]:
@@ -100,74 +175,6 @@ def sentinel(device: str) -> dict[str, list[float]]:
         "matrix product": times_ms(lambda: torch.mm(a, a, out=product)),
         "memory copy": times_ms(lambda: target.copy_(source)),
     }
-
-
-def slowed(operator: Any, fraction: float) -> Any:  # noqa: ANN401 - the arm's own Operator
-    """An operator whose forward passes really take longer by `fraction`: for the gate's self-test.
-
-    On the CPU each launch waits, busily, for `fraction` of the time that it has just taken; on CUDA a kernel that
-    spins for that part of the median follows each launch.
-    """
-
-    def slow(build: Callable[..., Callable[[], Any]]) -> Callable[..., Callable[[], Any]]:
-        def build_slowed(case: Any, tensors: Any) -> Callable[[], Any]:  # noqa: ANN401
-            forward = build(case, tensors)
-            on_cuda = any(tensor.is_cuda for tensor in tensors.values())
-            return _spin_on_cuda(forward, fraction) if on_cuda else _spin_on_cpu(forward, fraction)
-
-        return build_slowed
-
-    return replace(
-        operator, providers=tuple(replace(provider, build=slow(provider.build)) for provider in operator.providers)
-    )
-
-
-def _spin_on_cpu(forward: Callable[[], Any], fraction: float) -> Callable[[], Any]:
-    clock = time.perf_counter
-
-    def launch() -> Any:  # noqa: ANN401
-        start = clock()
-        out = forward()
-        end = clock()
-        until = end + fraction * (end - start)
-        while clock() < until:
-            pass
-        return out
-
-    return launch
-
-
-def _spin_on_cuda(forward: Callable[[], Any], fraction: float) -> Callable[[], Any]:
-    import torch
-
-    spin: Callable[[int], None] = torch.cuda._sleep
-
-    def times_ms(launch: Callable[[], Any], lead_cycles: int) -> tuple[float, float]:
-        """Medians of a launch on the device, and of the host's time to queue one."""
-        device, host = [], []
-        for _ in range(SENTINEL_SAMPLES):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            spin(lead_cycles)  # the device is busy while the host queues, so that no wait for the host is counted
-            queued = time.perf_counter()
-            start.record()
-            launch()
-            end.record()
-            host.append((time.perf_counter() - queued) * 1e3)
-            end.synchronize()
-            device.append(start.elapsed_time(end))
-        return float(statistics.median(device)), float(statistics.median(host))
-
-    cycles = 1_000_000
-    per_ms = cycles / times_ms(lambda: spin(cycles), cycles)[0]
-    _, host_ms = times_ms(forward, 0)  # warms up, too
-    extra = int(per_ms * fraction * times_ms(forward, int(LEAD_FACTOR * host_ms * per_ms))[0])
-
-    def launch() -> Any:  # noqa: ANN401
-        out = forward()
-        spin(extra)
-        return out
-
-    return launch
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import IO, Any
 from opbench.ceiling_cache import device_cache_path
 from opbench.environment import collect_environment
 from opbench.errors import ResultsError, StorageError, UsageError
+from opbench.estimate import Estimate
 from opbench.files import storage_errors, write_whole
 from opbench.gate.process import Arm, Launcher
 from opbench.gate.progress import GateProgress
@@ -166,13 +167,17 @@ def _write_gate(
         "cells": [
             {
                 "cell": row.cell.key, "verdict": row.verdict, "reason": row.reason, "base_ms": row.base_ms,
-                "head_ms": row.head_ms, "change": asdict(row.change) if row.change else None,
+                "head_ms": row.head_ms, "change": _ratio(row.change) if row.change else None,
                 "base_source": row.base_source, "head_source": row.head_source, "warnings": row.warnings,
             }
             for row in comparison.cells
         ],
     }  # fmt: skip
     write_whole(out / GATE, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+
+
+def _ratio(change: Estimate) -> dict[str, float]:
+    return {"ratio": change.value, "low": change.low, "high": change.high}
 
 
 def _notes(session: Session) -> list[str]:

@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opbench.case import Cell
+from opbench.estimate import Estimate
 from opbench.gate.process import Arm, ArmProcess
 from opbench.gate.rules import Decision, Rules, interval, moved
-from opbench.measurement import Measurement, Status
+from opbench.measurement import Measurement, Status, warning_kind
 from opbench.stats import median
-from opbench.verdicts import CellComparison, Comparison, Interval, Verdict, overall_verdict
+from opbench.verdicts import CellComparison, Comparison, Verdict, overall_verdict
 
 __all__ = ["SAME_SOURCE", "Pair", "complete", "conclude", "undecided"]
 
@@ -58,7 +59,7 @@ def conclude(
     reason = f"{count} of {len(comparison.cells)} cells"
     if decision.suite_slower and verdict is not Verdict.SLOWER:
         verdict = Verdict.SLOWER
-        reason = f"the geometric mean over the cells is slower: {decision.suite.ratio - 1:+.1%}"
+        reason = f"the geometric mean over the cells is slower: {decision.suite.value - 1:+.1%}"
     sentinels = _sentinel_ratios(rounds)
     moving = [name for name, ratios in sentinels.items() if moved(ratios, rules)]
     # What was not measured must not become a verdict that --inconclusive can accept.
@@ -87,7 +88,7 @@ def _comparison(
     arms: Mapping[str, Arm],
     rules: Rules,
     setup: Pair,
-    decided: Mapping[str, tuple[Verdict, Interval]] = {},
+    decided: Mapping[str, tuple[Verdict, Estimate]] = {},
     rounds: Sequence[Pair] = (),
 ) -> Comparison:
     """Every cell of the base: decided, or missing with the reason."""
@@ -152,7 +153,7 @@ def _row(cell: Cell, setup: Pair, rounds: Sequence[Pair]) -> CellComparison:
     medians = {arm: [median(m.latencies_ms) for m in taken[arm] if m.status is Status.OK] for arm in setup}
     measurements = [measurement for arm in setup for measurement in taken[arm]]
     # The details differ from process to process; the kind and how often it was seen is what a reader needs.
-    kinds = Counter(kind for m in measurements for kind in {text.partition(":")[0] for text in m.warnings})
+    kinds = Counter(kind for m in measurements for kind in set(map(warning_kind, m.warnings)))
     failed = [
         f"{measurement.status} in the {arm}: {measurement.reason}"
         for arm, process in setup.items()

@@ -8,15 +8,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Self, cast
 
 from opbench.case import Cell
 from opbench.conditions import GATE_VARIABLE
-from opbench.errors import GateError
+from opbench.errors import GateError, NotComparableError
 from opbench.executor import START_LIMIT_S, cell_limit_s
 from opbench.gate import arm as arm_program
 from opbench.measurement import Measurement, Status, one_line
@@ -93,7 +93,8 @@ class Launcher:
             first: name of the arm that measures the first cell first.
 
         Raises:
-            GateError: an arm cannot be measured at all: it does not start, or its opbench is another one.
+            GateError: an arm does not start.
+            NotComparableError: its opbench and this one have no protocol in common.
         """
         started = time.monotonic()
         cell_s = cell_limit_s(self._options.get("time_budget") or 1.0)
@@ -101,11 +102,11 @@ class Launcher:
         with ExitStack() as stack:
             processes = {name: stack.enter_context(_Process(arms[name], self._options)) for name in names}
             for name in names:
-                processes[name].ask(None, START_LIMIT_S)
+                processes[name].ready()
             if cells is None:
                 for name in names:
                     processes[name].ask({"do": "plan"}, START_LIMIT_S)
-                    if "plan" not in processes[name].heard:
+                    if processes[name].cells is None:
                         raise GateError(f"{arms[name].label}: cannot be measured: {processes[name].failure}")
                 every = [cell for name in names for cell in processes[name].plan]
                 cells = list({cell.key: cell for cell in every}.values())
@@ -122,8 +123,10 @@ class _Process:
 
     def __init__(self, arm: Arm, options: Mapping[str, Any]) -> None:
         self.failure = ""
-        self.heard: dict[str, Any] = {}
-        self._first = {"protocol": arm_program.PROTOCOL, "options": dict(options), "inject": dict(arm.inject)}
+        self.cells: dict[str, Cell] | None = None
+        """What it plans, by key, where it was asked for that."""
+        self._heard: dict[str, Any] = {}
+        self._first = {"options": dict(options), "inject": dict(arm.inject)}
         self._arm = arm
         self._measurements: dict[str, Measurement] = {}
         self._sentinel: dict[str, list[float]] = {}
@@ -161,17 +164,28 @@ class _Process:
     @property
     def plan(self) -> tuple[Cell, ...]:
         """What it said that it plans."""
-        return tuple(Cell.from_json(cell) for cell in self.heard.get("plan", ()))
+        return tuple((self.cells or {}).values())
+
+    def ready(self) -> None:
+        """Wait until it can be asked.
+
+        Raises:
+            NotComparableError: its opbench and this one have no protocol in common.
+        """
+        answer = self.ask(None, START_LIMIT_S)
+        if "not_comparable" in answer:
+            raise NotComparableError(f"{self._arm.label}: {answer['not_comparable']}")
 
     def measure(self, cell: Cell | None, limit_s: float) -> None:
         """Measure a cell, or the sentinel; nothing where the process has failed, or plans no such cell."""
         if cell is None:
             for name, taken in self.ask({"do": "sentinel"}, limit_s).get("sentinel", {}).items():
                 self._sentinel.setdefault(name, []).extend(taken)
-        elif "plan" not in self.heard or cell in self.plan:
-            answer = self.ask({"do": "cell", "cell": cell.to_json()}, limit_s)
+        elif self.cells is None or cell.key in self.cells:  # by key: what a cell costs may be counted otherwise there
+            answer = self.ask({"do": "cell", "key": cell.key}, limit_s)
             if "measurement" in answer:
-                self._measurements[cell.key] = Measurement.from_json(answer["measurement"])
+                with self._reading():
+                    self._measurements[cell.key] = Measurement.from_json(answer["measurement"])
 
     def ask(self, request: Mapping[str, Any] | None, limit_s: float) -> dict[str, Any]:
         """What the process answers; {} where it has failed. None waits for the answer to what was sent first."""
@@ -193,8 +207,20 @@ class _Process:
         line, _, self._unread = self._unread.partition(b"\n")
         answer: dict[str, Any] = json.loads(line)
         if "plan" in answer:
-            self.heard = answer
+            with self._reading():
+                self.cells = {cell.key: cell for cell in map(Cell.from_json, answer["plan"])}
+            self._heard = answer
         return answer
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Around what reads an answer of the arm's opbench, which may be a newer one."""
+        try:
+            yield
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise NotComparableError(
+                f"{self._arm.label}: this opbench cannot read what that one answers: {one_line(repr(error))}"
+            ) from None
 
     def result(self, seconds: float) -> ArmProcess:
         """What it measured."""
@@ -204,8 +230,8 @@ class _Process:
             seconds=seconds,
             failure=self.failure,
             plan=self.plan,
-            identity=self.heard.get("identity", {}),
-            environment=self.heard.get("environment", {}),
+            identity=self._heard.get("identity", {}),
+            environment=self._heard.get("environment", {}),
         )
 
     def _send(self, request: Mapping[str, Any]) -> None:

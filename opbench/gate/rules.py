@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from opbench.verdicts import Interval, Verdict
+from opbench.estimate import Estimate, Unit
+from opbench.verdicts import Verdict
 
 __all__ = ["Decision", "Rules", "Screen", "decide", "holm", "interval", "moved", "screen"]
 
@@ -92,8 +93,8 @@ class Decision:
     """
 
     verdicts: tuple[Verdict, ...]
-    changes: tuple[Interval, ...]
-    suite: Interval
+    changes: tuple[Estimate, ...]
+    suite: Estimate
     suite_slower: bool
 
 
@@ -162,10 +163,10 @@ def moved(rounds: Sequence[float], rules: Rules) -> bool:
     return bool(min(_p_above(column, 0.0)[0], _p_above(-column, 0.0)[0]) < rules.sentinel_level / 2)
 
 
-def interval(rounds: NDArray[np.float64], confidence: float = 0.95) -> Interval:
-    """exp of the mean log ratio with its t interval."""
+def interval(rounds: NDArray[np.float64], confidence: float = 0.95) -> Estimate:
+    """The ratio: exp of the mean log ratio with its t interval."""
     mean, half = float(rounds.mean()), float(_half_width(rounds[:, None], confidence)[0])
-    return Interval(*(float(value) for value in np.exp((mean, mean - half, mean + half))))
+    return Estimate(mean, mean - half, mean + half, Unit.LOG).exp(Unit.RATIO)
 
 
 def holm(p_values: NDArray[np.float64], level: float) -> Flags:

@@ -283,7 +283,7 @@ def _outcome(number: int, fraction: float, operator: str, session: Session) -> S
         operator=operator,
         verdict=comparison.verdict,
         reason=comparison.reason,
-        cells={row.cell.key: (row.verdict, row.change.ratio if row.change else None) for row in comparison.cells},
+        cells={row.cell.key: (row.verdict, row.change.value if row.change else None) for row in comparison.cells},
         spreads=session.spreads(),
         rounds=sum(record.stage == "confirm" for record in session.records) // 2,
         process_s=float(np.median([record.process.seconds for record in screening])) if screening else 0.0,

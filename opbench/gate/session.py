@@ -33,7 +33,7 @@ class RunRound(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ProcessRecord:
-    """One process of a session, as gate.jsonl keeps it."""
+    """One process of a session, as processes.jsonl keeps it."""
 
     stage: str
     """setup, screen or confirm."""
@@ -43,7 +43,7 @@ class ProcessRecord:
     process: ArmProcess
 
     def to_json_line(self) -> str:
-        """One line of JSON: raw latencies with six digits, in milliseconds, the order of the cells kept."""
+        """One line of JSON: raw latencies in milliseconds, none rounded, the order of the cells kept."""
         process = self.process
         cells = {
             key: {
@@ -51,7 +51,7 @@ class ProcessRecord:
                 "reason": measurement.reason,
                 "source": measurement.kernel_source_hash,
                 "warnings": list(measurement.warnings),
-                "latencies_ms": [float(f"{value:.6g}") for value in measurement.latencies_ms],
+                "latencies_ms": list(measurement.latencies_ms),
             }
             for key, measurement in process.measurements.items()
         }

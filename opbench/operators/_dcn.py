@@ -22,6 +22,7 @@ TRITON_SOURCES = (
     "opbench_kernels.deform_operators",
     "opbench_kernels.deform_triton",
     "opbench_kernels.bilinear_triton",
+    "opbench_kernels.tuning",
 )
 TORCH_SOURCES = (*_SHARED_SOURCES, "opbench_kernels.deform_torch")
 

@@ -31,7 +31,7 @@ def workflow_commands(comparison: Comparison, accepted: Collection[Verdict] = ()
             found["warning" if cell.verdict in accepted else "error"].append(cell)
     lines = []
     for kind, cells in found.items():
-        cells.sort(key=lambda cell: -(cell.change.ratio if cell.change else 0))
+        cells.sort(key=lambda cell: -(cell.change.value if cell.change else 0))
         shown = cells if len(cells) <= MOST_ANNOTATIONS else cells[: MOST_ANNOTATIONS - 1]
         lines += [_command(kind, f"{cell.verdict}: {cell.cell.key}", _detail(cell)) for cell in shown]
         if len(cells) > len(shown):
@@ -58,7 +58,7 @@ def append_job_summary(markdown: str) -> None:
 def _detail(cell: CellComparison) -> str:
     parts = []
     if cell.change:
-        parts.append(f"head / base {cell.change.ratio:.3f} ({cell.change.low:.3f} to {cell.change.high:.3f})")
+        parts.append(f"head / base {cell.change.value:.3f} ({cell.change.low:.3f} to {cell.change.high:.3f})")
     if cell.base_ms and cell.head_ms:
         parts.append(f"{cell.base_ms:.4g} ms, now {cell.head_ms:.4g} ms")
     return "; ".join(part for part in (*parts, cell.reason) if part) or str(cell.verdict)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from opbench.case import Cell
 from opbench.errors import UnknownNameError
+from opbench.estimate import Estimate
 from opbench.files import storage_errors, write_whole
 from opbench.measurement import one_line
 from opbench.percent import percent_text
@@ -16,7 +17,7 @@ from opbench.report.annotations import append_job_summary, workflow_commands
 from opbench.report.junit import junit_xml
 from opbench.report.layout import count_cells
 from opbench.report.render import Table, markdown_escape, print_tables, render
-from opbench.verdicts import CellComparison, Comparison, Interval, Verdict
+from opbench.verdicts import CellComparison, Comparison, Verdict
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -191,10 +192,10 @@ def _listed(keys: Sequence[str]) -> str:
     return ", ".join(map(one_line, keys[:LISTED])) + more
 
 
-def _figures(change: Interval | None) -> tuple[str, str]:
+def _figures(change: Estimate | None) -> tuple[str, str]:
     if change is None:
         return "", ""
-    return f"{change.ratio:.3f}", f"{change.low:.3f} to {change.high:.3f}"
+    return f"{change.value:.3f}", f"{change.low:.3f} to {change.high:.3f}"
 
 
 def _number(value: float | None) -> str:
@@ -231,7 +232,7 @@ def _row(cell: CellComparison) -> dict[str, Any]:
         "warnings": "; ".join(map(one_line, cell.warnings)),
     }
     if cell.change:
-        values |= {"ratio": cell.change.ratio, "ratio_low": cell.change.low, "ratio_high": cell.change.high}
+        values |= {"ratio": cell.change.value, "ratio_low": cell.change.low, "ratio_high": cell.change.high}
     if not isinstance(cell.cell, Cell):
         return values | {"operator": one_line(cell.cell.fullname)}
     case = cell.cell.case

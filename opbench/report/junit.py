@@ -53,7 +53,7 @@ def _class_name(cell: CellComparison) -> str:
 
 def _message(cell: CellComparison) -> str:
     change = (
-        f", head / base {cell.change.ratio:.3f} ({cell.change.low:.3f} to {cell.change.high:.3f})"
+        f", head / base {cell.change.value:.3f} ({cell.change.low:.3f} to {cell.change.high:.3f})"
         if cell.change
         else ""
     )

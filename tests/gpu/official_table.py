@@ -8,9 +8,9 @@ from official_ops import PROVIDER
 from opbench.arms import Arm, Reading
 from opbench.case import Case
 from opbench.compare import geometric_mean, ratio_interval
+from opbench.estimate import Estimate, Unit
 from opbench.measurement import Status
 from opbench.results import RunFolder
-from opbench.verdicts import Interval
 
 Pair = tuple[Reading, Reading]
 """Ours and theirs of one case in one round."""
@@ -33,7 +33,7 @@ def has_failures(runs: Sequence[RunFolder], ours: str) -> bool:
     return not readings or any(reading.status not in (Status.OK, Status.NOT_APPLICABLE) for reading in readings)
 
 
-def ratio(pairs: Sequence[Pair]) -> Interval | None:
+def ratio(pairs: Sequence[Pair]) -> Estimate | None:
     """Ours over theirs: the geometric mean of the rounds; the interval reaches from the lowest end to the highest.
 
     So it covers what differs from round to round as well as the samples' own spread.
@@ -42,10 +42,11 @@ def ratio(pairs: Sequence[Pair]) -> Interval | None:
     for ours, theirs in pairs:
         if ours.status is not Status.OK or theirs.status is not Status.OK:
             return None
-        ratios.append(ratio_interval(_estimate(theirs), _estimate(ours)))
+        ratios.append(ratio_interval(theirs.estimate, ours.estimate))
     if not ratios:
         return None
-    return Interval(geometric_mean(ratios).ratio, min(each.low for each in ratios), max(each.high for each in ratios))
+    lowest, highest = min(each.low for each in ratios), max(each.high for each in ratios)
+    return Estimate(geometric_mean(ratios).value, lowest, highest, Unit.RATIO)
 
 
 def comparison_markdown(runs: Sequence[RunFolder], ours: str, sources: Mapping[str, str]) -> str:
@@ -98,10 +99,6 @@ def comparison_markdown(runs: Sequence[RunFolder], ours: str, sources: Mapping[s
     return "\n".join(lines) + "\n"
 
 
-def _estimate(reading: Reading) -> Interval:
-    return Interval(reading.median_ms, reading.low_ms, reading.high_ms)
-
-
 def _latencies(pairs: Sequence[Pair], index: int) -> str:
     """The medians of the rounds, or why there is none."""
     return ", ".join(
@@ -109,5 +106,5 @@ def _latencies(pairs: Sequence[Pair], index: int) -> str:
     )
 
 
-def _text(interval: Interval) -> str:
-    return f"{interval.ratio:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+def _text(found: Estimate) -> str:
+    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"

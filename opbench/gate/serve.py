@@ -1,0 +1,71 @@
+"""What a gate of any revision may ask of this one: the interface between revisions, kept for good.
+
+A gate starts a process that imports this module by its name, takes a protocol that both speak from PROTOCOLS, and calls
+`serve`. What crosses is JSON values, and cells are named by their keys. A new field of an answer is no new protocol,
+since a gate ignores what it does not know; anything else that an older gate would not understand is.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+__all__ = ["PROTOCOLS", "Served", "serve"]
+
+PROTOCOLS = (1,)
+"""What this revision speaks; 0 is how a gate drives one from before this module (opbench/gate/arm.py)."""
+
+
+class Served:
+    """This revision's opbench in this process, as protocol 1 has it.
+
+    Args:
+        options: what to measure and how, as make_request takes it.
+        inject: operators that are slowed on purpose, with the fraction.
+    """
+
+    def __init__(self, options: Mapping[str, Any], inject: Mapping[str, float]) -> None:
+        from opbench import registry
+        from opbench.gate.slowdown import slowed
+        from opbench.options import make_request
+        from opbench.run import plan
+        from opbench.runner import CellRunner, RunOptions
+
+        operators = dict(registry.registered())
+        asked = make_request(options, operators)
+        self.device = asked.device
+        self._cells = {cell.key: cell for cell in plan(asked, operators)}
+        for name, fraction in inject.items():
+            operators[name] = slowed(operators[name], fraction)
+        self._runner = CellRunner(RunOptions.of(asked.to_json()), operators.__getitem__)
+
+    def plan(self) -> dict[str, Any]:
+        """The cells (`plan`), what must be equal to compare (`identity`) and the whole `environment`."""
+        from opbench.environment import collect_environment, comparison_identity
+
+        environment = collect_environment(self.device)
+        cells = [cell.to_json() for cell in self._cells.values()]
+        return {"plan": cells, "identity": comparison_identity(environment), "environment": environment}
+
+    def measure(self, key: str) -> dict[str, Any]:
+        """The `measurement` of a planned cell, and why this process can measure no other (`ended`) where it cannot."""
+        measurement = self._runner.run(self._cells[key])
+        answer: dict[str, Any] = {"measurement": json.loads(measurement.to_json_line())}
+        if self._runner.device_broken:
+            answer["ended"] = f"{self.device} no longer answers this process since {key}"
+        return answer
+
+
+def serve(protocol: int, options: Mapping[str, Any], inject: Mapping[str, float]) -> Served:
+    """This revision's opbench, to be driven by a protocol of PROTOCOLS.
+
+    Args:
+        protocol: which.
+        options, inject: as Served takes them.
+
+    Raises:
+        ValueError: this revision does not speak that protocol.
+        OpbenchError: options that this revision cannot follow.
+    """
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"protocol must be of {PROTOCOLS}, got {protocol}")
+    return Served(options, inject)

@@ -1,0 +1,160 @@
+"""Arms whose opbench is another revision: what the gate asks of it, and what it says where that cannot be answered."""
+
+import json
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from builders import make_case, make_cell
+from typer.testing import CliRunner
+
+import opbench
+from opbench.case import Dtype
+from opbench.cli import app
+from opbench.errors import NotComparableError
+from opbench.gate import command as gate_command
+from opbench.gate import serve
+from opbench.gate.process import Arm, Launcher
+from opbench.measurement import Measurement, Status
+
+CELLS = [make_cell(make_case(dtype=dtype)) for dtype in (Dtype.FP32, Dtype.BF16)]
+SERVE = """
+import json
+
+PROTOCOLS = {protocols}
+PLAN = json.loads({plan!r})
+MEASUREMENTS = json.loads({measurements!r})
+
+
+class Served:
+    device = "cpu"
+
+    def plan(self):
+        return {{"plan": PLAN, "identity": {{"torch": "2"}}, "environment": {{"new": {{}}}}, "newer": 1}}
+
+    def measure(self, key):
+        return {{"measurement": MEASUREMENTS[key], "newer": 1}}
+
+
+def serve(protocol, options, inject):
+    assert protocol in PROTOCOLS
+    return Served()
+"""
+
+
+def place_of(folder, modules):
+    """A place that holds an opbench of these modules alone, by the names of their files."""
+    for name, text in {"__init__": "", "gate/__init__": "", **modules}.items():
+        path = folder / "opbench" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def serving(folder, cells=CELLS, protocols=(1,), **extra):
+    """A place whose opbench has the entry point and nothing else; `extra` goes into every measurement."""
+    measurements = {
+        cell.key: json.loads(Measurement(cell, Status.OK, latencies_ms=(1.0,)).to_json_line()) | extra for cell in cells
+    }
+    plan = json.dumps([cell.to_json() | {"newer": 1} for cell in cells])
+    text = SERVE.format(protocols=protocols, plan=plan, measurements=json.dumps(measurements))
+    return place_of(folder, {"gate/serve": text})
+
+
+def one_round(base, head, options=None):
+    return Launcher(options or {}).run({"base": Arm("old", base), "head": Arm("new", head)}, None, "base")
+
+
+def test_an_arm_is_driven_by_the_entry_point_alone_and_unknown_fields_are_left_out(tmp_path):
+    pair = one_round(*(serving(tmp_path / name, newer={"field": [1]}) for name in ("base", "head")))
+    for process in pair.values():
+        assert process.failure == ""
+        assert process.plan == tuple(CELLS)
+        assert [m.latencies_ms for m in process.measurements.values()] == [(1.0,), (1.0,)]
+        assert set(process.sentinel) == {"matrix product", "memory copy"}
+        assert process.identity == {"torch": "2"}
+
+
+def test_a_cell_whose_costs_are_counted_otherwise_is_the_same_cell(tmp_path):
+    recounted = [make_cell(cell.case, flop_count=2 * cell.flop_count) for cell in CELLS]
+    pair = one_round(serving(tmp_path / "base"), serving(tmp_path / "head", recounted))
+    assert pair["base"].plan != pair["head"].plan
+    for process in pair.values():
+        assert list(process.measurements) == [cell.key for cell in CELLS]
+
+
+def test_another_protocol_is_one_line_that_names_the_revision_and_what_it_speaks(tmp_path):
+    with pytest.raises(NotComparableError) as refusal:
+        one_round(serving(tmp_path / "base"), serving(tmp_path / "head", protocols=(2, 3)))
+    assert str(refusal.value) == (
+        "new: its opbench speaks protocol 2, 3 of the gate, this one 0, 1; run the gate from a revision that speaks "
+        "the protocols of both arms (PROTOCOLS in opbench/gate/serve.py)"
+    )
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        {},
+        {"options": "", "registry": "", "run": "", "runner": "", "environment": ""},
+        {"registry": "registered = dict", "options": "from opbench.case import Case"},
+    ],
+    ids=["nothing", "empty", "from-another-installation"],
+)
+def test_a_revision_that_is_too_old_is_one_line_that_says_from_which_on_it_works(tmp_path, modules):
+    """Though an editable installation may offer this revision's modules in place of what is not there."""
+    with pytest.raises(NotComparableError) as refusal:
+        one_round(place_of(tmp_path / "base", modules), serving(tmp_path / "head"))
+    message = str(refusal.value)
+    assert message.startswith("old: its opbench cannot be driven by protocol 0 of the gate (")
+    assert message.endswith("); the gate works from revision 7ab3d03 on")
+    assert message.isprintable()
+
+
+def test_an_answer_that_means_nothing_here_is_one_line(tmp_path):
+    with pytest.raises(NotComparableError, match=r"^new: this opbench cannot read .*melted.*$"):
+        one_round(serving(tmp_path / "base"), serving(tmp_path / "head", status="melted"))
+
+
+def test_a_revision_from_before_the_entry_point_is_measured_as_before(tmp_path):
+    package = Path(opbench.__file__).parent
+    left_out = shutil.ignore_patterns("serve.py", "__pycache__")
+    shutil.copytree(package, tmp_path / "base" / "opbench", ignore=left_out)
+    (tmp_path / "one.yaml").write_text("shapes:\n  - {batch: 1, height: 4, width: 4, channels: 32}\n")
+    options = {"shapes": [str(tmp_path / "one.yaml")], "ops": ["conv3x3"], "dtypes": ["fp32"], "device": "cpu",
+               "time_budget": 0.001}  # fmt: skip
+    pair = one_round(tmp_path / "base", None, options)
+    base, head = pair["base"], pair["head"]
+    assert (base.failure, head.failure) == ("", "")
+    assert base.plan == head.plan
+    assert base.identity == head.identity
+    assert {m.status for process in pair.values() for m in process.measurements.values()} == {Status.OK}
+    assert list(base.measurements) == list(head.measurements) != []
+    assert set(base.sentinel) == set(head.sentinel) == {"matrix product", "memory copy"}
+
+
+def test_the_command_ends_with_one_line_and_the_code_of_not_comparable(tmp_path, monkeypatch):
+    places = {"base": serving(tmp_path / "base"), "head": serving(tmp_path / "head", protocols=(2,))}
+
+    @contextmanager
+    def installed(sources, work):
+        yield places
+
+    monkeypatch.setattr(gate_command, "installed", installed)
+    for place in places.values():
+        (place / "pyproject.toml").touch()
+    done = CliRunner().invoke(
+        app,
+        ["gate", "--base", str(places["base"]), "--head", str(places["head"]), "--quiet", "--out", str(tmp_path / "o")],
+    )
+    assert done.exit_code == 4
+    assert done.stdout == ""
+    assert done.stderr.startswith(f"opbench: {places['head']}: its opbench speaks protocol 2 of the gate")
+    assert done.stderr.count("\n") == 1
+
+
+def test_only_protocols_that_are_offered_are_served():
+    assert 1 in serve.PROTOCOLS  # kept for good: gates of other revisions rely on it
+    with pytest.raises(ValueError, match=r"protocol must be of \(1,\), got 0"):
+        serve.serve(0, {}, {})
