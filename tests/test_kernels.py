@@ -3,16 +3,18 @@
 import math
 import subprocess
 import sys
+from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opbench_kernels import dcnv3, dcnv4, deform_torch, functional, reference
+from opbench_kernels import dcnv3, dcnv4, deform_torch, deform_triton, functional, reference
 from opbench_kernels.geometry import Geometry, padded_offset_mask_channels, pair
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torchvision.ops import deform_conv2d
+from triton import next_power_of_2
 
 from opbench.check import poisoned_allocations
 from opbench.shapes import load_shape_list
@@ -48,9 +50,13 @@ def smooth_offsets(packed, groups, points):
     return packed
 
 
+SMALL_KERNELS = st.tuples(st.integers(1, 4), st.integers(1, 4))
+LARGE_KERNELS = st.sampled_from([(5, 5), (7, 7), (1, 7)])
+
+
 @st.composite
-def cases(draw):
-    kernel = draw(st.one_of(st.tuples(st.integers(1, 4), st.integers(1, 4)), st.sampled_from([(5, 5), (7, 7), (1, 7)])))
+def cases(draw, kernels):
+    kernel = draw(kernels)
     odd = all(size % 2 for size in kernel) and kernel != (1, 1)
     arguments = {
         "kernel_size": kernel,
@@ -113,20 +119,40 @@ def place_offsets(packed, kind, groups, points, generator):
 
 
 @settings(max_examples=40, deadline=None)
-@given(case=cases())
+@given(case=cases(SMALL_KERNELS | LARGE_KERNELS))
 def test_any_geometry_in_torch(case):
     compare_with_the_reference("torch", case)
 
 
-@settings(max_examples=25 if DEVICE == "cuda" else 12, deadline=None)  # seconds each, interpreted or compiled
-@given(case=cases())
+@contextmanager
+def few_programs():
+    """Interpreted, a program takes some 30 ms a point whatever its rows: two or three of them, the last not full."""
+    whole = deform_triton.Sampled.constants
+
+    def constants(sampled, vectors, num_warps):
+        found = whole(sampled, vectors, num_warps)
+        return found | {"BLOCK_ROWS": max(found["BLOCK_ROWS"], next_power_of_2(-(-sampled.rows // 3)))}
+
+    with pytest.MonkeyPatch.context() as patch:
+        if DEVICE == "cpu":
+            patch.setattr(deform_triton.Sampled, "constants", constants)
+        yield
+
+
+# Compiled, an example takes seconds whatever its kernel. Interpreted it takes as long as the kernel has points, and
+# test_large_kernels_and_wide_groups has the large ones.
+@settings(max_examples=25 if DEVICE == "cuda" else 12, deadline=None)
+@given(case=cases(SMALL_KERNELS | LARGE_KERNELS if DEVICE == "cuda" else SMALL_KERNELS))
 def test_any_geometry_in_triton(case):
-    compare_with_the_reference("triton", case)
+    with few_programs():
+        compare_with_the_reference("triton", case)
 
 
 @pytest.mark.parametrize("case", [
     {"kernel_size": (7, 7), "padding": (3, 3), "offsets": "smooth", "group_channels": 8},
     {"kernel_size": (7, 7), "padding": (3, 3), "remove_center": True, "offsets": math.nan, "group_channels": 1},
+    {"kernel_size": (5, 5), "padding": (2, 2), "remove_center": True, "offsets": "smooth", "group_channels": 20},
+    {"kernel_size": (1, 7), "padding": (0, 3), "dilation": (2, 1), "offsets": math.inf, "group_channels": 3},
     {"offsets": "integer", "group_channels": 128},
     {"offsets": "around integers", "group_channels": 24, "stride": (2, 1)},
 ])  # fmt: skip
@@ -136,7 +162,8 @@ def test_large_kernels_and_wide_groups(case):
     arguments |= {name: value for name, value in case.items() if name in arguments}
     rest = {name: case[name] for name in ("offsets", "group_channels")}
     whole = {"arguments": arguments, "size": (1, 5, 4), "groups": 2, "offset_std": 1.0, "seed": 11, **rest}
-    compare_with_the_reference("triton", whole)
+    with few_programs():
+        compare_with_the_reference("triton", whole)
 
 
 def compare_with_the_reference(implementation, case):
