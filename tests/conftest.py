@@ -42,6 +42,14 @@ def _tuned_by_rule():
         tuning._state.clear()
 
 
+@pytest.fixture
+def one_plot(monkeypatch):
+    """Runs draw one kind of plot instead of ten, a third of a second each: for tests of where plots go."""
+    from opbench.report import plots
+
+    monkeypatch.setattr(plots, "KINDS", {"throughput": plots.KINDS["throughput"]})
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _kept_ceilings():
     """A cache of the tests' own, with made-up ceilings far above any machine: a sweep then measures none."""
