@@ -24,6 +24,7 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: "test_wheel" not in item.nodeid)  # the longest first, while all processes have work
     if not HAS_CUDA and "OPBENCH_REQUIRE_GPU" not in os.environ:  # a run for a GPU must not pass by skipping
         for item in items:
             if item.get_closest_marker("gpu"):
@@ -31,7 +32,7 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    gc.freeze()  # every cell ends with a collection: it need not walk what torch and the tests imported, 0.1 s each time
+    gc.freeze()  # each cell ends with a collection, which would walk all that torch and the tests imported for 0.1 s
 
 
 @pytest.fixture(autouse=True)

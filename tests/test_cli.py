@@ -71,7 +71,11 @@ def test_a_sweep_from_start_to_report(folder, monkeypatch, one_plot):
 
 def test_out_is_refused_twice_and_resume_finds_nothing_left(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    assert call("sweep", *FAST, "--ops", "conv3x3", "--out", "run", "--quiet") == (0, "2 cells: 2 ok\nresults: run\n", "")
+    assert call("sweep", *FAST, "--ops", "conv3x3", "--out", "run", "--quiet") == (
+        0,
+        "2 cells: 2 ok\nresults: run\n",
+        "",
+    )
     journal = (folder / "run" / "journal.jsonl").read_bytes()
     code, _, err = call("sweep", *FAST, "--ops", "conv3x3", "--out", "run")
     assert code == 2

@@ -36,9 +36,7 @@ class Watch:
         self.started_s, self.looks = time.perf_counter(), [self.look()]
 
     def look(self):
-        return Look(
-            self.calls.count, bytes_read(self.process), self.process.num_fds(), self.process.memory_info().rss
-        )
+        return Look(self.calls.count, bytes_read(self.process), self.process.num_fds(), self.process.memory_info().rss)
 
     def started(self, cell, number, total):
         pass

@@ -27,6 +27,6 @@ def counted_calls():
 
 
 def bytes_read(process):
-    """Bytes that a psutil process has read so far, from files and sockets, cached or not; 0 where the system counts none."""
+    """Bytes that a psutil process has read so far, cached or not; 0 where the system counts none."""
     counters = process.io_counters() if hasattr(process, "io_counters") else None
     return getattr(counters, "read_chars", 0)
