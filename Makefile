@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: sweep test test-slow lint pictures inspect bench first-minute gate-evidence gpu clean
+.PHONY: sweep test test-slow test-emulated emulated-avx2 emulated-default lint pictures inspect bench first-minute gate-evidence gpu clean
 
 sweep: $(VENV)/.installed
 	$(BIN)/opbench sweep
@@ -17,6 +17,19 @@ test: $(VENV)/.installed-dev
 test-slow: $(VENV)/.installed-dev
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m slow -rP
 	CUDA_VISIBLE_DEVICES= OPBENCH_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest tests/test_fuzz.py
+
+# Older processors, emulated: what touches values, providers, dtypes and ceilings, then a sweep, with an empty cache.
+EMULATED_TESTS := $(addprefix tests/test_,operators.py modules.py check.py runner.py ceilings.py environment.py emulation.py)
+
+test-emulated: emulated-avx2 emulated-default
+
+emulated-avx2: CAPABILITY = ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
+emulated-default: CAPABILITY = ATEN_CPU_CAPABILITY=default
+emulated-avx2 emulated-default: $(VENV)/.installed-dev
+	set -e; cache=$$(mktemp -d); trap 'rm -rf "$$cache"' EXIT; \
+	export $(CAPABILITY) XDG_CACHE_HOME="$$cache" CUDA_VISIBLE_DEVICES=; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 $(EMULATED_TESTS); \
+	$(BIN)/opbench sweep --out "$$cache/run"
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,10 +1,12 @@
 """Shared set-up: Triton kernels run in the interpreter where there is no CUDA device."""
 
+import gc
 import os
 import signal
 import sys
 import tempfile
 
+import hypothesis  # noqa: F401 - before gc.freeze(): its plug-ins look for referrers, which are hidden then
 import pytest
 import torch
 
@@ -22,10 +24,15 @@ if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
 
 
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: "test_wheel" not in item.nodeid)  # the longest first, while all processes have work
     if not HAS_CUDA and "OPBENCH_REQUIRE_GPU" not in os.environ:  # a run for a GPU must not pass by skipping
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device, none here"))
+
+
+def pytest_collection_finish():
+    gc.freeze()  # each cell ends with a collection, which would walk all that torch and the tests imported for 0.1 s
 
 
 @pytest.fixture(autouse=True)
@@ -34,6 +41,14 @@ def _tuned_by_rule():
     yield
     if tuning := sys.modules.get("opbench_kernels.tuning"):
         tuning._state.clear()
+
+
+@pytest.fixture
+def one_plot(monkeypatch):
+    """Runs draw one kind of plot instead of ten, a third of a second each: for tests of where plots go."""
+    from opbench.report import plots
+
+    monkeypatch.setattr(plots, "KINDS", {"throughput": plots.KINDS["throughput"]})
 
 
 @pytest.fixture(scope="session", autouse=True)

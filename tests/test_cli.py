@@ -31,32 +31,25 @@ def folder(tmp_path):
 FAST = ("--shapes", "tiny.yaml", "--device", "cpu", "--time-budget", "0.02", "--no-plots")
 
 
-def test_a_sweep_from_start_to_report(folder, monkeypatch):
-    done = opbench(
-        "sweep",
-        *FAST,
-        "--plots",
-        "--ops",
-        "conv3x3,dcnv4",
-        "--dtypes",
-        "fp32,bf16",
-        "--level",
-        "module,core",
-        cwd=folder,
+def test_a_sweep_from_start_to_report(folder, monkeypatch, one_plot):
+    monkeypatch.chdir(folder)
+    code, out, err = call(
+        "sweep", *FAST, "--plots", "--ops", "conv3x3,dcnv4", "--dtypes", "fp32,bf16", "--level", "module,core"
     )
-    assert done.returncode == 0, done.stderr
-    assert "[1/8] conv3x3 (torch) module fwd 1x4x4x32 fp32: " in done.stderr
-    assert "8 cells: 8 ok" in done.stdout
+    assert code == 0, err
+    assert "[1/8] conv3x3 (torch) module fwd 1x4x4x32 fp32: " in err
+    assert "8 cells: 8 ok" in out
     [run] = (folder / "results").iterdir()
     assert re.fullmatch(r"\d{4}-\d\d-\d\d-cpu-1", run.name)
-    assert f"results: results/{run.name}" in done.stdout
+    assert f"results: results/{run.name}" in out
+    plots = {f"throughput-tiny-{level}-fwd{suffix}" for level in ("module", "core") for suffix in (".png", ".svg")}
+    assert {path.name for path in (run / "plots").iterdir()} == plots
     with (run / "measurements.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["status"] for row in rows} == {"ok"}
     assert all(float(row["latency_ms"]) > 0 and int(row["samples"]) >= 30 for row in rows)
     assert json.loads((run / "run.json").read_text())["schema_version"] == 1
 
-    monkeypatch.chdir(folder)
     for format_, mark in (
         ("terminal", "Conv (3×3)"),
         ("markdown", "| Conv (3×3)"),
@@ -76,17 +69,19 @@ def test_a_sweep_from_start_to_report(folder, monkeypatch):
     assert (run / "measurements.csv").exists()
 
 
-def test_out_is_refused_twice_and_resume_finds_nothing_left(folder):
-    first = opbench("sweep", *FAST, "--ops", "conv3x3", "--out", "run", "--quiet", cwd=folder)
-    assert first.returncode == 0, first.stderr
-    assert first.stderr == ""
-    assert first.stdout == "2 cells: 2 ok\nresults: run\n"
+def test_out_is_refused_twice_and_resume_finds_nothing_left(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    assert call("sweep", *FAST, "--ops", "conv3x3", "--out", "run", "--quiet") == (
+        0,
+        "2 cells: 2 ok\nresults: run\n",
+        "",
+    )
     journal = (folder / "run" / "journal.jsonl").read_bytes()
-    again = opbench("sweep", *FAST, "--ops", "conv3x3", "--out", "run", cwd=folder)
-    assert again.returncode == 2
-    assert "run already holds a run; choose another --out, or continue it with --resume" in again.stderr
-    resumed = opbench("sweep", "--resume", "--out", "run", "--quiet", "--no-plots", cwd=folder)
-    assert resumed.returncode == 0, resumed.stderr
+    code, _, err = call("sweep", *FAST, "--ops", "conv3x3", "--out", "run")
+    assert code == 2
+    assert "run already holds a run; choose another --out, or continue it with --resume" in err
+    code, _, err = call("sweep", "--resume", "--out", "run", "--quiet", "--no-plots")
+    assert code == 0, err
     assert (folder / "run" / "journal.jsonl").read_bytes() == journal
     assert not (folder / "run" / "plots").exists()
 
@@ -119,41 +114,43 @@ def test_a_sweep_that_is_stopped_keeps_its_cells_and_resumes(folder, how):
     assert journal.read_bytes().startswith(kept[: kept.rindex(b"\n") + 1])
 
 
-def test_a_dry_run_prints_the_plan_and_runs_nothing(folder):
-    done = opbench("sweep", "--shapes", "standard", "--ops", "attention", "--dtypes", "fp16", "--dry-run", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    assert "5 cells, none run" in done.stdout
-    assert "attention/module/fwd/standard/64x56x56x128/fp16" in done.stdout
-    assert re.search(
-        r"largest estimated memory: \d+\.\d\d GiB, attention/module/fwd/standard/64x56x56x128", done.stdout
-    )
+def test_a_dry_run_prints_the_plan_and_runs_nothing(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    code, out, err = call("sweep", "--shapes", "standard", "--ops", "attention", "--dtypes", "fp16", "--dry-run")
+    assert code == 0, err
+    assert "5 cells, none run" in out
+    assert "attention/module/fwd/standard/64x56x56x128/fp16" in out
+    assert re.search(r"largest estimated memory: \d+\.\d\d GiB, attention/module/fwd/standard/64x56x56x128", out)
     assert not (folder / "results").exists()
 
 
-def test_a_memory_limit_gives_a_row_and_the_next_cell_runs(folder):
+def test_a_memory_limit_gives_a_row_and_the_next_cell_runs(folder, monkeypatch):
+    monkeypatch.chdir(folder)
     (folder / "two.yaml").write_text(TINY + "  - {batch: 4, height: 64, width: 64, channels: 32}\n")
     # Scores of the second shape: 4 * 4096^2 floats, 256 MiB, twice.
-    done = opbench(
+    code, out, err = call(
         "sweep", "--shapes", "two.yaml", "--ops", "attention", "--level", "core", "--dtypes", "fp32", "--device", "cpu",
-        "--time-budget", "0.02", "--memory-limit", "0.3", "--no-plots", "--out", "run", cwd=folder,
+        "--time-budget", "0.02", "--memory-limit", "0.3", "--no-plots", "--out", "run",
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert "1 out_of_memory" in done.stdout
-    assert "1 ok" in done.stdout
-    assert "OOM" in done.stdout
+    assert code == 0, err
+    assert "1 out_of_memory" in out
+    assert "1 ok" in out
+    assert "OOM" in out
 
 
-def test_a_provider_that_is_not_here_is_a_row_and_exit_code_1(folder):
-    done = opbench("sweep", *FAST, "--ops", "dcnv4", "--providers", "dcnv4=triton", "--out", "run", cwd=folder)
-    assert done.returncode == 1
-    assert "unavailable: dcnv4 module fwd 1x4x4x32 fp32 (triton): the Triton kernels need a CUDA device" in done.stderr
+def test_a_provider_that_is_not_here_is_a_row_and_exit_code_1(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    code, _, err = call("sweep", *FAST, "--ops", "dcnv4", "--providers", "dcnv4=triton", "--out", "run")
+    assert code == 1
+    assert "unavailable: dcnv4 module fwd 1x4x4x32 fp32 (triton): the Triton kernels need a CUDA device" in err
 
 
-def test_tf32_on_a_cpu_is_not_applicable_and_exit_code_0(folder):
-    done = opbench("sweep", *FAST, "--ops", "conv3x3", "--dtypes", "tf32", "--out", "run", cwd=folder)
-    assert done.returncode == 0
-    assert "2 cells" not in done.stdout
-    assert "1 cells: 1 not_applicable" in done.stdout
+def test_tf32_on_a_cpu_is_not_applicable_and_exit_code_0(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    code, out, _ = call("sweep", *FAST, "--ops", "conv3x3", "--dtypes", "tf32", "--out", "run")
+    assert code == 0
+    assert "2 cells" not in out
+    assert "1 cells: 1 not_applicable" in out
 
 
 @pytest.mark.parametrize(

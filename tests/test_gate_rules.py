@@ -116,8 +116,9 @@ def test_identical_rounds_and_any_others_give_finite_intervals(first):
         assert 0 < change.low <= change.value <= change.high < math.inf
 
 
-def test_false_alarms_stay_below_the_level_under_heavy_tails():
+def test_false_alarms_stay_below_the_level_under_heavy_tails(monkeypatch):
     """At the edge of what is tolerated, where the error is largest: Student noise with 3 degrees of freedom."""
+    monkeypatch.setattr("opbench.gate.rules.interval", lambda rounds: None)  # half of the work, and no verdict's part
     random = np.random.default_rng(5)
     edge = math.log1p(RULES.tolerance)
     alarms = 0

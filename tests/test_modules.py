@@ -372,10 +372,11 @@ def test_sequences_are_images(kind, stride):
     expected = module(image)
     got = module(image.flatten(1, 2), shape=(4, 6))
     assert got.dim() == 3
-    assert torch.equal(got, expected.flatten(1, 2))
-    assert torch.equal(module(image, (4, 6)), expected)
+    # Products of other shapes, and of memory at another address, may take another path through BLAS.
+    torch.testing.assert_close(got, expected.flatten(1, 2))
+    torch.testing.assert_close(module(image, (4, 6)), expected)
     square = random(2, 5, 5, 6)
-    assert torch.equal(module(square.flatten(1, 2)), module(square).flatten(1, 2))
+    torch.testing.assert_close(module(square.flatten(1, 2)), module(square).flatten(1, 2))
 
 
 @pytest.mark.parametrize("kind", MODULES)
@@ -390,7 +391,8 @@ def test_nchw_takes_two_permutes():
     module = make("dcnv4", {"without_pointwise": True}, implementation="torch")
     image = random(2, 6, 4, 5)  # (N, C, H, W)
     expected = module(image.permute(0, 2, 3, 1).contiguous()).permute(0, 3, 1, 2)
-    assert torch.equal(module(image.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), expected)
+    # BLAS adds up in another order where the image is transposed in memory.
+    torch.testing.assert_close(module(image.permute(0, 2, 3, 1)).permute(0, 3, 1, 2), expected)
 
 
 @pytest.mark.parametrize(
@@ -501,13 +503,15 @@ def test_copies_and_saved_states(kind):
     module = make(kind, {"center_feature_scale": True, "kernel_size": (3, 5)}, implementation="torch")
     image = random(2, 7, 6, 6)
     expected = module(image)
-    assert torch.equal(copy.deepcopy(module)(image), expected)
+    torch.testing.assert_close(copy.deepcopy(module)(image), expected)
     saved = io.BytesIO()
     torch.save(module.state_dict(), saved)
     saved.seek(0)
     other = MODULES[kind](6, group=2, center_feature_scale=True, kernel_size=(3, 5), dtype=torch.float64).to(DEVICE)
     other.load_state_dict(torch.load(saved, weights_only=True), strict=True)
-    assert torch.equal(other(image), expected)
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(tensor, module.state_dict()[name]), name  # copied, not computed
+    torch.testing.assert_close(other(image), expected)  # parameters at other addresses: BLAS may add in another order
 
 
 def test_device_and_dtype_reach_every_parameter():

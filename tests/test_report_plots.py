@@ -84,7 +84,7 @@ def test_files_are_readable_and_named_after_their_table(run):
             assert ET.parse(path).getroot().tag.endswith("svg")  # noqa: S314 - our own file
 
 
-def test_svg_is_the_same_every_time(tmp_path):
+def test_svg_is_the_same_every_time(tmp_path, one_plot):
     run = make_run(tmp_path, [measurement("dcnv4", SHAPES[0], dtype, 1.0) for dtype in ("fp32", "fp16")])
     first = {path: path.read_bytes() for path in write_plots(run)}
     assert {path: path.read_bytes() for path in write_plots(run)} == first

@@ -89,7 +89,7 @@ def test_a_device_that_the_last_cell_broke_fails_no_sweep(tiny, tmp_path, monkey
     assert [m.status for m in run.measurements()] == [Status.OK]
 
 
-def test_a_sweep_of_own_operators_writes_every_file(tiny, tmp_path):
+def test_a_sweep_of_own_operators_writes_every_file(tiny, tmp_path, one_plot):
     operator = doubling()
     run = opbench.sweep(
         shapes=[tiny], operators=[operator], providers=["double=all"], dtypes=["fp32"], time_budget=0.01,
@@ -217,7 +217,7 @@ def test_what_cannot_be_followed_is_named(options, kind, message):
         planned(**options)
 
 
-def test_the_readmes_operator_runs(tmp_path, monkeypatch):
+def test_the_readmes_operator_runs(tmp_path, monkeypatch, one_plot):
     # The README's worked example: a user's own operator, swept.
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     [example] = [block for block in blocks if "opbench.Operator(" in block]
