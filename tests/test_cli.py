@@ -222,12 +222,15 @@ def test_a_provider_that_has_limits_but_does_not_name_them(monkeypatch):
     assert "needs: not said, --check asks it" in "\n".join(listing.providers(80))
 
 
-def test_env_tells_what_a_bug_report_needs():
-    code, out, err = call("env")
+@pytest.mark.parametrize("options", [(), ("--check",), ("--device", "cpu")])
+def test_env_tells_what_a_bug_report_needs(options):
+    code, out, err = call("env", *options)
     assert code == 0, err
     for text in ("torch", "triton", "driver", "Python", "git"):
         assert text.lower() in out.lower()
     assert os.path.expanduser("~") not in out
+    assert ("fp32 precision" in out) == ("torch threads" in out)
+    assert ("fp32 precision, mkldnn.matmul: " in out) == bool(options)
 
 
 def test_report_says_what_is_wrong_with_a_run(folder):
