@@ -35,8 +35,8 @@ ComparisonFormats = Annotated[
     str | None,
     typer.Option(
         "--format",
-        metavar="terminal,markdown,csv,junit,github",
-        help="How to show. [default: terminal; with --out also markdown, csv and junit]",
+        metavar="LIST",
+        help="Of terminal, markdown, csv, junit, github. [default: terminal; with --out also markdown, csv and junit]",
     ),
 ]
 ComparisonOut = Annotated[

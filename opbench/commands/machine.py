@@ -35,7 +35,7 @@ def env(
 
 
 def ceilings(
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Which device.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto",
     again: Annotated[bool, typer.Option("--again", help="Measure even if the figures are kept from before.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print what a run keeps in ceilings.json.")] = False,
     no_color: NoColor = False,
