@@ -170,20 +170,10 @@ def sweep(
 
 
 def _print_plan(cells: "list[Cell]") -> None:
-    from rich.table import Table
+    from opbench.report import print_tables
+    from opbench.report.plan_table import plan_table
 
-    table = Table("cell", "provider", "GFLOP", "MB moved", "memory, MiB", title=f"{len(cells)} cells, none run")
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for cell in cells:
-        table.add_row(
-            cell.case.key,
-            cell.provider,
-            f"{cell.flop_count / 1e9:.3g}",
-            f"{cell.bytes_moved / 1e6:.3g}",
-            f"{cell.memory_bytes / 2**20:.0f}",
-        )
-    stdout().print(table)
+    print_tables([plan_table(cells)], "terminal", stdout())
     largest = max(cells, key=lambda cell: cell.memory_bytes, default=None)
     if largest:
         print(f"largest estimated memory: {largest.memory_bytes / 2**30:.2f} GiB, {largest.key}")
