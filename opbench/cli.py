@@ -15,6 +15,7 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     no_args_is_help=True,
+    rich_markup_mode=None,  # click's own layout: it cuts no name at 60 columns, and rich takes long to import
     pretty_exceptions_enable=False,
     add_completion=True,
     context_settings={"help_option_names": ["-h", "--help"]},

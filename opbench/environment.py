@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ from opbench.precision import float32_precision
 
 __all__ = [
     "collect_environment",
+    "collect_machine",
     "comparison_identity",
     "device_slug",
     "environment_differences",
-    "environment_lines",
     "git_revision",
     "resolve_device",
+    "value_text",
 ]
 
 PACKAGES = (
@@ -55,16 +57,16 @@ def collect_environment(device: str | None = None) -> dict[str, Any]:
     import torch
 
     device = resolve_device(device or "auto")
-    cpu = _cpu()
+    cpu = {
+        **_cpu(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "torch_threads": torch.get_num_threads(),
+    }
     properties = torch.cuda.get_device_properties(device) if device != "cpu" else None
     unusable_gpu = _unusable_gpu() if device == "cpu" else None
     with nvml_of(device) as nvml:
         return {
-            "opbench_version": _package_version("opbench"),
-            "git_revision": git_revision(Path(__file__)),
-            "python_version": platform.python_version(),
-            "platform": platform.platform(),
-            "packages": {name: _package_version(name) for name in PACKAGES},
+            **_software(),
             "cuda_version": torch.version.cuda,
             "cudnn_version": _cudnn_version(),
             "driver_version": nvml.ask("nvmlSystemGetDriverVersion"),
@@ -76,6 +78,22 @@ def collect_environment(device: str | None = None) -> dict[str, Any]:
             "cpu": cpu,
             "memory_bytes": psutil.virtual_memory().total,
             "fp32_precision": float32_precision(),
+            "variables": _variables(),
+        }
+
+
+def collect_machine() -> dict[str, Any]:
+    """The part of collect_environment that needs no torch, which takes seconds to import; gpu_names are NVML's."""
+    import psutil
+
+    with nvml_of("cpu") as nvml:
+        return {
+            **_software(),
+            "cuda_version": _torch_cuda_version(),
+            "driver_version": nvml.ask("nvmlSystemGetDriverVersion"),
+            "gpu_names": nvml.gpu_names(),
+            "cpu": _cpu(),
+            "memory_bytes": psutil.virtual_memory().total,
             "variables": _variables(),
         }
 
@@ -132,7 +150,7 @@ def comparison_identity(environment: Mapping[str, Any]) -> dict[str, str]:
         identity["torch threads"] = (environment.get("cpu") or {}).get("torch_threads")
     else:
         identity["driver"] = environment.get("driver_version")
-    return {name: _text(value) for name, value in identity.items()}
+    return {name: value_text(value) for name, value in identity.items()}
 
 
 def environment_differences(there: Mapping[str, Any], here: Mapping[str, Any], *, code: bool = False) -> list[str]:
@@ -146,8 +164,8 @@ def environment_differences(there: Mapping[str, Any], here: Mapping[str, Any], *
     a, b = comparison_identity(there), comparison_identity(here)
     if code:
         for identity, environment in ((a, there), (b, here)):
-            identity["opbench"] = _text(environment.get("opbench_version"))
-            identity["git revision"] = _text(environment.get("git_revision"))
+            identity["opbench"] = value_text(environment.get("opbench_version"))
+            identity["git revision"] = value_text(environment.get("git_revision"))
     return [
         f"{name}: {a.get(name, 'none')} there, {b.get(name, 'none')} here"
         for name in dict.fromkeys([*a, *b])
@@ -155,37 +173,11 @@ def environment_differences(there: Mapping[str, Any], here: Mapping[str, Any], *
     ]
 
 
-def environment_lines(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Label and value of every line that `opbench env` prints."""
-    cpu = environment["cpu"]
-    load = ", ".join(f"{value:.2f}" for value in cpu["load_average"])
-    processes = [
-        f"{process['pid']} {_text(process['name'])} ({_gib(process['used_memory_bytes'])})"
-        for process in environment["other_gpu_processes"]
-    ]
-    return [
-        ("opbench", f"{_text(environment['opbench_version'])}, git {_text(environment['git_revision'])}"),
-        ("device", f"{environment['device']}, {environment['device_name']}"),
-        ("driver", _text(environment["driver_version"])),
-        ("CUDA", _text(environment["cuda_version"])),
-        ("cuDNN", _text(environment["cudnn_version"])),
-        *(_gpu_lines(environment["gpu"]) if environment["gpu"] else []),
-        *([("GPU not used", reason)] if (reason := environment.get("unusable_gpu")) else []),
-        ("other GPU processes", ", ".join(processes) or "none"),
-        ("CPU", f"{cpu['model']}, {_text(cpu['capability'])}"),
-        (
-            "CPU cores",
-            f"{cpu['usable_cores']} of {cpu['logical_cores']} usable, {cpu['torch_threads']} torch threads",
-        ),
-        ("CPU governor", _text(cpu["governor"])),
-        ("load average", load or "none"),
-        ("memory", _gib(environment["memory_bytes"])),
-        ("platform", environment["platform"]),
-        ("python", environment["python_version"]),
-        *((name, _text(version)) for name, version in environment["packages"].items()),
-        *((f"fp32 precision, {name}", value) for name, value in environment["fp32_precision"].items()),
-        *((name, value or "(empty)") for name, value in environment["variables"].items()),
-    ]
+def value_text(value: object) -> str:
+    """A value of an environment as text: `none`, `on` and `off` for None and the truth values."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "none" if value is None else str(value)
 
 
 def git_revision(file: Path) -> str | None:
@@ -224,35 +216,22 @@ def _gpu(properties: Any, nvml: Nvml) -> dict[str, Any]:  # noqa: ANN401 - torch
     }
 
 
-def _gpu_lines(gpu: Mapping[str, Any]) -> list[tuple[str, str]]:
-    l2_mib = gpu["l2_cache_bytes"] / 2**20
-    reasons = gpu["clock_event_reasons"]
-    return [
-        (
-            "GPU",
-            f"compute capability {gpu['compute_capability']}, {gpu['multiprocessors']} multiprocessors, "
-            f"L2 {l2_mib:.1f} MiB, memory {_gib(gpu['memory_bytes'])}",
-        ),
-        ("SM clock", f"{_text(gpu['sm_clock_mhz'])} of {_text(gpu['max_sm_clock_mhz'])} MHz"),
-        ("memory clock", f"{_text(gpu['memory_clock_mhz'])} of {_text(gpu['max_memory_clock_mhz'])} MHz"),
-        ("power", f"{_text(gpu['power_w'])} of {_text(gpu['power_limit_w'])} W"),
-        ("temperature", f"{_text(gpu['temperature_c'])} C"),
-        ("clocks limited by", "unknown" if reasons is None else ", ".join(reasons) or "nothing"),
-        ("persistence mode", _text(gpu["persistence_mode"])),
-        ("MIG mode", _text(gpu["mig_mode"])),
-    ]
+def _software() -> dict[str, Any]:
+    return {
+        "opbench_version": _package_version("opbench"),
+        "git_revision": git_revision(Path(__file__)),
+        "python_version": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _package_version(name) for name in PACKAGES},
+    }
 
 
 def _cpu() -> dict[str, Any]:
-    import torch
-
     usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
     return {
         "model": _cpu_model(Path("/proc/cpuinfo")),
-        "capability": torch.backends.cpu.get_cpu_capability(),
         "logical_cores": os.cpu_count(),
         "usable_cores": len(usable) if usable else os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
         "governor": scaling_governor(),
         "load_average": _load_average(),
     }
@@ -277,6 +256,17 @@ def _package_version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
+
+
+def _torch_cuda_version() -> str | None:
+    """The CUDA that torch is built with, from its file of versions; None where it has none."""
+    spec = find_spec("torch")
+    with suppress(OSError):
+        if spec and spec.origin:
+            text = Path(spec.origin).with_name("version.py").read_text(encoding="utf-8", errors="replace")
+            match = re.search(r"""^cuda\b[^=\n]*=\s*['"]([^'"]+)""", text, re.MULTILINE)
+            return match[1] if match else None
+    return None
 
 
 def _cudnn_version() -> int | None:
@@ -355,13 +345,3 @@ def _variables() -> dict[str, str]:
         for name, value in sorted(os.environ.items())
         if VARIABLES.fullmatch(name)
     }
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return "none" if value is None else str(value)
-
-
-def _gib(size_bytes: int | None) -> str:
-    return "unknown" if size_bytes is None else f"{size_bytes / 2**30:.1f} GiB"

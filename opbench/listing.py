@@ -1,61 +1,113 @@
-"""What `opbench list` prints: operators, providers, shape lists and devices, with availability here."""
+"""What `opbench list` prints: operators, providers, shape lists and devices; whether they work here only where asked.
 
-from rich.table import Table
+Lines, not tables: the texts are longer than any terminal's columns.
+"""
 
-from opbench import registry
-from opbench.environment import resolve_device
-from opbench.errors import UsageError
-from opbench.shapes import builtin_shape_lists, load_shape_list
+import textwrap
+from collections.abc import Iterable, Iterator
 
-__all__ = ["devices", "operators", "providers", "shapes"]
+from opbench.operator import Operator, Provider
+
+__all__ = ["devices", "entry", "operators", "providers", "shapes"]
+
+Described = Iterable[tuple[str, str]]
+"""Labels, and what they say."""
+NARROWEST_TEXT = 20
 
 
-def operators() -> Table:
-    """Operators with their settings, what lies inside the timing, and the provider that a sweep would take here."""
-    device_type = resolve_device("auto").partition(":")[0]
-    table = Table("operator", "what", "inside the timing", "settings (default)", f"here ({device_type})")
+def operators(width: int, *, check: bool = False) -> Iterator[str]:
+    """Operators with their settings and what lies inside the timing.
+
+    Args:
+        width: columns of a line.
+        check: also which provider a sweep would take here; imports torch.
+    """
+    from opbench import registry
+
+    device_type = _device_type() if check else ""
     for operator in registry.registered().values():
         settings = ", ".join(f"{name}={setting.default}" for name, setting in operator.settings.items())
-        reasons = {provider.name: provider.unavailable(device_type) for provider in operator.providers}
-        usable = [name for name, reason in reasons.items() if reason is None]
-        here = f"by {usable[0]}" if usable else "no: " + "; ".join(filter(None, reasons.values()))
-        table.add_row(operator.name, operator.summary, operator.timed, settings or "none", here)
-    return table
+        described = [
+            ("what", operator.summary),
+            ("inside the timing", operator.timed),
+            ("settings", settings or "none"),
+        ]
+        if check:
+            described.append((f"here ({device_type})", _usable(operator, device_type)))
+        yield from entry(operator.name, described, width)
 
 
-def providers() -> Table:
-    """Providers of every operator, and why one is not available here."""
-    device_type = resolve_device("auto").partition(":")[0]
-    table = Table("operator", "provider", "what", f"here ({device_type})")
+def providers(width: int, *, check: bool = False) -> Iterator[str]:
+    """Providers of every operator, in the order in which a sweep prefers them, and what each needs.
+
+    Args:
+        width: columns of a line.
+        check: also why one does not work here; imports torch.
+    """
+    from opbench import registry
+
+    device_type = _device_type() if check else ""
     for operator in registry.registered().values():
+        described = []
         for provider in operator.providers:
-            reason = provider.unavailable(device_type)
-            table.add_row(operator.name, provider.name, provider.summary, f"no: {reason}" if reason else "available")
-    return table
+            described += [(provider.name, provider.summary), ("", f"needs: {_needs(provider)}")]
+            if check:
+                reason = provider.unavailable(device_type)
+                described.append(("", f"here ({device_type}): " + (f"no: {reason}" if reason else "available")))
+        yield from entry(operator.name, described, width)
 
 
-def shapes() -> Table:
+def shapes(width: int, *, check: bool = False) -> Iterator[str]:
     """Shape lists that ship with opbench."""
-    table = Table("list", "batch x height x width x channels", "what")
+    from opbench.shapes import builtin_shape_lists, load_shape_list
+
     for name in builtin_shape_lists():
         shape_list = load_shape_list(name)
-        table.add_row(name, "\n".join(map(str, shape_list.shapes)), shape_list.description)
-    return table
+        sizes = f"{' '.join(map(str, shape_list.shapes))} (batch x height x width x channels)"
+        yield from entry(name, [("what", shape_list.description), ("shapes", sizes)], width)
 
 
-def devices() -> Table:
+def devices(width: int, *, check: bool = False) -> Iterator[str]:
     """Devices that torch sees, and why CUDA is missing where it is."""
     import torch
 
-    from opbench.environment import collect_environment
+    from opbench.environment import collect_environment, resolve_device
+    from opbench.errors import UsageError
 
-    table = Table("device", "name", "available")
-    table.add_row("cpu", collect_environment("cpu")["device_name"], "yes")
+    yield from entry("cpu", [("name", collect_environment("cpu")["device_name"]), ("available", "yes")], width)
     for index in range(torch.cuda.device_count()):
-        table.add_row(f"cuda:{index}", torch.cuda.get_device_name(index), "yes")
+        yield from entry(f"cuda:{index}", [("name", torch.cuda.get_device_name(index)), ("available", "yes")], width)
     if not torch.cuda.device_count():
         try:
             resolve_device("cuda")
         except UsageError as error:
-            table.add_row("cuda", "", f"no: {error}")
-    return table
+            yield from entry("cuda", [("available", f"no: {error}")], width)
+
+
+def entry(heading: str, described: Described, width: int) -> Iterator[str]:
+    """A heading, and below it each label with its text beside it, wrapped between words."""
+    described = list(described)
+    yield heading
+    indent = 4 + max(len(label) for label, _ in described)
+    for label, text in described:
+        lines = textwrap.wrap(text, max(NARROWEST_TEXT, width - indent), break_long_words=False, break_on_hyphens=False)
+        for number, line in enumerate(lines):
+            yield f"  {'' if number else label}".ljust(indent) + line
+
+
+def _device_type() -> str:
+    from opbench.environment import resolve_device
+
+    return resolve_device("auto").partition(":")[0]
+
+
+def _usable(operator: Operator, device_type: str) -> str:
+    reasons = {provider.name: provider.unavailable(device_type) for provider in operator.providers}
+    usable = [name for name, reason in reasons.items() if reason is None]
+    return f"by {usable[0]}" if usable else "no: " + "; ".join(filter(None, reasons.values()))
+
+
+def _needs(provider: Provider) -> str:
+    if provider.needs:
+        return provider.needs
+    return "not said, --check asks it" if provider.has_limits else "PyTorch alone"

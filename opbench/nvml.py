@@ -62,6 +62,12 @@ class Nvml:
             if self.handle is not None:
                 return
 
+    def gpu_names(self) -> list[str]:
+        """Every GPU of the machine, in NVML's order, whether torch may use it or not."""
+        count = self.ask("nvmlDeviceGetCount") or 0
+        handles = [self.ask("nvmlDeviceGetHandleByIndex", index) for index in range(count)]
+        return [self.ask("nvmlDeviceGetName", handle) or "unknown" for handle in handles]
+
     def conditions(self) -> dict[str, Any]:
         """Clocks (MHz), power (W), temperature (C) and what limits the clocks."""
         reasons = self.about_gpu("nvmlDeviceGetCurrentClocksEventReasons")

@@ -76,6 +76,8 @@ class Provider:
         configuration: () -> what the last launch in this process had chosen, such as a tile, for the row; empty where
             there is no choice.
         sources: names of modules whose text, with the operator file's, makes up kernel_source_hash.
+        needs: what a machine must have beside PyTorch, in words, for `opbench list providers`, which imports nothing to
+            find it out; `unavailable` decides.
     """
 
     name: str
@@ -85,6 +87,12 @@ class Provider:
     not_applicable: Callable[[Case, str], str | None] = _always
     configuration: Callable[[], str] = str
     sources: tuple[str, ...] = ()
+    needs: str = ""
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether `unavailable` may refuse a machine."""
+        return self.unavailable is not _always
 
     @property
     def build_module(self) -> str:
@@ -102,6 +110,7 @@ def compiled(provider: Provider) -> Provider:
         summary=f"{provider.name} under torch.compile",
         unavailable=partial(_compiled_unavailable, provider),
         sources=(provider.build_module, *provider.sources),
+        needs="; ".join(filter(None, (provider.needs, "on the CPU a C++ compiler"))),
     )
 
 

@@ -34,7 +34,7 @@ step() {
     esac
 }
 
-step env 15 60 "$python" -m opbench env
+step env 15 60 "$python" -m opbench env --check
 step gpu-tests 120 400 "$python" -m pytest -m gpu -p no:cacheprovider --junitxml "$out/gpu-tests.xml"
 step operators 120 580 "$python" -m pytest tests/test_operators.py tests/test_modules.py tests/test_fused.py \
     -m "not gpu and not slow" -p no:cacheprovider

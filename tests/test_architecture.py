@@ -65,23 +65,40 @@ def test_stays_free_of_heavy_imports(module):
     assert not imported_by(f"import opbench.{module}") & HEAVY
 
 
-def test_help_imports_nothing_heavy():
-    statement = (
-        "import sys; sys.argv = ['opbench', '--help']\n"
-        "try:\n    from opbench.cli import main; main()\nexcept SystemExit: pass"
+def command(*arguments):
+    """A statement that runs the command line."""
+    return (
+        f"import sys; sys.argv = {['opbench', *arguments]!r}\n"
+        "try:\n    from opbench.cli import main; main()\nexcept SystemExit as end: assert end.code in (None, 0)"
     )
-    assert not imported_by(statement) & HEAVY
+
+
+@pytest.mark.parametrize(
+    ("arguments", "needed"),
+    [
+        (("--help",), set()),
+        (("sweep", "--help"), set()),
+        (("list", "operators"), set()),
+        (("list", "providers"), set()),
+        (("list", "shapes"), {"yaml"}),
+        (("env",), {"pynvml", "psutil"}),
+    ],
+)
+def test_what_a_command_imports_before_it_answers(arguments, needed):
+    assert imported_by(command(*arguments)) & {*HEAVY, "rich", "opbench_kernels"} == needed
+
+
+def test_operator_files_import_neither_torch_nor_kernels():
+    assert not imported_by("from opbench import registry; registry.registered()") & {*HEAVY, "opbench_kernels"}
 
 
 def test_reading_results_works_without_torch():
     run = str(ROOT / "results" / "xeon-2core")  # as a real sweep wrote it
     code = f"import opbench; frame = opbench.load_results({run!r}); assert len(frame) == 84"
     assert "torch" not in imported_by(code, without=("torch", "triton", "timm"))
-    report = (
-        f"import sys; sys.argv = ['opbench', 'report', {run!r}]\n"
-        "try:\n    from opbench.cli import main; main()\nexcept SystemExit as end: assert end.code in (None, 0)"
+    loaded = imported_by(
+        command("report", run), without=("torch", "triton", "timm", "pandas", "numpy", "matplotlib", "scipy")
     )
-    loaded = imported_by(report, without=("torch", "triton", "timm", "pandas", "numpy", "matplotlib", "scipy"))
     assert not loaded & HEAVY
 
 

@@ -8,9 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
+from builders import doubling
 from test_fuzz import call
+
+from opbench import listing, registry
 
 TINY = "shapes:\n  - {batch: 1, height: 4, width: 4, channels: 32}\n"
 
@@ -178,26 +182,52 @@ def test_bad_input_is_one_message_and_exit_code_2(folder, monkeypatch, arguments
         assert err.count("\n") == 1
 
 
-@pytest.mark.parametrize("what", ["operators", "providers", "shapes", "devices"])
-def test_lists(what):
-    code, out, err = call("list", what)
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (("operators",), ["dcnv4_lightweight", "offset_std_px=1.0", "inside the timing"]),
+        (("operators", "--check"), ["dcnv4_lightweight", "here (", "by "]),
+        (
+            ("providers",),
+            ["sdpa_flash", "needs: PyTorch alone", "needs: a CUDA device, and Triton", "the package timm"],
+        ),
+        (("providers", "--check"), ["sdpa_flash", "here (", "available"]),
+        (("shapes",), ["64x56x56x128", "1x200x320x128", "smoke"]),
+        (("devices",), ["cpu", "yes"]),
+    ],
+)
+def test_lists(arguments, expected):
+    code, out, err = call("list", *arguments)
     assert code == 0, err
-    expected = {
-        "operators": ["dcnv4_lightweight", "offset_std_px=1.0", "inside the timing", "by "],
-        "providers": ["sdpa_flash", "timm", "triton"],
-        "shapes": ["64x56x56x128", "1x200x320x128", "smoke"],
-        "devices": ["cpu", "yes"],
-    }
-    for text in expected[what]:
+    for text in expected:
         assert text in out
+    assert ("here (" in out) == ("--check" in arguments)
 
 
-def test_env_tells_what_a_bug_report_needs():
-    code, out, err = call("env")
+@pytest.mark.parametrize("what", ["operators", "providers", "shapes"])
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_lists_fold_between_words(what, width):
+    wide, folded = (list(getattr(listing, what)(columns, check=True)) for columns in (10_000, width))
+    assert max(map(len, folded)) <= width
+    assert " ".join(folded).split() == " ".join(wide).split()
+
+
+def test_a_provider_that_has_limits_but_does_not_name_them(monkeypatch):
+    operator = doubling()
+    limited = replace(operator.providers[0], unavailable=lambda device_type: None)
+    monkeypatch.setattr(registry, "registered", lambda: {"double": replace(operator, providers=(limited,))})
+    assert "needs: not said, --check asks it" in "\n".join(listing.providers(80))
+
+
+@pytest.mark.parametrize("options", [(), ("--check",), ("--device", "cpu")])
+def test_env_tells_what_a_bug_report_needs(options):
+    code, out, err = call("env", *options)
     assert code == 0, err
     for text in ("torch", "triton", "driver", "Python", "git"):
         assert text.lower() in out.lower()
     assert os.path.expanduser("~") not in out
+    assert ("fp32 precision" in out) == ("torch threads" in out)
+    assert ("fp32 precision, mkldnn.matmul: " in out) == bool(options)
 
 
 def test_report_says_what_is_wrong_with_a_run(folder):

@@ -16,13 +16,14 @@ from opbench import environment
 from opbench.conditions import gpu_conditions
 from opbench.environment import (
     collect_environment,
+    collect_machine,
     comparison_identity,
     device_slug,
     environment_differences,
-    environment_lines,
     git_revision,
     resolve_device,
 )
+from opbench.environment_lines import environment_lines, machine_lines
 from opbench.errors import UsageError
 from opbench.nvml import CLOCK_EVENT_REASONS
 from opbench.report.warnings import _environment_warnings
@@ -582,3 +583,38 @@ def test_lines_on_a_bare_machine(bare):
     assert lines["other GPU processes"] == "none"
     assert "SM clock" not in lines
     assert all(isinstance(value, str) and value for value in lines.values())
+
+
+def test_what_is_known_without_torch_is_the_same(nvml):
+    nvml.answers |= {
+        ("nvmlDeviceGetCount",): 2,
+        ("nvmlDeviceGetHandleByIndex", 0): HANDLE,
+        ("nvmlDeviceGetHandleByIndex", 1): "another",
+        ("nvmlDeviceGetName", HANDLE): "NVIDIA H200",
+    }
+    machine, everything = collect_machine(), collect_environment("cuda:0")
+    assert machine.pop("gpu_names") == ["NVIDIA H200", "unknown"]
+    machine["cpu"].pop("load_average")
+    cpu = machine.pop("cpu")
+    assert cpu.items() <= everything["cpu"].items()
+    assert machine.items() <= everything.items()
+
+
+def test_the_cuda_version_of_torch_is_read_from_its_file(tmp_path, monkeypatch):
+    assert environment._torch_cuda_version() == torch.version.cuda
+    (tmp_path / "__init__.py").write_text("")
+    monkeypatch.setattr(environment, "find_spec", lambda name: SimpleNamespace(origin=str(tmp_path / "__init__.py")))
+    assert environment._torch_cuda_version() is None
+    for text, version in (("cuda: str | None = None\n", None), ("x = 1\ncuda = '12.8'\nhip = '6'\n", "12.8")):
+        (tmp_path / "version.py").write_text(text)
+        assert environment._torch_cuda_version() == version
+    monkeypatch.setattr(environment, "find_spec", lambda name: None)
+    assert environment._torch_cuda_version() is None
+
+
+def test_lines_without_torch(bare):
+    lines = machine_lines(collect_machine())
+    assert dict(lines)["GPUs"] == "none that NVML sees"
+    assert torch.__version__.startswith(dict(lines)["torch"])
+    assert lines[-1][0] == "not asked"
+    assert "`opbench env --check`" in lines[-1][1]

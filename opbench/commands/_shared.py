@@ -1,5 +1,6 @@
 """What several commands need: exit codes, consoles, options of one form."""
 
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -34,8 +35,8 @@ ComparisonFormats = Annotated[
     str | None,
     typer.Option(
         "--format",
-        metavar="terminal,markdown,csv,junit,github",
-        help="How to show. [default: terminal; with --out also markdown, csv and junit]",
+        metavar="LIST",
+        help="Of terminal, markdown, csv, junit, github. [default: terminal; with --out also markdown, csv and junit]",
     ),
 ]
 ComparisonOut = Annotated[
@@ -72,6 +73,11 @@ def split(option: str, text: str | None) -> list[str] | None:
     if not all(items):
         raise typer.BadParameter(f"{option} must be names separated by commas, got {text!r}")
     return items
+
+
+def text_width() -> int:
+    """Columns of the terminal, or of a pipe."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else PIPE_WIDTH
 
 
 def stdout(no_color: bool = False) -> "Console":

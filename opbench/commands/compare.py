@@ -28,7 +28,7 @@ def compare(
     base: Annotated[Path, typer.Argument(metavar="BASE", help="Run, pytest-benchmark JSON, or folder of baselines.")],
     head: Annotated[Path, typer.Argument(metavar="HEAD", help="Run or pytest-benchmark JSON that is judged.")],
     threshold: Annotated[
-        str, typer.Option(metavar="3%", help="Relative change that is accepted. Wide: each side is one process.")
+        str, typer.Option(metavar="PERCENT", help="Relative change that is accepted. Wide: each side is one process.")
     ] = "10%",
     allow: Annotated[
         list[str] | None,

@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    to: Annotated[Target, typer.Option("--to", help="For which tool.")],
+    to: Annotated[Target, typer.Option("--to", metavar="TOOL", help="For which tool: pytest-benchmark.")],
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Must not exist. [default: print]")] = None,
 ) -> None:
     """Write a run as another tool's file, samples included: `pytest-benchmark compare FILE...` reads it.

@@ -43,7 +43,7 @@ def gate(
         str | None, typer.Option(metavar="REV|DIR", help="What to compare with: a revision, or a project's folder.")
     ] = None,
     head: Annotated[str, typer.Option(metavar="REV|DIR", help="What to judge.")] = "HEAD",
-    tolerance: Annotated[str, typer.Option(metavar="1%", help="Change of a cell that is accepted.")] = "1%",
+    tolerance: Annotated[str, typer.Option(metavar="PERCENT", help="Change of a cell that is accepted.")] = "1%",
     budget: Annotated[
         float | None, typer.Option(metavar="MINUTES", help="Time that it may take. [default: 22 rounds]")
     ] = None,
@@ -55,29 +55,38 @@ def gate(
     selftest: Annotated[
         bool, typer.Option("--selftest", help="Judge the gate on this machine: A/A and injected slow-downs.")
     ] = False,
-    inject: Annotated[str, typer.Option(metavar="3%,5%,10%", help="Slow-downs of the self-test.")] = "3%,5%,10%",
-    sessions: Annotated[int, typer.Option(min=1, help="Of each kind, in the self-test.")] = DEFAULT_SESSIONS,
+    inject: Annotated[str, typer.Option(metavar="LIST", help="Slow-downs of the self-test.")] = "3%,5%,10%",
+    sessions: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Of each kind, in the self-test.")
+    ] = DEFAULT_SESSIONS,
     format_: ComparisonFormats = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Folder of the data. [default: results/<date>-gate-<n>]")
+        Path | None, typer.Option(metavar="DIR", help="Folder of the data. [default: a new one in results/]")
     ] = None,
     shapes: Annotated[
-        list[str] | None, typer.Option(metavar="NAME|FILE", help="As for sweep, like all that follow.")
+        list[str] | None,
+        typer.Option(metavar="NAME|FILE", help="As for sweep, like all that follow, with the same defaults."),
     ] = None,
-    ops: Annotated[str | None, typer.Option(metavar="a,b")] = None,
-    providers: Annotated[str | None, typer.Option(metavar="op=p,...")] = None,
-    dtypes: Annotated[str | None, typer.Option(metavar="fp32,tf32,fp16,bf16")] = None,
-    level: Annotated[str | None, typer.Option(metavar="module,core")] = None,
-    direction: Annotated[str | None, typer.Option(metavar="fwd,bwd,fwd_bwd")] = None,
-    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda|cuda:N")] = None,
-    timer: Annotated[str | None, typer.Option(metavar="auto|cuda-event|cuda-graph|wall-clock")] = None,
-    cache: Annotated[str | None, typer.Option(metavar="cold|warm")] = None,
-    settings: Annotated[list[str] | None, typer.Option("--set", metavar="op.param=value")] = None,
+    ops: Annotated[str | None, typer.Option(metavar="LIST", help="Operators.")] = None,
+    providers: Annotated[str | None, typer.Option(metavar="LIST", help="Implementations, such as dcnv4=torch.")] = None,
+    dtypes: Annotated[str | None, typer.Option(metavar="LIST", help="Of fp32, tf32, fp16, bf16.")] = None,
+    level: Annotated[str | None, typer.Option(metavar="LIST", help="Of module, core.")] = None,
+    direction: Annotated[str | None, typer.Option(metavar="LIST", help="Of fwd, bwd, fwd_bwd.")] = None,
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = None,
+    timer: Annotated[
+        str | None, typer.Option(metavar="TIMER", help="auto, cuda-event, cuda-graph or wall-clock.")
+    ] = None,
+    cache: Annotated[str | None, typer.Option(metavar="cold|warm", help="The L2 before each launch.")] = None,
+    settings: Annotated[
+        list[str] | None, typer.Option("--set", metavar="op.param=value", help="A setting of an operator.")
+    ] = None,
     time_budget: Annotated[
-        float, typer.Option(metavar="SECONDS_PER_CELL", help="In each process.")
+        float, typer.Option(metavar="SECONDS", help="Sampling time per cell, in each process.")
     ] = DEFAULT_TIME_BUDGET_S,
-    memory_limit: Annotated[float | None, typer.Option(metavar="GIB")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of inputs and parameters. [default: 0]")] = None,
+    memory_limit: Annotated[
+        float | None, typer.Option(metavar="GIB", help="Memory that a cell may take. [default: no limit]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Of inputs and parameters. [default: 0]")] = None,
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the comparison alone.")] = False,
     no_color: NoColor = False,
 ) -> None:

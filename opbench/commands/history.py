@@ -34,8 +34,8 @@ def history(
         str | None,
         typer.Option(
             "--format",
-            metavar="terminal,markdown,csv",
-            help="How to show. [default: terminal; with --out also markdown and csv]",
+            metavar="LIST",
+            help="Of terminal, markdown, csv. [default: terminal; with --out also markdown and csv]",
         ),
     ] = None,
     no_color: NoColor = False,

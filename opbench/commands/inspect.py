@@ -17,9 +17,9 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    arch: Annotated[str, typer.Option(metavar="sm_80,sm_90,sm_100", help="Architectures.")] = "sm_80,sm_90,sm_100",
-    dtypes: Annotated[str, typer.Option(metavar="fp32,fp16,bf16")] = "fp32,fp16,bf16",
-    direction: Annotated[str, typer.Option(metavar="fwd,bwd")] = "fwd,bwd",
+    arch: Annotated[str, typer.Option(metavar="LIST", help="Architectures.")] = "sm_80,sm_90,sm_100",
+    dtypes: Annotated[str, typer.Option(metavar="LIST", help="Of the kernels' tensors.")] = "fp32,fp16,bf16",
+    direction: Annotated[str, typer.Option(metavar="LIST", help="Of fwd, bwd.")] = "fwd,bwd",
     json_: Annotated[bool, typer.Option("--json", help="Print JSON: a list, one item per architecture.")] = False,
     out: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write DIR/<architecture>.json.")] = None,
     check: Annotated[

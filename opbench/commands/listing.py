@@ -1,11 +1,12 @@
 """`opbench list`."""
 
+import os
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
-from opbench.commands._shared import NoColor, stdout
+from opbench.commands._shared import NoColor, text_width
 
 __all__ = ["register"]
 
@@ -24,8 +25,18 @@ class Listing(StrEnum):
     DEVICES = "devices"
 
 
-def list_(what: Annotated[Listing, typer.Argument(help="What to list.")], no_color: NoColor = False) -> None:
-    """List what there is, with its availability here and the reason where not."""
+def list_(
+    what: Annotated[Listing, typer.Argument(metavar="WHAT", help="operators, providers, shapes or devices.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Also whether each operator or provider works here; imports PyTorch.")
+    ] = False,
+    no_color: NoColor = False,
+) -> None:
+    """List what there is, and what it needs."""
     from opbench import listing
 
-    stdout(no_color).print(getattr(listing, what.value)())
+    for line in getattr(listing, what.value)(text_width(), check=check):
+        # None leaves it to whether this is a terminal.
+        typer.secho(
+            line, bold=not line.startswith(" "), color=False if no_color or os.environ.get("NO_COLOR") else None
+        )

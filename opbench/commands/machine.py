@@ -17,17 +17,26 @@ def register(app: typer.Typer) -> None:
 
 
 def env(
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Which device.")] = "auto",
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N, with --check. [default: auto]")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Also what only PyTorch knows; imports it. --device does the same.")
+    ] = False,
 ) -> None:
-    """Print device, driver, clocks, versions and precision flags, for a bug report."""
-    from opbench.environment import collect_environment, environment_lines, resolve_device
+    """Print GPUs, driver, processor, versions and variables, for a bug report; with --check all that a run records."""
+    from opbench.environment import collect_environment, collect_machine
+    from opbench.environment_lines import environment_lines, machine_lines
 
-    for label, value in environment_lines(collect_environment(resolve_device(device))):
+    asks_torch = check or device is not None
+    for label, value in (
+        environment_lines(collect_environment(device)) if asks_torch else machine_lines(collect_machine())
+    ):
         print(f"{label}: {value}")
 
 
 def ceilings(
-    device: Annotated[str, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="Which device.")] = "auto",
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto",
     again: Annotated[bool, typer.Option("--again", help="Measure even if the figures are kept from before.")] = False,
     budget: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="For all probes. [default: 15 on the CPU, 30 on CUDA]")

@@ -31,8 +31,10 @@ class Format(StrEnum):
 
 
 def report(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs; `published` for the paper.")],
-    format_: Annotated[Format, typer.Option("--format", help="How to show.")] = Format.TERMINAL,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN", help="Folders of runs; `published` for the paper.")],
+    format_: Annotated[
+        Format, typer.Option("--format", metavar="FORMAT", help="terminal, markdown, csv, latex or html.")
+    ] = Format.TERMINAL,
     paper: Annotated[bool, typer.Option("--paper", help="Beside the figures published with DCNv4.")] = False,
     samples: Annotated[bool, typer.Option("--samples", help="Every cell with the shape of its samples.")] = False,
     write: Annotated[

@@ -46,35 +46,41 @@ def sweep(
             "[default: standard and high_resolution on CUDA, standard_batch1 on the CPU]",
         ),
     ] = None,
-    ops: Annotated[str | None, typer.Option(metavar="a,b", help="Operators. [default: all]")] = None,
+    ops: Annotated[
+        str | None, typer.Option(metavar="LIST", help="Operators, such as dcnv3,dcnv4. [default: all]")
+    ] = None,
     providers: Annotated[
         str | None,
         typer.Option(
-            metavar="op=p,...",
-            help="Implementations, op=all for every one. [default: the first that works here]",
+            metavar="LIST",
+            help="Implementations, such as dcnv4=torch; op=all for every one. [default: the first that works here]",
         ),
     ] = None,
     dtypes: Annotated[
         str | None,
         typer.Option(
-            metavar="fp32,tf32,fp16,bf16",
-            help="[default: fp32,fp16 on CUDA; on the CPU fp32 and what is native there]",
+            metavar="LIST",
+            help="Of fp32, tf32, fp16, bf16. [default: fp32,fp16 on CUDA; on the CPU fp32 and what is native there]",
         ),
     ] = None,
-    level: Annotated[str | None, typer.Option(metavar="module,core", help="[default: module]")] = None,
-    direction: Annotated[str | None, typer.Option(metavar="fwd,bwd,fwd_bwd", help="[default: fwd]")] = None,
-    device: Annotated[str | None, typer.Option(metavar="auto|cpu|cuda|cuda:N", help="[default: auto]")] = None,
+    level: Annotated[str | None, typer.Option(metavar="LIST", help="Of module, core. [default: module]")] = None,
+    direction: Annotated[str | None, typer.Option(metavar="LIST", help="Of fwd, bwd, fwd_bwd. [default: fwd]")] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N. [default: auto]")
+    ] = None,
     timer: Annotated[
         str | None,
         typer.Option(
-            metavar="auto|cuda-event|cuda-graph|wall-clock",
+            metavar="TIMER",
             autocompletion=lambda: ["auto", "cuda-event", "cuda-graph", "wall-clock"],
-            help="[default: auto: cuda-event on CUDA, wall-clock on the CPU]",
+            help="auto, cuda-event, cuda-graph or wall-clock. [default: auto: cuda-event on CUDA, else the wall clock]",
         ),
     ] = None,
     cache: Annotated[
         str | None,
-        typer.Option(metavar="cold|warm", help="Flush the L2 before each launch, or not. [default: cold on CUDA]"),
+        typer.Option(
+            metavar="cold|warm", help="Flush the L2 before each launch, or not. [default: cold with a CUDA timer]"
+        ),
     ] = None,
     settings: Annotated[
         list[str] | None,
@@ -82,12 +88,12 @@ def sweep(
     ] = None,
     time_budget: Annotated[
         float | None,
-        typer.Option(metavar="SECONDS_PER_CELL", help="Sampling time per cell. [default: 1 on CUDA, 0.5 on the CPU]"),
+        typer.Option(metavar="SECONDS", help="Sampling time per cell. [default: 1 on CUDA, 0.5 on the CPU]"),
     ] = None,
     memory_limit: Annotated[
         float | None, typer.Option(metavar="GIB", help="Memory that a cell may take. [default: no limit]")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of inputs and parameters. [default: 0]")] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Of inputs and parameters. [default: 0]")] = None,
     isolation: Annotated[
         str | None,
         typer.Option(
@@ -108,12 +114,14 @@ def sweep(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Results folder. [default: results/<date>-<device>-<n>]"),
+        typer.Option(metavar="DIR", help="Results folder. [default: a new one in results/, named by date and device]"),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
     retry: Annotated[
         str | None,
-        typer.Option(metavar="error,timeout", help="With --resume, measure cells of these statuses again."),
+        typer.Option(
+            metavar="LIST", help="With --resume, measure cells of these statuses again, such as error,timeout."
+        ),
     ] = None,
     accept_differences: Annotated[
         bool, typer.Option("--accept-differences", help="Resume although the plan or the environment differs.")
@@ -186,20 +194,10 @@ def sweep(
 
 
 def _print_plan(cells: "list[Cell]") -> None:
-    from rich.table import Table
+    from opbench.report import print_tables
+    from opbench.report.plan_table import plan_table
 
-    table = Table("cell", "provider", "GFLOP", "MB moved", "memory, MiB", title=f"{len(cells)} cells, none run")
-    for column in table.columns[2:]:
-        column.justify = "right"
-    for cell in cells:
-        table.add_row(
-            cell.case.key,
-            cell.provider,
-            f"{cell.flop_count / 1e9:.3g}",
-            f"{cell.bytes_moved / 1e6:.3g}",
-            f"{cell.memory_bytes / 2**20:.0f}",
-        )
-    stdout().print(table)
+    print_tables([plan_table(cells)], "terminal", stdout())
     largest = max(cells, key=lambda cell: cell.memory_bytes, default=None)
     if largest:
         print(f"largest estimated memory: {largest.memory_bytes / 2**30:.2f} GiB, {largest.key}")

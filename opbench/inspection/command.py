@@ -13,6 +13,7 @@ from opbench.inspection import baseline
 from opbench.inspection.compile import require_compiler
 from opbench.inspection.static import GPUS, Estimate, Variant, inspect_kernels
 from opbench.inspection.tables import class_table, estimate_table, variant_table
+from opbench.report.render import print_tables
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,8 +62,8 @@ def inspect(
         if architecture in bases:
             complaints += [f"{architecture} {line}" for line in baseline.worse(bases[architecture], document)]
         if not json_output:
-            for table in (variant_table, class_table, estimate_table):
-                console.print(table(architecture, results))
+            tables = (table(architecture, results) for table in (variant_table, class_table, estimate_table))
+            print_tables(tables, "terminal", console)
         if out:
             out.mkdir(parents=True, exist_ok=True)
             (out / f"{architecture}.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -1,14 +1,17 @@
 """What the operators with attention share: inputs, exact attention row by row, and costs."""
 
-from collections.abc import Callable
+from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from opbench.case import Case, Level
 from opbench.operator import Forward, Setting, Tensors, by_direction
 from opbench.operators._random import normal
 from opbench.tolerance import rounding_budget
+
+if TYPE_CHECKING:
+    import torch
 
 HEAD_DIM = Setting(32, 1, "channels per attention head")
 
@@ -41,6 +44,8 @@ def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
 
 def attend_exactly(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """softmax(q k^T / sqrt(head_dim) + bias) v for (..., heads, tokens, head_dim), a block of queries at a time."""
+    import torch
+
     tokens = q.shape[-2]
     blocks = []
     for start in range(0, tokens, REFERENCE_QUERIES):
@@ -68,11 +73,13 @@ def merge_heads(tensor: torch.Tensor, like: torch.Size) -> torch.Tensor:
     return tensor.transpose(1, 2).reshape(like)
 
 
-Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+Attend = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
 
 def around(attend: Attend, case: Case, tensors: Tensors) -> Forward:
     """The closure to time, around an attention on NHWC q, k and v: its projections at module level, nothing at core."""
+    import torch.nn.functional as F
+
     if case.level is Level.CORE:
         return lambda: attend(tensors["q"], tensors["k"], tensors["v"])
 

@@ -1,16 +1,19 @@
 """What the deformable operators share: settings, seeded offsets and masks, the sampling reference, and costs."""
 
-import math
+from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from opbench_kernels.geometry import Geometry
-from opbench_kernels.reference import deformable_sample
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from opbench.case import Case, Level
 from opbench.operator import Setting, by_direction
 from opbench.operators._random import normal
 from opbench.tolerance import rounding_budget
+
+if TYPE_CHECKING:
+    import torch
+    from opbench_kernels.geometry import Geometry
 
 GROUP_CHANNELS = Setting(32, 1, "channels per group; each group has offsets and masks of its own")
 KERNEL_SIZE = Setting(3, 1, "side of the sampling grid, odd")
@@ -39,6 +42,8 @@ def points(case: Case) -> int:
 
 def geometry(case: Case) -> Geometry:
     """The sampling grid: stride 1, padded so that the output is as large as the input."""
+    from opbench_kernels.geometry import Geometry
+
     size = case.int_setting("kernel_size")
     return Geometry(kernel=(size, size), padding=(size // 2, size // 2))
 
@@ -78,6 +83,9 @@ def tune_triton() -> None:
     tuning.enable()
 
 
+TRITON_NEEDS = "a CUDA device, and Triton"
+
+
 def triton_unavailable(device_type: str) -> str | None:
     """Why the Triton kernels cannot run, or None."""
     return None if device_type == "cuda" else f"the Triton kernels need a CUDA device, this is {device_type}"
@@ -88,15 +96,23 @@ def linear_weight(out: int, channels: int, std: float, generator: torch.Generato
     return normal(generator, out, channels) * (std / math.sqrt(channels))
 
 
-def depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Depthwise convolution of NHWC `x` with weight (C, 1, k, k), same size; channels_last views, no copy."""
+def depthwise(weight: torch.Tensor, bias: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The depthwise convolution of NHWC images with weight (C, 1, k, k), same size; channels_last views, no copy."""
+    import torch.nn.functional as F
+
     channels, _, size, _ = weight.shape
-    image = x.permute(0, 3, 1, 2)
-    return F.conv2d(image, weight, bias, padding=size // 2, groups=channels).permute(0, 2, 3, 1)
+
+    def convolve(x: torch.Tensor) -> torch.Tensor:
+        image = x.permute(0, 3, 1, 2)
+        return F.conv2d(image, weight, bias, padding=size // 2, groups=channels).permute(0, 2, 3, 1)
+
+    return convolve
 
 
 def sample_reference(case: Case, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Reference sampling of NHWC `value` with offset (B, H, W, G, K, 2) and mask (B, H, W, G, K)."""
+    from opbench_kernels.reference import deformable_sample
+
     split = value.unflatten(-1, (groups(case), -1))
     out: torch.Tensor = deformable_sample(split, offset, mask, geometry(case))
     return out.flatten(-2)

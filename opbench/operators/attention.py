@@ -1,7 +1,8 @@
 """Global self-attention with the score matrix materialised."""
 
-import torch
-import torch.nn.functional as F
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from opbench.case import Case, Level
 from opbench.operator import Forward, Operator, Provider, Tensors, compiled
@@ -20,9 +21,14 @@ from opbench.operators._attention import (
     split_heads,
 )
 
+if TYPE_CHECKING:
+    import torch
+
 
 def reference(case: Case, tensors: Tensors) -> torch.Tensor:
     """Exact attention between its projections."""
+    import torch.nn.functional as F
+
     head_dim = case.int_setting("head_dim")
     if case.level is Level.CORE:
         q, k, v = (split_heads(tensors[name], head_dim) for name in ("q", "k", "v"))

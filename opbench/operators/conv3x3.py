@@ -1,12 +1,16 @@
 """3x3 convolution, C to C channels, padding 1."""
 
-import torch
-import torch.nn.functional as F
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from opbench.case import Case, Level
 from opbench.operator import Forward, Operator, Provider, Tensors, by_direction, compiled
 from opbench.operators._random import normal
 from opbench.tolerance import rounding_budget
+
+if TYPE_CHECKING:
+    import torch
 
 
 def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
@@ -23,6 +27,8 @@ def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
 
 def reference(case: Case, tensors: Tensors) -> torch.Tensor:
     """Nine shifted matrix products."""
+    import torch.nn.functional as F
+
     x, weight = tensors["x"], tensors["weight"]
     _, height, width, _ = x.shape
     padded = F.pad(x, (0, 0, 1, 1, 1, 1))
@@ -52,6 +58,8 @@ def memory_bytes(case: Case) -> int:
 
 
 def _build(case: Case, tensors: Tensors) -> Forward:
+    import torch.nn.functional as F
+
     x = tensors["x"].permute(0, 3, 1, 2)  # a channels_last view of NHWC memory: nothing is copied
     weight = tensors["weight"].permute(0, 3, 1, 2)
     bias = tensors.get("bias")

@@ -1,15 +1,18 @@
 """DCNv3: deformable convolution with masks that a softmax normalises over the points."""
 
-from functools import partial
+from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from opbench_kernels import dcnv3
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 from opbench.case import Case, Level
 from opbench.operator import Forward, Operator, Provider, Setting, Tensors, by_direction, compiled
 from opbench.operators import _dcn
 from opbench.operators._random import normal
+
+if TYPE_CHECKING:
+    import torch
 
 GELU_SECOND_MOMENT = 0.4252
 """E[GELU(z)^2] for standard normal z, so that the offset Linear can be scaled to give offset_std_px."""
@@ -20,6 +23,8 @@ def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
 
     Offsets are normal with standard deviation offset_std_px; masks are a softmax of standard normal logits.
     """
+    import torch
+
     shape = (case.shape.batch, case.shape.height, case.shape.width, case.shape.channels)
     channels, taps = case.shape.channels, _dcn.groups(case) * _dcn.points(case)
     offset_std = case.float_setting("offset_std_px")
@@ -51,6 +56,8 @@ def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
 
 def smooth_inputs(case: Case, tensors: Tensors) -> Tensors:
     """Offsets that no rounding carries across a pixel: at module level, nearly constant ones between two pixels."""
+    import torch
+
     if case.level is Level.CORE:
         return {**tensors, "offset": _dcn.away_from_kinks(tensors["offset"])}
     shrink = _dcn.SMOOTH_WEIGHT_STD / max(case.float_setting("offset_std_px"), _dcn.SMOOTH_WEIGHT_STD)
@@ -61,24 +68,33 @@ def smooth_inputs(case: Case, tensors: Tensors) -> Tensors:
     }
 
 
-def _module_inputs(case: Case, tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """value, offset and mask of the module, from x and its parameters."""
-    x = tensors["x"]
-    features = _dcn.depthwise(x, tensors["dw_conv_weight"], tensors["dw_conv_bias"])
-    features = F.gelu(F.layer_norm(features, x.shape[-1:], tensors["norm_weight"], tensors["norm_bias"], 1e-6))
-    value = F.linear(x, tensors["input_proj_weight"], tensors["input_proj_bias"])
-    offset = F.linear(features, tensors["offset_weight"], tensors["offset_bias"])
-    logits = F.linear(features, tensors["mask_weight"], tensors["mask_bias"])
-    mask = logits.unflatten(-1, (_dcn.groups(case), -1)).softmax(-1).flatten(-2)
-    return value, offset, mask
+def _module_inputs(case: Case, tensors: Tensors) -> Callable[[], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """A closure that gives value, offset and mask of the module, from x and its parameters."""
+    import torch.nn.functional as F
+
+    x, groups = tensors["x"], _dcn.groups(case)
+    depthwise = _dcn.depthwise(tensors["dw_conv_weight"], tensors["dw_conv_bias"])
+
+    def module_inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        normed = F.layer_norm(depthwise(x), x.shape[-1:], tensors["norm_weight"], tensors["norm_bias"], 1e-6)
+        features = F.gelu(normed)
+        value = F.linear(x, tensors["input_proj_weight"], tensors["input_proj_bias"])
+        offset = F.linear(features, tensors["offset_weight"], tensors["offset_bias"])
+        logits = F.linear(features, tensors["mask_weight"], tensors["mask_bias"])
+        mask = logits.unflatten(-1, (groups, -1)).softmax(-1).flatten(-2)
+        return value, offset, mask
+
+    return module_inputs
 
 
 def reference(case: Case, tensors: Tensors) -> torch.Tensor:
     """The sampling formula between the module's stages."""
+    import torch.nn.functional as F
+
     if case.level is Level.CORE:
         value, offset, mask = tensors["value"], tensors["offset"], tensors["mask"]
     else:
-        value, offset, mask = _module_inputs(case, tensors)
+        value, offset, mask = _module_inputs(case, tensors)()
     groups, points = _dcn.groups(case), _dcn.points(case)
     out = _dcn.sample_reference(
         case, value, offset.unflatten(-1, (groups, points, 2)), mask.unflatten(-1, (groups, points))
@@ -122,6 +138,9 @@ def memory_bytes(case: Case) -> int:
 
 
 def _build(implementation: str, case: Case, tensors: Tensors) -> Forward:
+    import torch.nn.functional as F
+    from opbench_kernels import dcnv3
+
     if implementation == "triton":
         _dcn.tune_triton()
     core = partial(
@@ -133,9 +152,10 @@ def _build(implementation: str, case: Case, tensors: Tensors) -> Forward:
     )
     if case.level is Level.CORE:
         return lambda: core(tensors["value"], tensors["offset"], tensors["mask"])
+    inputs = _module_inputs(case, tensors)
 
     def module() -> torch.Tensor:
-        out = core(*_module_inputs(case, tensors))
+        out = core(*inputs())
         return F.linear(out, tensors["output_proj_weight"], tensors["output_proj_bias"])
 
     return module
@@ -161,6 +181,7 @@ OPERATOR = Operator(
             partial(_build, "triton"),
             "opbench_kernels in Triton",
             unavailable=_dcn.triton_unavailable,
+            needs=_dcn.TRITON_NEEDS,
             configuration=_dcn.triton_configuration,
             sources=_dcn.TRITON_SOURCES,
         ),

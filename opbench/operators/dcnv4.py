@@ -1,17 +1,18 @@
 """DCNv4: deformable convolution with unbounded masks, offsets and masks packed in one tensor."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import partial
-
-import torch
-import torch.nn.functional as F
-from opbench_kernels import dcnv4
-from opbench_kernels.geometry import padded_offset_mask_channels
+from typing import TYPE_CHECKING
 
 from opbench.case import Case, Direction, Level
 from opbench.operator import Forward, Operator, Provider, Setting, Tensors, by_direction, compiled
 from opbench.operators import _dcn
 from opbench.operators._random import normal
+
+if TYPE_CHECKING:
+    import torch
 
 SETTINGS = {
     "group_channels": _dcn.GROUP_CHANNELS,
@@ -23,12 +24,16 @@ SETTINGS = {
 
 def packed_channels(case: Case) -> int:
     """M, channels of the packed offset_mask tensor."""
+    from opbench_kernels.geometry import padded_offset_mask_channels
+
     channels: int = padded_offset_mask_channels(_dcn.groups(case), _dcn.points(case))
     return channels
 
 
 def _packed_scales(case: Case, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
     """Standard deviation and mean of each packed channel: offsets, then masks around 1 / K; the tail is zero."""
+    import torch
+
     groups, points = _dcn.groups(case), _dcn.points(case)
     std = torch.zeros(packed_channels(case), device=generator.device)
     mean = torch.zeros_like(std)
@@ -45,6 +50,8 @@ def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
     Offsets are normal with standard deviation offset_std_px and independent from pixel to pixel; masks are
     normal around 1 / K. The official initialisation, all zero, would make every point a plain pixel.
     """
+    import torch
+
     shape = (case.shape.batch, case.shape.height, case.shape.width, case.shape.channels)
     std, mean = _packed_scales(case, generator)
     channels, packed = case.shape.channels, packed_channels(case)
@@ -83,19 +90,25 @@ def smooth_inputs(case: Case, tensors: Tensors) -> Tensors:
     return smooth
 
 
-def _project(name: str, x: torch.Tensor, tensors: Tensors) -> torch.Tensor:
-    """The Linear of that name; `x` itself where the module has none (lightweight)."""
+def _projection(name: str, tensors: Tensors) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The Linear of that name; the identity where the module has none (lightweight)."""
+    import torch.nn.functional as F
+
     weight = tensors.get(f"{name}_weight")
-    return x if weight is None else F.linear(x, weight, tensors[f"{name}_bias"])
+    if weight is None:
+        return lambda x: x
+    bias = tensors[f"{name}_bias"]
+    return lambda x: F.linear(x, weight, bias)
 
 
-def _module_inputs(tensors: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
-    """value and offset_mask of the module, from x and its parameters."""
+def _module_inputs(tensors: Tensors) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
+    """A closure that gives value and offset_mask of the module, from x and its parameters."""
     x = tensors["x"]
-    features = x
-    if "offset_mask_dw_weight" in tensors:
-        features = _dcn.depthwise(x, tensors["offset_mask_dw_weight"], tensors["offset_mask_dw_bias"])
-    return _project("value_proj", x, tensors), _project("offset_mask", features, tensors)
+    value_proj, offset_mask = _projection("value_proj", tensors), _projection("offset_mask", tensors)
+    if "offset_mask_dw_weight" not in tensors:
+        return lambda: (value_proj(x), offset_mask(x))
+    depthwise = _dcn.depthwise(tensors["offset_mask_dw_weight"], tensors["offset_mask_dw_bias"])
+    return lambda: (value_proj(x), offset_mask(depthwise(x)))
 
 
 def reference(case: Case, tensors: Tensors) -> torch.Tensor:
@@ -103,12 +116,12 @@ def reference(case: Case, tensors: Tensors) -> torch.Tensor:
     if case.level is Level.CORE:
         value, offset_mask = tensors["value"], tensors["offset_mask"]
     else:
-        value, offset_mask = _module_inputs(tensors)
+        value, offset_mask = _module_inputs(tensors)()
     groups, points = _dcn.groups(case), _dcn.points(case)
     used = offset_mask[..., : 3 * points * groups].unflatten(-1, (groups, 3 * points))
     offset = used[..., : 2 * points].unflatten(-1, (points, 2))
     out = _dcn.sample_reference(case, value, offset, used[..., 2 * points :])
-    return _project("output_proj", out, tensors)
+    return _projection("output_proj", tensors)(out)
 
 
 def linear_channels(case: Case) -> int:
@@ -156,6 +169,8 @@ def memory_bytes(case: Case) -> int:
 
 def _core(case: Case, implementation: str) -> Callable[..., torch.Tensor]:
     """opbench_kernels.dcnv4 with the case's settings; takes value and offset_mask."""
+    from opbench_kernels import dcnv4
+
     return partial(
         dcnv4,
         groups=_dcn.groups(case),
@@ -172,7 +187,8 @@ def build(implementation: str, case: Case, tensors: Tensors) -> Forward:
     core = _core(case, implementation)
     if case.level is Level.CORE:
         return lambda: core(tensors["value"], tensors["offset_mask"])
-    return lambda: _project("output_proj", core(*_module_inputs(tensors)), tensors)
+    inputs, output_proj = _module_inputs(tensors), _projection("output_proj", tensors)
+    return lambda: output_proj(core(*inputs()))
 
 
 def build_fused(case: Case, tensors: Tensors) -> Forward:
@@ -181,6 +197,8 @@ def build_fused(case: Case, tensors: Tensors) -> Forward:
     DCNv4: value_proj and offset_mask in one product, which the sampling reads by stride. Lightweight: the offset_mask
     product inside the sampling kernel.
     """
+    import torch
+    import torch.nn.functional as F
     from opbench_kernels.fused import dcnv4_from_input, pack_offset_mask
 
     _dcn.tune_triton()
@@ -192,12 +210,12 @@ def build_fused(case: Case, tensors: Tensors) -> Forward:
     weight, bias = (
         torch.cat([tensors[f"value_proj_{kind}"], tensors[f"offset_mask_{kind}"]]) for kind in ("weight", "bias")
     )
-    core = _core(case, "triton")
+    core, output_proj = _core(case, "triton"), _projection("output_proj", tensors)
 
     def module() -> torch.Tensor:
         both = F.linear(x, weight, bias)
         value, offset_mask = both[..., : x.shape[-1]], both[..., x.shape[-1] :]
-        return _project("output_proj", core(value, offset_mask), tensors)
+        return output_proj(core(value, offset_mask))
 
     return module
 
@@ -220,6 +238,7 @@ PROVIDERS = (
         partial(build, "triton"),
         "opbench_kernels in Triton",
         unavailable=_dcn.triton_unavailable,
+        needs=_dcn.TRITON_NEEDS,
         configuration=_dcn.triton_configuration,
         sources=_dcn.TRITON_SOURCES,
     ),
@@ -228,6 +247,7 @@ PROVIDERS = (
         build_fused,
         "inference: projections and sampling with fewer passes over memory",
         unavailable=_dcn.triton_unavailable,
+        needs=_dcn.TRITON_NEEDS,
         configuration=_dcn.triton_configuration,
         not_applicable=_fused_not_applicable,
         sources=(*_dcn.TRITON_SOURCES, "opbench_kernels.fused"),

@@ -1,10 +1,9 @@
 """The attention module around FlashAttention-2: the flash_attn package, or the same kernels inside PyTorch."""
 
-import importlib.util
+from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
+import importlib.util
+from typing import TYPE_CHECKING
 
 from opbench.case import Case, Dtype
 from opbench.operator import Forward, Operator, Provider, Tensors
@@ -20,6 +19,9 @@ from opbench.operators._attention import (
 )
 from opbench.operators.attention import flop_count, reference, reference_elements
 
+if TYPE_CHECKING:
+    import torch
+
 
 def _build_flash_attn(case: Case, tensors: Tensors) -> Forward:
     from flash_attn import flash_attn_func
@@ -34,6 +36,9 @@ def _build_flash_attn(case: Case, tensors: Tensors) -> Forward:
 
 
 def _build_sdpa(case: Case, tensors: Tensors) -> Forward:
+    import torch.nn.functional as F
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
     head_dim = case.int_setting("head_dim")
 
     def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
@@ -77,6 +82,7 @@ OPERATOR = Operator(
             _build_flash_attn,
             "flash_attn_func of the flash-attn package",
             unavailable=_flash_attn_unavailable,
+            needs="a CUDA device, and the package flash-attn",
             not_applicable=_half_only_on_cuda,
             sources=(_attention.__name__,),
         ),

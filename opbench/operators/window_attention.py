@@ -1,9 +1,10 @@
 """Swin's window attention: pad, partition into 7x7 windows, attend with a relative position bias, reverse."""
 
-import importlib.util
+from __future__ import annotations
 
-import torch
-import torch.nn.functional as F
+import importlib.util
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from opbench.case import Case, Level
 from opbench.operator import Forward, Operator, Provider, Setting, Tensors, compiled
@@ -16,6 +17,9 @@ from opbench.operators._attention import (
     attention_tolerance,
 )
 from opbench.operators._random import normal
+
+if TYPE_CHECKING:
+    import torch
 
 
 def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
@@ -45,15 +49,19 @@ def score_elements(case: Case) -> int:
     return heads * padded_pixels(case) * case.int_setting("window_size") ** 2
 
 
-def _pad(x: torch.Tensor, case: Case) -> torch.Tensor:
+def _to_windows(case: Case) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The function from (B, H, W, C), which it pads, to (windows, window * window, C)."""
+    import torch.nn.functional as F
+
+    window = case.int_setting("window_size")
     height, width = padded_sides(case)
-    return F.pad(x, (0, 0, 0, width - case.shape.width, 0, height - case.shape.height))
+    padding = (0, 0, 0, width - case.shape.width, 0, height - case.shape.height)
 
+    def to_windows(x: torch.Tensor) -> torch.Tensor:
+        grid: torch.Tensor = F.pad(x, padding).unflatten(2, (-1, window)).unflatten(1, (-1, window))
+        return grid.transpose(2, 3).reshape(-1, window * window, x.shape[-1])
 
-def _to_windows(x: torch.Tensor, window: int) -> torch.Tensor:
-    """(B, H, W, C) to (windows, window * window, C)."""
-    grid: torch.Tensor = x.unflatten(2, (-1, window)).unflatten(1, (-1, window))
-    return grid.transpose(2, 3).reshape(-1, window * window, x.shape[-1])
+    return to_windows
 
 
 def _from_windows(windows: torch.Tensor, case: Case) -> torch.Tensor:
@@ -67,6 +75,8 @@ def _from_windows(windows: torch.Tensor, case: Case) -> torch.Tensor:
 
 def _relative_bias(table: torch.Tensor, window: int) -> torch.Tensor:
     """bias[head, query, key] = table[(dy + w - 1) * (2w - 1) + dx + w - 1, head] with d = query - key."""
+    import torch
+
     place = torch.arange(window * window, device=table.device)
     row, column = place // window, place % window
     down = row.view(-1, 1) - row + window - 1
@@ -76,13 +86,14 @@ def _relative_bias(table: torch.Tensor, window: int) -> torch.Tensor:
 
 def reference(case: Case, tensors: Tensors) -> torch.Tensor:
     """Exact attention inside each window; the zero padding takes part, as in Swin."""
-    window, head_dim = case.int_setting("window_size"), case.int_setting("head_dim")
-    bias = _relative_bias(tensors["bias_table"], window)
+    import torch.nn.functional as F
+
+    to_windows, head_dim = _to_windows(case), case.int_setting("head_dim")
+    bias = _relative_bias(tensors["bias_table"], case.int_setting("window_size"))
     if case.level is Level.CORE:
-        parts = [_to_windows(_pad(tensors[name], case), window) for name in ("q", "k", "v")]
+        parts = [to_windows(tensors[name]) for name in ("q", "k", "v")]
     else:
-        windows = _to_windows(_pad(tensors["x"], case), window)
-        parts = list(F.linear(windows, tensors["qkv_weight"], tensors["qkv_bias"]).chunk(3, dim=-1))
+        parts = list(F.linear(to_windows(tensors["x"]), tensors["qkv_weight"], tensors["qkv_bias"]).chunk(3, dim=-1))
     q, k, v = (part.unflatten(-1, (-1, head_dim)).transpose(1, 2) for part in parts)
     out = attend_exactly(q, k, v, bias).transpose(1, 2).flatten(-2)
     if case.level is Level.MODULE:
@@ -91,14 +102,15 @@ def reference(case: Case, tensors: Tensors) -> torch.Tensor:
 
 
 def _build_timm(case: Case, tensors: Tensors) -> Forward:
+    import torch
     from timm.models.swin_transformer import WindowAttention
 
-    window, channels = case.int_setting("window_size"), case.shape.channels
+    to_windows, channels = _to_windows(case), case.shape.channels
     some = next(iter(tensors.values()))
     attention = WindowAttention(
         channels,
         channels // case.int_setting("head_dim"),
-        window_size=window,
+        window_size=case.int_setting("window_size"),
         device=some.device,
         dtype=some.dtype,
     ).eval()
@@ -110,7 +122,7 @@ def _build_timm(case: Case, tensors: Tensors) -> Forward:
                 _share(getattr(attention, layer), kind, tensors[f"{layer}_{kind}"])
 
         def module() -> torch.Tensor:
-            return _from_windows(attention(_to_windows(_pad(tensors["x"], case), window)), case)
+            return _from_windows(attention(to_windows(tensors["x"])), case)
 
         return module
 
@@ -119,7 +131,7 @@ def _build_timm(case: Case, tensors: Tensors) -> Forward:
 
     def core() -> torch.Tensor:
         qkv = torch.cat([tensors["q"], tensors["k"], tensors["v"]], dim=-1)
-        return _from_windows(attention(_to_windows(_pad(qkv, case), window)), case)
+        return _from_windows(attention(to_windows(qkv)), case)
 
     return core
 
@@ -139,6 +151,7 @@ TIMM = Provider(
     _build_timm,
     "timm's WindowAttention, scores materialised",
     unavailable=_timm_unavailable,
+    needs="the package timm",
     sources=(_attention.__name__,),
 )
 

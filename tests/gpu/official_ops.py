@@ -219,7 +219,8 @@ def _build_dcnv4(extension: Any, choose: FastestLaunch, case: Case, tensors: Ten
 
     if case.level is Level.CORE:
         return lambda: core(tensors["value"], tensors["offset_mask"])
-    return lambda: dcnv4._project("output_proj", core(*dcnv4._module_inputs(tensors)), tensors)
+    inputs, output_proj = dcnv4._module_inputs(tensors), dcnv4._projection("output_proj", tensors)
+    return lambda: output_proj(core(*inputs()))
 
 
 def _build_dcnv3(extension: Any, case: Case, tensors: Tensors) -> Forward:
@@ -228,9 +229,10 @@ def _build_dcnv3(extension: Any, case: Case, tensors: Tensors) -> Forward:
 
     if case.level is Level.CORE:
         return lambda: core(tensors["value"], tensors["offset"], tensors["mask"])
+    inputs = dcnv3._module_inputs(case, tensors)
 
     def module() -> torch.Tensor:
-        out = core(*dcnv3._module_inputs(case, tensors))
+        out = core(*inputs())
         return F.linear(out, tensors["output_proj_weight"], tensors["output_proj_bias"])
 
     return module
