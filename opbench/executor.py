@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from opbench.case import Case, Cell
 from opbench.measurement import Measurement, Status
+from opbench.supervisor import can_fork
 from opbench.worker_process import SupervisorLost, WorkerDied, Workers
 
 __all__ = ["Executor", "InProcessExecutor", "WorkerExecutor", "cell_limit_s"]
@@ -114,7 +115,8 @@ class WorkerExecutor:
 
     def _enter_group(self, case: Case) -> None:
         """Have a worker that ran no other operator or shape."""
-        group = (case.operator, case.shape_list, case.shape)
+        # Where each worker has to import torch anew, one serves until a cell ends it or leaves it changed.
+        group: tuple[object, ...] = (case.operator, case.shape_list, case.shape) if can_fork() else ("every cell",)
         if self._group == group:
             return
         if self._group:

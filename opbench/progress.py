@@ -1,6 +1,8 @@
 """Shows long work as it goes on: on a terminal a bar with the current cell and the time left, else plain lines."""
 
 import os
+import re
+import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
@@ -9,13 +11,20 @@ from typing import Self
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from opbench.case import Cell
 from opbench.measurement import Measurement, Status
 from opbench.report.layout import sparkline, three_digits
 from opbench.stats import median, relative_half_width
+from opbench.streams import plain
 
 __all__ = ["ConsoleBar", "ConsoleProgress", "probe_progress"]
+
+WIDE = 80
+"""Columns from which on there is room for a bar beside what is being done."""
+BESIDE, BESIDE_NARROW = 38, 6
+"""Columns of the count, the bar and the time left; of the time left alone."""
 
 
 class ConsoleBar:
@@ -62,11 +71,16 @@ class ConsoleProgress(ConsoleBar):
 
     def stage(self, name: str) -> None:
         """Name what the cell is doing."""
-        self._bar.update(self._task, description=escape(": ".join(filter(None, (self._heading, name)))))
+        taken = BESIDE if self._console.width >= WIDE else BESIDE_NARROW
+        heading = self._heading[: max(0, self._console.width - taken - len(name) - 2)]  # what it does is worth more
+        self._bar.update(self._task, description=escape(": ".join(filter(None, (heading, name)))))
 
     def ended(self, measurement: Measurement) -> None:
-        """Print the cell's line."""
-        self._console.print(escape(f"{self._heading}: {_outcome(measurement)}"))
+        """Print the cell's line; on a terminal it is wrapped between words."""
+        line = f"{self._heading}: {_outcome(measurement)}"
+        if self._console.is_terminal:
+            line = _wrapped(plain(line, self._console.encoding), self._console.width)
+        self._console.print(escape(line))
         self._bar.advance(self._task)
 
 
@@ -84,18 +98,29 @@ def probe_progress(*, quiet: bool = False, no_color: bool = False) -> Iterator[C
 
 
 def _bar(console: Console, *, quiet: bool) -> Progress:
-    """Done of total, a bar, the time left and what is being done; nothing in a pipe, or in CI though it may look like a
-    terminal.
+    """Done of total, a bar, the time left and what is being done, in one line; nothing in a pipe, or in CI though it
+    may look like a terminal.
     """
+    wide = (MofNCompleteColumn(), BarColumn(bar_width=20)) if console.width >= WIDE else ()
     return Progress(
-        MofNCompleteColumn(),
-        BarColumn(bar_width=20),
+        *wide,
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.description}"),
+        # Rich would narrow every column alike; this one alone gives way, and an ellipsis may be three characters.
+        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="crop")),
         console=console,
+        expand=True,
         transient=True,
         disable=quiet or not console.is_terminal or "CI" in os.environ,
     )
+
+
+def _wrapped(line: str, width: int) -> str:
+    """A line in several, broken between words; the blanks of a histogram are not between words."""
+    histogram = re.search(r"% ([ 1-8▁-█]+) \(", line)
+    if histogram:
+        start, end = histogram.span(1)
+        line = line[:start] + histogram[1].replace(" ", "\0") + line[end:]
+    return textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False).replace("\0", " ")
 
 
 def _outcome(measurement: Measurement) -> str:

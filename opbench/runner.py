@@ -24,6 +24,7 @@ from opbench.operator import Operator, Provider, Tensors
 from opbench.plan import applicability
 from opbench.precision import torch_precision
 from opbench.registry import operator_module
+from opbench.system import data_limit
 from opbench.timing import Launch, SpoiledProcessError, StoppingRule, Timer, collect_samples, make_timer
 
 __all__ = ["CellRunner", "RunOptions", "memory_limit", "source_hash"]
@@ -75,6 +76,8 @@ class CellRunner:
         """Only a new process helps: an illegal access poisoned the context, or the capture of a graph never ended."""
         self.spent = False
         """This process must run no other cell: its device is broken, or the last cell changed global state."""
+        self.estimate_limit_bytes: int | None = None
+        """Cells that are estimated to need more are not run; for systems that hold no process to a limit."""
         self._find_operator = find_operator
         self._timer = timer
         self._device_type = options.device.partition(":")[0]
@@ -116,6 +119,9 @@ class CellRunner:
         refusal = applicability(operator, provider, cell.case, self._device_type)
         if refusal:
             return Measurement(cell, *refusal, kernel_source_hash=source_hash(operator, provider))
+        if self.estimate_limit_bytes is not None and cell.memory_bytes > self.estimate_limit_bytes:
+            needed, limit = (f"{size / 2**30:.3g} GiB" for size in (cell.memory_bytes, self.estimate_limit_bytes))
+            return Measurement(cell, Status.OUT_OF_MEMORY, f"not run: needs {needed} by estimate, {limit} are left")
         with self._current_device(), torch_precision(cell.case.dtype):
             timer = self._timer or make_timer(self.options.timer, self.options.cache, self.options.device)
             return self._check_and_time(cell, operator, provider, timer, enter)
@@ -270,32 +276,27 @@ def _source_path(module: str) -> Path | None:
 
 
 @contextmanager
-def memory_limit(gib: float | None, device: str) -> Iterator[None]:
+def memory_limit(gib: float | None, device: str) -> Iterator[bool]:
     """Hold this process to a limit: the CUDA allocator's share of the device, or on the CPU the growth of its data.
 
     Args:
         gib: GiB; None for none.
         device: as RunOptions.
+
+    Yields:
+        Whether the limit holds; only Linux counts the data of a process.
     """
     if gib is None:
-        yield
+        yield False
         return
     limit_bytes = int(gib * 2**30)
     if device != "cpu":
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), device)
         try:
-            yield
+            yield True
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0, device)
         return
-    import resource
-
-    import psutil
-
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (psutil.Process().memory_info().data + limit_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
+    with data_limit(limit_bytes) as held:
+        yield held

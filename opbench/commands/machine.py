@@ -46,10 +46,12 @@ def ceilings(
     if found is None:
         from opbench.ceiling_probes import measure_ceilings
         from opbench.progress import probe_progress
+        from opbench.user_cache import say_if_nothing_is_kept
 
         with probe_progress(quiet=json_, no_color=no_color) as on_probe:
             found = measure_ceilings(name, on_probe=on_probe)
         keep(found, environment)
+        say_if_nothing_is_kept()
     if json_:
         print(json.dumps(found.to_json()))
     else:

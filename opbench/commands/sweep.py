@@ -16,6 +16,9 @@ from opbench.commands._shared import (
     split,
     stdout,
 )
+from opbench.errors import StorageError
+from opbench.system import require_unix
+from opbench.user_cache import say_if_nothing_is_kept
 
 if TYPE_CHECKING:
     from opbench.case import Cell
@@ -124,6 +127,7 @@ def sweep(
         "direction": split("--direction", direction), "device": device, "timer": timer, "cache": cache,
         "settings": settings, "time_budget": time_budget, "memory_limit": memory_limit, "seed": seed,
     }  # fmt: skip
+    require_unix("opbench sweep")
     # A kill, or a terminal that closes, asks for the same as Ctrl-C: stop, and keep what is finished.
     interrupt_on_termination()
     from opbench.worker_process import Workers
@@ -147,6 +151,7 @@ def sweep(
             run = api.continue_run(out, options, known, accept_differences=accept_differences)
         else:
             run = api.start_run(api.make_request(options, known), known, out, conduct)
+        say_if_nothing_is_kept()
         interrupted = False
         try:
             with ConsoleProgress(quiet=quiet, no_color=no_color) as progress:
@@ -155,8 +160,12 @@ def sweep(
             interrupted = True
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    api.finish(run, plots=plots)
-    _conclude(run, interrupted=interrupted, quiet=quiet, no_color=no_color)
+    refused = None
+    try:
+        api.finish(run, plots=plots)
+    except StorageError as error:  # what was measured is in the journal, and can still be shown
+        refused = error
+    _conclude(run, interrupted=interrupted, refused=refused, quiet=quiet, no_color=no_color)
 
 
 def _print_plan(cells: "list[Cell]") -> None:
@@ -179,7 +188,9 @@ def _print_plan(cells: "list[Cell]") -> None:
         print(f"largest estimated memory: {largest.memory_bytes / 2**30:.2f} GiB, {largest.key}")
 
 
-def _conclude(run: "RunFolder", *, interrupted: bool, quiet: bool, no_color: bool) -> NoReturn:
+def _conclude(
+    run: "RunFolder", *, interrupted: bool, refused: StorageError | None, quiet: bool, no_color: bool
+) -> NoReturn:
     """Print the tables, what failed and where everything is; exit with the run's code."""
     from opbench.measurement import FAILURES
     from opbench.report import print_tables, run_tables, speedup_tables, summary_line
@@ -204,6 +215,8 @@ def _conclude(run: "RunFolder", *, interrupted: bool, quiet: bool, no_color: boo
         for name in ("measurements.csv", "tables", "plots", "journal.jsonl"):
             if (run.path / name).exists():
                 print(f"  {run.path / name}")
+    if refused:
+        raise refused
     if interrupted:
         print(f"interrupted; continue with: opbench sweep --resume --out {run.path}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
