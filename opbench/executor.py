@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from opbench.case import Case, Cell
 from opbench.measurement import Measurement, Status
 from opbench.supervisor import can_fork
+from opbench.system import says_out_of_memory
 from opbench.worker_process import SupervisorLost, WorkerDied, Workers
 
 __all__ = ["Executor", "InProcessExecutor", "WorkerExecutor", "cell_limit_s"]
@@ -94,8 +95,8 @@ class WorkerExecutor:
                 return measurement
         except WorkerDied as death:
             self._group = None
-            killed = death.returncode == -signal.SIGKILL
-            status = Status.OUT_OF_MEMORY if killed else Status.ERROR
+            no_memory = death.returncode == -signal.SIGKILL or says_out_of_memory(str(death))
+            status = Status.OUT_OF_MEMORY if no_memory else Status.ERROR
             reason = f"the worker process died in {stage}: {death}"
         except SupervisorLost as loss:
             self._group = None

@@ -24,16 +24,13 @@ from opbench.operator import Operator, Provider, Tensors
 from opbench.plan import applicability
 from opbench.precision import torch_precision
 from opbench.registry import operator_module
-from opbench.system import data_limit
+from opbench.system import data_limit, says_out_of_memory
 from opbench.timing import Launch, SpoiledProcessError, StoppingRule, Timer, collect_samples, make_timer
 
 __all__ = ["CellRunner", "RunOptions", "memory_limit", "source_hash"]
 
 WARM_UP_FRACTION = 0.2
 """Warm-up time, as a fraction of the time budget."""
-
-OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "alloc_failed")
-"""What Triton, PyTorch's CPU allocator and cuBLAS say in errors that have no class of their own."""
 
 OnStage = Callable[[str], None]
 
@@ -99,7 +96,7 @@ class CellRunner:
             except (Exception, SystemExit) as error:
                 self.device_broken |= isinstance(error, SpoiledProcessError)
                 # The traceback's frames hold the cell's tensors, so only the text of the error is kept.
-                status, reason = _failure(error, stage)
+                status, reason = _failure(error, stage, cell.memory_bytes)
                 measurement = Measurement(cell, status, reason)
         self._clean_up()
         self.spent = self.device_broken or bool(changes.names)
@@ -243,15 +240,13 @@ def _launch(case: Case, provider: Provider, tensors: Tensors) -> tuple[Launch, C
     return forward_and_backward, forward_and_backward
 
 
-def _failure(error: BaseException, stage: str) -> tuple[Status, str]:
-    """Status and reason of a cell that raised."""
+def _failure(error: BaseException, stage: str, needed_bytes: int) -> tuple[Status, str]:
+    """Status and reason of a cell that raised, while the error still holds its tensors."""
     try:
         message = str(error)
     except Exception:  # its own __str__ is broken
         message = ""
-    no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        words in message.lower() for words in OUT_OF_MEMORY_WORDS
-    )
+    no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or says_out_of_memory(message, needed_bytes)
     status = Status.OUT_OF_MEMORY if no_memory else Status.ERROR
     return status, f"{type(error).__name__} in {stage}: {one_line(message) or 'no message'}"
 

@@ -7,7 +7,15 @@ from pathlib import Path
 
 from opbench.errors import UsageError
 
-__all__ = ["SILENT", "available_memory_bytes", "child_pids", "data_limit", "require_unix", "total_memory_bytes"]
+__all__ = [
+    "SILENT",
+    "available_memory_bytes",
+    "child_pids",
+    "data_limit",
+    "require_unix",
+    "says_out_of_memory",
+    "total_memory_bytes",
+]
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
@@ -16,6 +24,15 @@ CGROUP_FILES = (
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
 """A control group's limit, its use, and the part of it that the kernel can take back: version 2, then version 1."""
+
+OUT_OF_MEMORY_WORDS = (
+    "out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "alloc_failed", "bad_alloc",
+)  # fmt: skip
+"""What Triton, PyTorch's CPU allocator, the system, cuBLAS and C++ say in errors that have no class of their own."""
+UNCLEAR_WORDS = ("could not create a primitive", "could not execute a primitive", "can't start new thread")
+"""What oneDNN and Python say where memory ran out, but not only there."""
+LITTLE_BYTES = 2**26
+"""Less than that is left where they mean it: room for oneDNN's code and a thread's stack."""
 
 SILENT = (OSError, RuntimeError, ValueError, LookupError, AttributeError)
 """What psutil raises, beside its own errors, where a file of /proc or a function of the system is missing."""
@@ -32,6 +49,17 @@ def require_unix(what: str) -> None:
             f"{what} needs Linux or macOS: cells run in worker processes that Windows does not have; "
             "use WSL. Reading results (report, compare, history, load_results) works here"
         )
+
+
+def says_out_of_memory(text: str, needed_bytes: int = 0) -> bool:
+    """Whether an error's text says that memory ran out; an unclear one does where less is left than was needed."""
+    lower = text.lower()
+    if any(words in lower for words in OUT_OF_MEMORY_WORDS):
+        return True
+    if not any(words in lower and f"{words} descriptor" not in lower for words in UNCLEAR_WORDS):
+        return False
+    left = available_memory_bytes()
+    return left is not None and left < max(needed_bytes, LITTLE_BYTES)
 
 
 def total_memory_bytes() -> int | None:
