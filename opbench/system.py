@@ -26,8 +26,13 @@ CGROUP_FILES = (
 """A control group's limit, its use, and the part of it that the kernel can take back: version 2, then version 1."""
 
 OUT_OF_MEMORY_WORDS = (
-    "out of memory", "can't allocate memory", "cannot allocate memory", "not enough memory", "alloc_failed", "bad_alloc",
-)  # fmt: skip
+    "out of memory",
+    "can't allocate memory",
+    "cannot allocate memory",
+    "not enough memory",
+    "alloc_failed",
+    "bad_alloc",
+)
 """What Triton, PyTorch's CPU allocator, the system, cuBLAS and C++ say in errors that have no class of their own."""
 UNCLEAR_WORDS = ("could not create a primitive", "could not execute a primitive", "can't start new thread")
 """What oneDNN and Python say where memory ran out, but not only there."""
