@@ -124,7 +124,7 @@ def _temperature() -> float | None:
 
 def _first_line(path: Path) -> str | None:
     with suppress(OSError):
-        return path.read_text(errors="replace").split("\n", 1)[0].strip() or None
+        return path.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0].strip() or None
     return None
 
 

@@ -196,8 +196,8 @@ def git_revision(file: Path) -> str | None:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(file.parent), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=variables)
-        return done.stdout.strip()
+        done = subprocess.run(command, capture_output=True, timeout=10, check=True, env=variables)
+        return done.stdout.decode(errors="replace").strip()
 
     try:
         # A site-packages folder can lie inside some other project's checkout.
@@ -261,7 +261,7 @@ def _cpu() -> dict[str, Any]:
 def _cpu_model(cpuinfo: Path) -> str:
     """What the processor is called; on ARM Linux the numbers of its maker and part, which have no name there."""
     with suppress(OSError):
-        text = cpuinfo.read_text(errors="replace")
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
         name, maker, part = (
             re.search(rf"^{field}[ \t]*:[ \t]*(\S.*)$", text, re.MULTILINE)
             for field in ("model name", "CPU implementer", "CPU part")
@@ -273,8 +273,8 @@ def _cpu_model(cpuinfo: Path) -> str:
     if sys.platform == "darwin":
         with suppress(OSError, subprocess.SubprocessError):
             command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-            done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
-            if model := done.stdout.strip():
+            done = subprocess.run(command, capture_output=True, timeout=10, check=True)
+            if model := done.stdout.decode(errors="replace").strip():
                 return model
     return platform.processor() or "cpu"
 

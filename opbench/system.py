@@ -39,6 +39,8 @@ UNCLEAR_WORDS = ("could not create a primitive", "could not execute a primitive"
 LITTLE_BYTES = 2**26
 """Less than that is left where they mean it: room for oneDNN's code and a thread's stack."""
 
+POSIX = os.name == "posix"
+
 SILENT = (OSError, RuntimeError, ValueError, LookupError, AttributeError)
 """What psutil raises, beside its own errors, where a file of /proc or a function of the system is missing."""
 
@@ -49,7 +51,7 @@ def require_unix(what: str) -> None:
     Raises:
         UsageError: this is Windows.
     """
-    if os.name != "posix":
+    if not POSIX:
         raise UsageError(
             f"{what} needs Linux or macOS: cells run in worker processes that Windows does not have; "
             "use WSL. Reading results (report, compare, history, load_results) works here"
@@ -135,14 +137,14 @@ def _left_in_cgroups() -> Iterator[int]:
     for folder in _own_cgroups():
         for limit, used, reclaimable in CGROUP_FILES:
             with suppress(OSError, ValueError):  # ValueError: no limit is `max`
-                left = int((folder / limit).read_text()) - int((folder / used).read_text())
-                yield max(0, left + _statistic(folder, reclaimable))
+                limit_bytes, used_bytes = (int((folder / name).read_bytes()) for name in (limit, used))
+                yield max(0, limit_bytes - used_bytes + _statistic(folder, reclaimable))
 
 
 def _own_cgroups() -> Iterator[Path]:
     """Folders of the memory controller for this process, and of the groups that hold it."""
     with suppress(OSError):
-        for line in OWN_CGROUPS.read_text(errors="replace").splitlines():
+        for line in OWN_CGROUPS.read_text(encoding="utf-8", errors="replace").splitlines():
             _, controllers, path = line.split(":", 2)
             if controllers and "memory" not in controllers.split(","):
                 continue
@@ -155,7 +157,7 @@ def _own_cgroups() -> Iterator[Path]:
 
 def _statistic(folder: Path, name: str) -> int:
     with suppress(OSError, ValueError):
-        for line in (folder / "memory.stat").read_text().splitlines():
+        for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines():
             key, _, value = line.partition(" ")
             if key == name:
                 return int(value)
