@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from opbench.ceilings import Ceilings, read_ceilings
 from opbench.environment import comparison_identity, device_slug
 from opbench.errors import ResultsError, StorageError
 from opbench.files import write_whole
+from opbench.user_cache import user_cache_folder
 
 __all__ = ["ceilings_path", "device_cache_path", "keep", "known_ceilings"]
 
@@ -20,12 +20,10 @@ def ceilings_path(environment: Mapping[str, object]) -> Path:
 
 
 def device_cache_path(kind: str, environment: Mapping[str, object]) -> Path:
-    """Where something about a device is kept: under $XDG_CACHE_HOME, else ~/.cache; one file per identity."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    folder = Path(home) if home else Path.home() / ".cache"
+    """Where something about a device is kept: in the user's cache folder; one file per identity."""
     identity = json.dumps(comparison_identity(environment), sort_keys=True)
     slug = device_slug(str(environment["device_name"]), str(environment["device"]).partition(":")[0])
-    return folder / "opbench" / f"{kind}-{slug}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"
+    return user_cache_folder() / "opbench" / f"{kind}-{slug}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"
 
 
 def known_ceilings(environment: Mapping[str, object]) -> Ceilings | None:

@@ -20,6 +20,7 @@ from opbench.ceilings import Missing, Probe
 from opbench.measurement import one_line
 from opbench.precision import torch_precision
 from opbench.stats import median
+from opbench.system import available_memory_bytes
 from opbench.timing import CACHES, Launch, StoppingRule, Timer, collect_samples, make_timer
 
 __all__ = ["DeviceFacts", "ProbeFamily", "ProbeSize", "device_facts", "measure_ceilings", "probe_families", "utc_now"]
@@ -168,12 +169,10 @@ def probe_families(facts: DeviceFacts) -> Iterator[ProbeFamily]:
 def device_facts(device: str) -> DeviceFacts:
     """Cache sizes and free memory of a device."""
     if device == "cpu":
-        import psutil
-
         caches = cpu_caches(Path("/sys/devices/system/cpu/cpu0/cache"))
         l2_bytes = caches[2] * torch.get_num_threads() if 2 in caches else None
         last = caches[max(caches)] if caches else None
-        return DeviceFacts("cpu", l2_bytes, max(last or 0, l2_bytes or 0) or None, psutil.virtual_memory().available)
+        return DeviceFacts("cpu", l2_bytes, max(last or 0, l2_bytes or 0) or None, available_memory_bytes() or 2**30)
     l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
     return DeviceFacts("cuda", l2_bytes, l2_bytes, torch.cuda.mem_get_info(device)[0])
 

@@ -1,6 +1,7 @@
 """Compares a provider's values, and every gradient, with the fp64 reference before anything is timed."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ import torch
 
 from opbench.case import Case, Direction
 from opbench.operator import Operator, Provider, Tensors
+from opbench.system import available_memory_bytes
 
 __all__ = ["CheckResult", "check", "crop_to_fit", "make_tensors", "poisoned_allocations", "relative_error"]
 
@@ -151,9 +153,8 @@ def _complaint(errors: dict[str, float], got: Tensors, expected: Tensors, tolera
 
 def _bytes_available(device: str) -> int:
     if device == "cpu":
-        import psutil
-
-        return int(psutil.virtual_memory().available)
+        available = available_memory_bytes()
+        return sys.maxsize if available is None else available
     gpu = torch.device(device)
     free, total = torch.cuda.mem_get_info(gpu)
     allowed = int(total * torch.cuda.get_per_process_memory_fraction(gpu))

@@ -10,6 +10,7 @@ from opbench.commands import register_all
 from opbench.commands._shared import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_STORAGE, EXIT_USAGE, fail
 from opbench.errors import OpbenchError, StorageError
 from opbench.streams import guarded
+from opbench.user_cache import places_for_libraries
 
 __all__ = ["app", "main"]
 
@@ -28,7 +29,11 @@ TRACEBACK_VARIABLE = "OPBENCH_TRACEBACK"
 
 def main() -> None:
     """Run the command line; whatever is raised is one line on standard error and an exit code of its kind."""
-    with redirect_stdout(guarded(sys.stdout, "standard output")), redirect_stderr(guarded(sys.stderr, "")):
+    with (
+        redirect_stdout(guarded(sys.stdout, "standard output")),
+        redirect_stderr(guarded(sys.stderr, "")),
+        places_for_libraries(),
+    ):
         _run_app()
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from opbench.nvml import nvml_of
+from opbench.system import SILENT
 
 __all__ = ["GATE_VARIABLE", "busy_counters", "conditions", "cpu_conditions", "gpu_conditions", "scaling_governor"]
 
@@ -40,13 +41,10 @@ def gpu_conditions(device: str) -> dict[str, Any]:
 
 def cpu_conditions() -> dict[str, Any]:
     """Load, governor, clock (MHz), temperature (C) and throttling of the CPU; None where the system does not tell."""
-    import psutil
-
-    frequency = psutil.cpu_freq() if hasattr(psutil, "cpu_freq") else None
     return {
-        "load_average_1min": os.getloadavg()[0],
+        "load_average_1min": _load_average(),
         "governor": scaling_governor(),
-        "cpu_clock_mhz": frequency.current if frequency else None,
+        "cpu_clock_mhz": _clock_mhz(),
         "cpu_temperature_c": _temperature(),
         "thermal_throttle_count": _integer(_first_line(CPU0 / "thermal_throttle/package_throttle_count")),
         **busy_counters(),
@@ -54,11 +52,17 @@ def cpu_conditions() -> dict[str, Any]:
 
 
 def busy_counters() -> dict[str, Any]:
-    """Seconds on the clock (clock_s), of all processes on all cores (busy_s), and of this process (own_busy_s)."""
+    """Seconds on the clock (clock_s), of all processes on all cores (busy_s), and of this process (own_busy_s).
+
+    {} where the system does not tell.
+    """
     import psutil
 
-    times = psutil.cpu_times()
-    own = psutil.Process().cpu_times()
+    try:
+        times = psutil.cpu_times()
+        own = psutil.Process().cpu_times()
+    except (psutil.Error, *SILENT):
+        return {}
     # user holds guest and nice holds guest_nice; what the hypervisor steals is busy for us.
     busy = ("user", "nice", "system", "irq", "softirq", "steal")
     return {
@@ -92,11 +96,26 @@ def _siblings() -> set[int]:
     return set()
 
 
+def _load_average() -> float | None:
+    with suppress(*SILENT):
+        return os.getloadavg()[0]
+    return None
+
+
+def _clock_mhz() -> float | None:
+    import psutil
+
+    with suppress(psutil.Error, *SILENT):
+        frequency = psutil.cpu_freq()
+        return float(frequency.current) if frequency else None
+    return None
+
+
 def _temperature() -> float | None:
     """The hottest reading of the CPU's own sensors."""
     import psutil
 
-    with suppress(AttributeError, OSError):  # AttributeError: not on this system
+    with suppress(psutil.Error, *SILENT):  # AttributeError: not on this system
         sensors = psutil.sensors_temperatures()
         readings = [r.current for name in ("coretemp", "k10temp", "cpu_thermal") for r in sensors.get(name, ())]
         return max(readings, default=None)
@@ -105,7 +124,7 @@ def _temperature() -> float | None:
 
 def _first_line(path: Path) -> str | None:
     with suppress(OSError):
-        return path.read_text(errors="replace").split("\n", 1)[0].strip() or None
+        return path.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0].strip() or None
     return None
 
 

@@ -17,6 +17,7 @@ from opbench.conditions import scaling_governor
 from opbench.errors import UsageError
 from opbench.nvml import Nvml, nvml_of
 from opbench.precision import float32_precision
+from opbench.system import total_memory_bytes
 
 __all__ = [
     "collect_environment",
@@ -53,7 +54,6 @@ def collect_environment(device: str | None = None) -> dict[str, Any]:
     Raises:
         UsageError: there is no such device.
     """
-    import psutil
     import torch
 
     device = resolve_device(device or "auto")
@@ -76,7 +76,7 @@ def collect_environment(device: str | None = None) -> dict[str, Any]:
             "unusable_gpu": unusable_gpu,
             "other_gpu_processes": nvml.other_processes(contexts=_contexts(device)),
             "cpu": cpu,
-            "memory_bytes": psutil.virtual_memory().total,
+            "memory_bytes": total_memory_bytes(),
             "fp32_precision": float32_precision(),
             "variables": _variables(),
         }
@@ -188,8 +188,8 @@ def git_revision(file: Path) -> str | None:
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(file.parent), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True, env=variables)
-        return done.stdout.strip()
+        done = subprocess.run(command, capture_output=True, timeout=10, check=True, env=variables)
+        return done.stdout.decode(errors="replace").strip()
 
     try:
         # A site-packages folder can lie inside some other project's checkout.
@@ -238,10 +238,23 @@ def _cpu() -> dict[str, Any]:
 
 
 def _cpu_model(cpuinfo: Path) -> str:
+    """What the processor is called; on ARM Linux the numbers of its maker and part, which have no name there."""
     with suppress(OSError):
-        match = re.search(r"^model name\s*:\s*(\S.*)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
-        if match:
-            return match[1].strip()
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+        name, maker, part = (
+            re.search(rf"^{field}[ \t]*:[ \t]*(\S.*)$", text, re.MULTILINE)
+            for field in ("model name", "CPU implementer", "CPU part")
+        )
+        if name:
+            return name[1].strip()
+        if maker and part:
+            return f"{platform.machine()} implementer {maker[1].strip()} part {part[1].strip()}"
+    if sys.platform == "darwin":
+        with suppress(OSError, subprocess.SubprocessError):
+            command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+            done = subprocess.run(command, capture_output=True, timeout=10, check=True)
+            if model := done.stdout.decode(errors="replace").strip():
+                return model
     return platform.processor() or "cpu"
 
 

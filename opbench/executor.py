@@ -8,6 +8,8 @@ from typing import Any, Protocol
 
 from opbench.case import Case, Cell
 from opbench.measurement import Measurement, Status
+from opbench.supervisor import can_fork
+from opbench.system import says_out_of_memory
 from opbench.worker_process import SupervisorLost, WorkerDied, Workers
 
 __all__ = ["Executor", "InProcessExecutor", "WorkerExecutor", "cell_limit_s"]
@@ -93,8 +95,8 @@ class WorkerExecutor:
                 return measurement
         except WorkerDied as death:
             self._group = None
-            killed = death.returncode == -signal.SIGKILL
-            status = Status.OUT_OF_MEMORY if killed else Status.ERROR
+            no_memory = death.returncode == -signal.SIGKILL or says_out_of_memory(str(death))
+            status = Status.OUT_OF_MEMORY if no_memory else Status.ERROR
             reason = f"the worker process died in {stage}: {death}"
         except SupervisorLost as loss:
             self._group = None
@@ -114,7 +116,8 @@ class WorkerExecutor:
 
     def _enter_group(self, case: Case) -> None:
         """Have a worker that ran no other operator or shape."""
-        group = (case.operator, case.shape_list, case.shape)
+        # Where each worker has to import torch anew, one serves until a cell ends it or leaves it changed.
+        group: tuple[object, ...] = (case.operator, case.shape_list, case.shape) if can_fork() else ("every cell",)
         if self._group == group:
             return
         if self._group:

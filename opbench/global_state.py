@@ -29,7 +29,7 @@ SET_BY_COMPILERS = frozenset(
 """TorchInductor sets them where they are missing. Taken away again, for another assembler makes other code, but not
 named: it says nothing about the cell."""
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM)
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGCHLD", "SIGALRM") if hasattr(signal, name))
 
 
 @dataclass(slots=True)

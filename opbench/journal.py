@@ -10,6 +10,7 @@ from typing import IO
 from opbench.errors import ResultsError
 from opbench.files import storage_errors
 from opbench.measurement import Measurement, one_line
+from opbench.system import require_unix
 
 __all__ = ["JOURNAL", "JournalWriter", "lock", "open_journal", "read_journal"]
 
@@ -21,7 +22,9 @@ def open_journal(path: Path) -> IO[bytes]:
 
     Raises:
         StorageError: it cannot be made or written, or is a link.
+        UsageError: this is Windows.
     """
+    require_unix("measuring")
     with storage_errors(path):
         return os.fdopen(
             os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b", buffering=0

@@ -1,6 +1,8 @@
 """Shows long work as it goes on: on a terminal a bar with the current cell and the time left, else plain lines."""
 
 import os
+import re
+import textwrap
 import threading
 import time
 from collections.abc import Callable
@@ -10,16 +12,23 @@ from typing import Self
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Column
 
 from opbench.case import Cell
 from opbench.measurement import Measurement, Status
 from opbench.report.layout import sparkline, three_digits
 from opbench.stats import median, relative_half_width
+from opbench.streams import plain
 
 __all__ = ["ConsoleBar", "ConsoleProgress"]
 
 LONGEST_SILENCE_S = 4.0
 """In a pipe, a line says what is being done after so long without one."""
+
+WIDE = 80
+"""Columns from which on there is room for a bar beside what is being done."""
+BESIDE, BESIDE_NARROW = 38, 6
+"""Columns of the count, the bar and the time left; of the time left alone."""
 
 
 class ConsoleBar:
@@ -64,14 +73,18 @@ class ConsoleBar:
         self._bar.stop()
 
     def note(self, text: str) -> None:
-        """Print a line."""
+        """Print a line; on a terminal it is wrapped between words."""
         self._spoke_at = self._clock()
+        if self._console.is_terminal:
+            text = _wrapped(plain(text, self._console.encoding), self._console.width)
         self._console.print(escape(text))
 
-    def doing(self, text: str) -> None:
+    def doing(self, what: str, detail: str = "") -> None:
         """What is being done from now on; in a pipe it is printed once that has taken a while."""
-        self._now_doing, self._doing_since = text, self._clock()
-        self._bar.update(self._task, description=escape(text))
+        self._now_doing, self._doing_since = ": ".join(filter(None, (what, detail))), self._clock()
+        taken = BESIDE if self._console.width >= WIDE else BESIDE_NARROW
+        shown = what[: max(0, self._console.width - taken - len(detail) - 2)]  # the detail is worth more
+        self._bar.update(self._task, description=escape(": ".join(filter(None, (shown, detail)))))
 
     def speak_up(self) -> None:
         """Print what is being done, and for how long, where nothing was printed for LONGEST_SILENCE_S."""
@@ -102,7 +115,7 @@ class ConsoleProgress(ConsoleBar):
 
     def stage(self, name: str) -> None:
         """Name what the cell is doing, or outside a cell the sweep, which a pipe gets as a line."""
-        self.doing(": ".join(filter(None, (self._heading, name))))
+        self.doing(self._heading, name)
         if not self._heading and not self._live:
             self.note(name)
 
@@ -115,16 +128,27 @@ class ConsoleProgress(ConsoleBar):
 
 
 def _bar(console: Console, *, shown: bool) -> Progress:
-    """Done of total, a bar, the time left and what is being done."""
+    """Done of total, a bar, the time left and what is being done, in one line."""
+    wide = (MofNCompleteColumn(), BarColumn(bar_width=20)) if console.width >= WIDE else ()
     return Progress(
-        MofNCompleteColumn(),
-        BarColumn(bar_width=20),
+        *wide,
         TimeRemainingColumn(compact=True),
-        TextColumn("{task.description}"),
+        # Rich would narrow every column alike; this one alone gives way, and an ellipsis may be three characters.
+        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="crop")),
         console=console,
+        expand=True,
         transient=True,
         disable=not shown,
     )
+
+
+def _wrapped(line: str, width: int) -> str:
+    """A line in several, broken between words; the blanks of a histogram are not between words."""
+    histogram = re.search(r"% ([ 1-8▁-█]+) \(", line)
+    if histogram:
+        start, end = histogram.span(1)
+        line = line[:start] + histogram[1].replace(" ", "\0") + line[end:]
+    return textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False).replace("\0", " ")
 
 
 def _outcome(measurement: Measurement) -> str:

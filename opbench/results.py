@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from opbench.case import Cell
 from opbench.ceilings import Ceilings, limit_columns, read_ceilings
-from opbench.errors import ResultsError
+from opbench.errors import ResultsError, StorageError
 from opbench.files import remove_leftovers, storage_errors, write_whole
 from opbench.journal import JOURNAL, JournalWriter, lock, open_journal, read_journal
 from opbench.measurement import Measurement, Status, one_line
@@ -305,7 +305,7 @@ def free_run_path(parent: Path, device_slug: str) -> Path:
     """
     stem = f"{datetime.now(UTC):%Y-%m-%d}-{device_slug}"
     number = 1
-    with storage_errors(parent):
+    try:
         parent.mkdir(parents=True, exist_ok=True)
         while True:
             try:
@@ -314,3 +314,7 @@ def free_run_path(parent: Path, device_slug: str) -> Path:
                 number += 1
             else:
                 return parent / f"{stem}-{number}"
+    except OSError as error:
+        raise StorageError(
+            f"{parent}: cannot be written: {error.strerror}; choose another place for results with --out"
+        ) from None

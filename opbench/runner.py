@@ -24,15 +24,13 @@ from opbench.operator import Operator, Provider, Tensors
 from opbench.plan import applicability
 from opbench.precision import torch_precision
 from opbench.registry import operator_module
+from opbench.system import data_limit, says_out_of_memory
 from opbench.timing import Launch, SpoiledProcessError, StoppingRule, Timer, collect_samples, make_timer
 
 __all__ = ["CellRunner", "RunOptions", "memory_limit", "source_hash"]
 
 WARM_UP_FRACTION = 0.2
 """Warm-up time, as a fraction of the time budget."""
-
-OUT_OF_MEMORY_WORDS = ("out of memory", "can't allocate memory", "alloc_failed")
-"""What Triton, PyTorch's CPU allocator and cuBLAS say in errors that have no class of their own."""
 
 OnStage = Callable[[str], None]
 
@@ -75,6 +73,8 @@ class CellRunner:
         """Only a new process helps: an illegal access poisoned the context, or the capture of a graph never ended."""
         self.spent = False
         """This process must run no other cell: its device is broken, or the last cell changed global state."""
+        self.estimate_limit_bytes: int | None = None
+        """Cells that are estimated to need more are not run; for systems that hold no process to a limit."""
         self._find_operator = find_operator
         self._timer = timer
         self._device_type = options.device.partition(":")[0]
@@ -96,7 +96,7 @@ class CellRunner:
             except (Exception, SystemExit) as error:
                 self.device_broken |= isinstance(error, SpoiledProcessError)
                 # The traceback's frames hold the cell's tensors, so only the text of the error is kept.
-                status, reason = _failure(error, stage)
+                status, reason = _failure(error, stage, cell.memory_bytes)
                 measurement = Measurement(cell, status, reason)
         self._clean_up()
         self.spent = self.device_broken or bool(changes.names)
@@ -116,6 +116,9 @@ class CellRunner:
         refusal = applicability(operator, provider, cell.case, self._device_type)
         if refusal:
             return Measurement(cell, *refusal, kernel_source_hash=source_hash(operator, provider))
+        if self.estimate_limit_bytes is not None and cell.memory_bytes > self.estimate_limit_bytes:
+            needed, limit = (f"{size / 2**30:.3g} GiB" for size in (cell.memory_bytes, self.estimate_limit_bytes))
+            return Measurement(cell, Status.OUT_OF_MEMORY, f"not run: needs {needed} by estimate, {limit} are left")
         with self._current_device(), torch_precision(cell.case.dtype):
             timer = self._timer or make_timer(self.options.timer, self.options.cache, self.options.device)
             return self._check_and_time(cell, operator, provider, timer, enter)
@@ -237,15 +240,13 @@ def _launch(case: Case, provider: Provider, tensors: Tensors) -> tuple[Launch, C
     return forward_and_backward, forward_and_backward
 
 
-def _failure(error: BaseException, stage: str) -> tuple[Status, str]:
-    """Status and reason of a cell that raised."""
+def _failure(error: BaseException, stage: str, needed_bytes: int) -> tuple[Status, str]:
+    """Status and reason of a cell that raised, while the error still holds its tensors."""
     try:
         message = str(error)
     except Exception:  # its own __str__ is broken
         message = ""
-    no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(
-        words in message.lower() for words in OUT_OF_MEMORY_WORDS
-    )
+    no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or says_out_of_memory(message, needed_bytes)
     status = Status.OUT_OF_MEMORY if no_memory else Status.ERROR
     return status, f"{type(error).__name__} in {stage}: {one_line(message) or 'no message'}"
 
@@ -270,32 +271,27 @@ def _source_path(module: str) -> Path | None:
 
 
 @contextmanager
-def memory_limit(gib: float | None, device: str) -> Iterator[None]:
+def memory_limit(gib: float | None, device: str) -> Iterator[bool]:
     """Hold this process to a limit: the CUDA allocator's share of the device, or on the CPU the growth of its data.
 
     Args:
         gib: GiB; None for none.
         device: as RunOptions.
+
+    Yields:
+        Whether the limit holds; only Linux counts the data of a process.
     """
     if gib is None:
-        yield
+        yield False
         return
     limit_bytes = int(gib * 2**30)
     if device != "cpu":
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), device)
         try:
-            yield
+            yield True
         finally:
             torch.cuda.set_per_process_memory_fraction(1.0, device)
         return
-    import resource
-
-    import psutil
-
-    before = resource.getrlimit(resource.RLIMIT_DATA)
-    resource.setrlimit(resource.RLIMIT_DATA, (psutil.Process().memory_info().data + limit_bytes, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, before)
+    with data_limit(limit_bytes) as held:
+        yield held

@@ -8,11 +8,14 @@ from typing import Any, TextIO, cast
 
 from opbench.errors import StorageError
 
-__all__ = ["guarded"]
+__all__ = ["guarded", "plain"]
 
-ASCII = {"×": "x", "─": "-", "±": "+/-", "…": "...", "→": "->", "τ": "tau", "≤": "<=", "≥": ">=", "·": "*"} | {
-    block: str(height) for height, block in enumerate("▁▂▃▄▅▆▇█", start=1)
-}
+ASCII = {
+    "×": "x", "·": "*", "•": "*", "±": "+/-", "µ": "u", "τ": "tau", "…": "...", "→": "->", "≤": "<=", "≥": ">=",
+    "–": "-", "—": "-", "─": "-", "━": "-", "╸": "-", "╺": "-", "│": "|", "├": "|", "┤": "|", "└": "`",
+    **dict.fromkeys("╭╮╰╯┌┐┘┬┴┼", "+"),
+    **{block: str(height) for height, block in enumerate("▁▂▃▄▅▆▇█", start=1)},
+}  # fmt: skip
 """What stands for a character where the locale lacks it; anything else becomes its escape."""
 
 ERROR_HANDLER = "opbench_ascii"
@@ -67,6 +70,12 @@ class _Guarded:
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever a stream has
         return getattr(self._stream, name)
+
+
+def plain(text: str, encoding: str) -> str:
+    """Text as a guarded stream of this encoding shows it, so that its width is known before."""
+    codecs.register_error(ERROR_HANDLER, _in_ascii)
+    return text.encode(encoding, ERROR_HANDLER).decode(encoding)
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str | bytes, int]:

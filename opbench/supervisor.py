@@ -1,7 +1,8 @@
 """Starts the processes that run cells, and leaves nothing of them behind: `python -m opbench.supervisor`.
 
 It imports torch once and forks a worker from itself for each group of cells, which takes milliseconds where a new
-interpreter takes seconds. It never touches a device: a CUDA context does not survive a fork.
+interpreter takes seconds. It never touches a device: a CUDA context does not survive a fork. Where a fork is not safe,
+on macOS, a worker is a new interpreter, and this process imports nothing.
 
 Standard input is a socket to the sweep. In: "w" with the worker's own socket starts a worker, "k" kills it, "i" and a
 line of names imports modules for all workers to come; end of file means that the sweep is gone, in whatever way. Out:
@@ -24,7 +25,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-__all__ = ["PR_SET_PDEATHSIG", "Supervisor", "main", "prctl"]
+from opbench.system import child_pids
+
+__all__ = ["PR_SET_PDEATHSIG", "Supervisor", "can_fork", "main", "prctl"]
 
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
@@ -32,9 +35,20 @@ PR_SET_CHILD_SUBREAPER = 36
 Serve = Callable[[socket.socket], None]
 
 
+def can_fork() -> bool:
+    """Whether a process that has imported torch may fork: on macOS its frameworks abort the child."""
+    return hasattr(os, "fork") and sys.platform != "darwin"
+
+
 def main() -> None:
-    """Serve the sweep at standard input; the argument is the worker as module:function."""
-    (worker,) = sys.argv[1:]
+    """Serve the sweep at standard input; the argument is the worker as module:function.
+
+    With two more, its socket and the process that watches it, this process is itself a worker that was not forked.
+    """
+    worker, *place = sys.argv[1:]
+    if place:
+        connection, parent = map(int, place)
+        _become_worker(parent, connection, _function(worker))
     control = socket.socket(fileno=os.dup(0))
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     prctl(PR_SET_CHILD_SUBREAPER, 1)  # what a dead worker leaves running becomes a child of this process
@@ -44,9 +58,9 @@ def main() -> None:
     folder = _private_temporary_folder()
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-        module, _, function = worker.partition(":")
-        _import(module)
-        Supervisor(control, getattr(sys.modules[module], function)).serve()
+        if can_fork():
+            _import(worker.partition(":")[0])
+        Supervisor(control, worker).serve()
     finally:
         kill_children()
         shutil.rmtree(folder, ignore_errors=True)
@@ -57,12 +71,12 @@ class Supervisor:
 
     Args:
         control: socket to the sweep.
-        serve: what a worker does with its own socket.
+        name: what a worker does with its own socket, as module:function.
     """
 
-    def __init__(self, control: socket.socket, serve: Serve) -> None:
+    def __init__(self, control: socket.socket, name: str) -> None:
         self._control = control
-        self._serve = serve
+        self._name = name
         self._worker: int | None = None
         self._wake, wake = os.pipe()
         for end in (self._wake, wake):
@@ -85,8 +99,10 @@ class Supervisor:
                 if order == b"k":
                     self._kill()
                 elif order == b"i":
+                    names = self._line().split()
                     with suppress(Exception):  # the cells that need it will say what is wrong with it
-                        _import(*self._line().split())
+                        if can_fork():
+                            _import(*names)
                 else:
                     self._start(sockets[0])
 
@@ -97,8 +113,13 @@ class Supervisor:
         return line.decode()
 
     def _start(self, connection: int) -> None:
-        os.set_inheritable(connection, False)
         parent = os.getpid()
+        if not can_fork():
+            os.set_inheritable(connection, True)
+            command = [sys.executable, "-P", "-m", "opbench.supervisor", self._name, str(connection), str(parent)]
+            self._worker = os.posix_spawn(sys.executable, command, os.environ)
+            os.close(connection)
+            return
         with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
             # Python warns of threads that may hold a lock; those here are OpenBLAS's, which knows of forks.
             pid = os.fork()
@@ -106,14 +127,16 @@ class Supervisor:
             self._worker = pid
         else:
             self._control.close()
-            _become_worker(parent, connection, self._serve)
+            _become_worker(parent, connection, _function(self._name))
         os.close(connection)
 
     def _kill(self) -> None:
         """Kill the worker, if it has not ended by itself a moment ago."""
         if self._worker is not None:
-            with suppress(ProcessLookupError):
-                os.kill(self._worker, signal.SIGKILL)
+            # What it started is in its group; where none can be adopted or listed, this alone finds them.
+            for kill in (os.kill, os.killpg):
+                with suppress(ProcessLookupError, PermissionError):
+                    kill(self._worker, signal.SIGKILL)
             _, status = os.waitpid(self._worker, 0)
             self._ended(status)
 
@@ -132,23 +155,27 @@ class Supervisor:
 
 
 def kill_children() -> None:
-    """Kill every process below this one, and wait until each is gone."""
-    import psutil
-
+    """Kill every process below this one, and wait until each is gone; where the system lists none, collect the dead."""
     while True:
-        for child in psutil.Process().children():
-            with suppress(psutil.NoSuchProcess):
-                child.kill()
+        children = child_pids()
+        for child in children or ():
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
         try:
-            os.waitpid(-1, 0)  # its own children are this process's now, and die in the next round
+            # Its own children are this process's now, and die in the next round.
+            if os.waitpid(-1, 0 if children is not None else os.WNOHANG)[0] == 0:
+                return
         except ChildProcessError:
             return
 
 
 def _become_worker(parent: int, connection: int, serve: Serve) -> NoReturn:
-    """Serve in this forked process; it never returns into the supervisor's stack."""
+    """Serve in this process, forked or new; it never returns into the supervisor's stack."""
     code = 1
     try:
+        os.set_inheritable(connection, False)
+        with suppress(OSError):
+            os.setpgid(0, 0)
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
@@ -166,6 +193,12 @@ def _become_worker(parent: int, connection: int, serve: Serve) -> NoReturn:
         with suppress(Exception):
             sys.stderr.flush()
         os._exit(code & 0xFF)
+
+
+def _function(name: str) -> Serve:
+    module, _, function = name.partition(":")
+    found: Serve = getattr(importlib.import_module(module), function)
+    return found
 
 
 def _import(*names: str) -> None:
@@ -200,16 +233,17 @@ def _private_temporary_folder() -> str:
 
 
 def _no_core_files() -> None:
-    import resource
+    with suppress(ImportError, OSError, ValueError):
+        import resource
 
-    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
 
 
 def prctl(option: int, value: int) -> None:
     """Linux's prctl; elsewhere the call does not exist, and a killed sweep's worker ends when it next answers."""
     import ctypes
 
-    with suppress(AttributeError):
+    with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
 
 

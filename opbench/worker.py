@@ -8,19 +8,25 @@ costs the sweep one row. Or in: one line, {"ceilings": ...}, which opbench.ceili
 import json
 import os
 import socket
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from opbench import registry
 from opbench.case import Cell
 from opbench.ceiling_step import serve_ceilings
 from opbench.runner import CellRunner, RunOptions, memory_limit
+from opbench.system import available_memory_bytes
 
 __all__ = ["serve"]
+
+OUT_OF_MEMORY_SCORE = Path("/proc/self/oom_score_adj")
 
 
 def serve(connection: socket.socket) -> None:
     """Run the cells that come through a socket until it is closed."""
     pid = os.getpid()
+    _be_killed_first()
     lines = connection.makefile("r", encoding="utf-8")
 
     def answer(**message: Any) -> None:  # noqa: ANN401
@@ -34,7 +40,10 @@ def serve(connection: socket.socket) -> None:
         return
     options = RunOptions(**first)
     runner = CellRunner(options, registry.find)
-    with memory_limit(_limit_gib(options), options.device):
+    limit_gib = _limit_gib(options)
+    with memory_limit(limit_gib, options.device) as held:
+        if limit_gib is not None and not held:
+            runner.estimate_limit_bytes = int(limit_gib * 2**30)
         answer(ready=True)
         for line in lines:
             measurement = runner.run(Cell.from_json(json.loads(line)), on_stage=lambda stage: answer(stage=stage))
@@ -43,8 +52,13 @@ def serve(connection: socket.socket) -> None:
 
 def _limit_gib(options: RunOptions) -> float | None:
     if options.memory_limit_gib is None and options.device == "cpu":
-        import psutil
-
         # A cell that needs more than there is must fail on its own, not push the machine into swap.
-        return psutil.virtual_memory().available / 2**30
+        available = available_memory_bytes()
+        return None if available is None else available / 2**30
     return options.memory_limit_gib
+
+
+def _be_killed_first() -> None:
+    """Where memory runs out all the same, have Linux end this process and not the sweep's."""
+    with suppress(OSError):
+        OUT_OF_MEMORY_SCORE.write_text("1000", encoding="ascii")

@@ -21,6 +21,7 @@ from opbench.commands._shared import (
     verdict_exit_codes,
 )
 from opbench.errors import UsageError
+from opbench.system import require_unix
 
 if TYPE_CHECKING:
     from opbench.gate.rules import Rules
@@ -101,6 +102,7 @@ def gate(
         raise UsageError(f"--budget must be a positive number of minutes, got {budget:g}")
     if selftest and direction not in (None, "fwd"):
         raise UsageError(f"--selftest slows the forward pass: --direction must be fwd, got {direction!r}")
+    require_unix("opbench gate")
     interrupt_on_termination()
     from opbench.gate.command import GateRequest, run_gate, run_selftest
     from opbench.gate.rules import Rules

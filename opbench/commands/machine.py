@@ -54,6 +54,7 @@ def ceilings(
     from opbench.environment import collect_environment, resolve_device
     from opbench.errors import UsageError
     from opbench.progress import ConsoleProgress
+    from opbench.user_cache import say_if_nothing_is_kept
     from opbench.worker_process import Workers
 
     name = resolve_device(device)
@@ -68,6 +69,7 @@ def ceilings(
             on_note=progress.note,
             on_stage=progress.stage,
         )
+    say_if_nothing_is_kept()
     if isinstance(found, str):
         fail(found, EXIT_FAILED_CELLS)
     if json_:

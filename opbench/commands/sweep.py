@@ -16,6 +16,9 @@ from opbench.commands._shared import (
     split,
     stdout,
 )
+from opbench.errors import StorageError
+from opbench.system import require_unix
+from opbench.user_cache import say_if_nothing_is_kept
 
 if TYPE_CHECKING:
     from opbench.case import Cell
@@ -150,6 +153,7 @@ def sweep(
     }  # fmt: skip
     if resume and out is None:
         raise typer.BadParameter("--resume needs --out: the folder of the run to continue")
+    require_unix("opbench sweep")
     # A kill, or a terminal that closes, asks for the same as Ctrl-C: stop, and keep what is finished.
     interrupt_on_termination()
     from opbench.progress import ConsoleProgress
@@ -175,6 +179,7 @@ def sweep(
             run = api.start_run(api.make_request(options, known), known, out, conduct)
             if note := api.dtypes_note(options, run):
                 progress.note(note)
+        say_if_nothing_is_kept()
         interrupted = False
         try:
             api.run_cells(run, known, progress, conduct, workers)
@@ -182,15 +187,22 @@ def sweep(
             interrupted = True
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
+        refused = None
         progress.stage("writing tables")
-        api.finish(run, plots=False)
+        try:
+            api.finish(run, plots=False)
+        except StorageError as error:  # what was measured is in the journal, and can still be shown
+            refused = error
     if not quiet:
         _print_results(run, no_color=no_color)
-    if plots:
+    if plots and not refused:
         with ConsoleProgress(quiet=quiet, no_color=no_color) as progress:
             progress.stage("drawing plots")
-            write_plots(run)
-    _conclude(run, interrupted=interrupted, quiet=quiet)
+            try:
+                write_plots(run)
+            except StorageError as error:
+                refused = error
+    _conclude(run, interrupted=interrupted, refused=refused, quiet=quiet)
 
 
 def _print_plan(cells: "list[Cell]") -> None:
@@ -210,7 +222,7 @@ def _print_results(run: "RunFolder", *, no_color: bool) -> None:
     print(f"\n{summary_line(run)}", flush=True)
 
 
-def _conclude(run: "RunFolder", *, interrupted: bool, quiet: bool) -> NoReturn:
+def _conclude(run: "RunFolder", *, interrupted: bool, refused: StorageError | None, quiet: bool) -> NoReturn:
     """Print what failed and where everything is; exit with the run's code."""
     from opbench.measurement import FAILURES
 
@@ -231,6 +243,8 @@ def _conclude(run: "RunFolder", *, interrupted: bool, quiet: bool) -> NoReturn:
         for name in ("measurements.csv", "tables", "plots", "journal.jsonl"):
             if (run.path / name).exists():
                 print(f"  {run.path / name}")
+    if refused:
+        raise refused
     if interrupted:
         print(f"interrupted; continue with: opbench sweep --resume --out {run.path}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

@@ -102,7 +102,7 @@ def _dump(option: str, path: str) -> str:
     import triton
 
     program = triton.knobs.nvidia.cuobjdump.path
-    return subprocess.run([program, option, path], capture_output=True, text=True, check=True).stdout
+    return subprocess.run([program, option, path], capture_output=True, text=True, encoding="utf-8", check=True).stdout
 
 
 def _number(pattern: str, text: str) -> int:

@@ -118,7 +118,7 @@ def watch(tool: str, command: Sequence[str], log: Path) -> int | None:
     """Run a command under the tool; what it found, or None where that is unknown or the command failed."""
     # One allocation each: in torch's pool, a read past the end of a tensor is inside another one.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         try:
             done = subprocess.run(
                 ["compute-sanitizer", "--tool", tool, *OPTIONS[tool], *command],
@@ -127,7 +127,7 @@ def watch(tool: str, command: Sequence[str], log: Path) -> int | None:
         except subprocess.TimeoutExpired:
             file.write(f"\nstopped after {LIMIT_S} s\n")
             return None
-    count = found(tool, log.read_text(errors="replace"))
+    count = found(tool, log.read_text(encoding="utf-8", errors="replace"))
     return count if count or done.returncode == 0 else None
 
 
