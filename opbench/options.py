@@ -11,7 +11,8 @@ from opbench.errors import UsageError
 from opbench.measurement import Status
 from opbench.native_dtypes import default_dtypes
 from opbench.operator import Operator
-from opbench.plan import DEFAULT_SHAPES, DEFAULT_TIME_BUDGET_S, SweepRequest
+from opbench.plan import DEFAULT_SHAPES, DEFAULT_TIME_BUDGET_S, SweepRequest, swept_operators
+from opbench.shapes import load_shape_lists
 from opbench.timing import resolve_timer
 
 __all__ = [
@@ -106,15 +107,20 @@ def make_request(options: Options, operators: Mapping[str, Operator]) -> SweepRe
         UsageError: an option that cannot be followed; the message names it.
     """
     given = {name: value for name, value in options.items() if value is not None}
+    # First what needs no torch: such a mistake is then said at once.
+    ops = tuple(swept_operators(given.get("ops", operators), operators))
+    if "shapes" in given:
+        load_shape_lists(given["shapes"])
+    dtypes = _choices("--dtypes", Dtype, given["dtypes"]) if "dtypes" in given else None
+    _require_positive("--time-budget", given.get("time_budget"))
+    _require_positive("--memory-limit", given.get("memory_limit"))
     device = resolve_device(given.get("device", "auto"))
     device_type = device.partition(":")[0]
     timer, cache = resolve_timer(given.get("timer", "auto"), given.get("cache"), device_type)
     request = SweepRequest(
         shapes=tuple(given.get("shapes", DEFAULT_SHAPES[device_type])),
-        ops=tuple(dict.fromkeys(given.get("ops", operators))),
-        dtypes=_choices(
-            "--dtypes", Dtype, given["dtypes"] if "dtypes" in given else default_dtypes(device_type).dtypes
-        ),
+        ops=ops,
+        dtypes=dtypes or default_dtypes(device_type).dtypes,
         levels=_choices("--level", Level, given.get("level", (Level.MODULE,))),
         directions=_choices("--direction", Direction, given.get("direction", (Direction.FWD,))),
         device=device,
@@ -128,8 +134,6 @@ def make_request(options: Options, operators: Mapping[str, Operator]) -> SweepRe
     )
     if not 0 <= request.seed <= MAX_SEED:
         raise UsageError(f"--seed must be an integer from 0 to {MAX_SEED}, got {request.seed}")
-    _require_positive("--time-budget", request.time_budget_s)
-    _require_positive("--memory-limit", request.memory_limit_gib)
     return request
 
 

@@ -1,6 +1,6 @@
 """From what was asked to the list of cells: which operators, shapes, dtypes and providers, and what each needs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -10,7 +10,15 @@ from opbench.measurement import Status
 from opbench.operator import Operator, Provider
 from opbench.shapes import ShapeList
 
-__all__ = ["DEFAULT_SHAPES", "DEFAULT_TIME_BUDGET_S", "SweepRequest", "applicability", "plan_cells", "plan_differences"]
+__all__ = [
+    "DEFAULT_SHAPES",
+    "DEFAULT_TIME_BUDGET_S",
+    "SweepRequest",
+    "applicability",
+    "plan_cells",
+    "plan_differences",
+    "swept_operators",
+]
 
 DEFAULT_SHAPES = {"cuda": ("standard", "high_resolution"), "cpu": ("standard_batch1",)}
 """Shape lists where none are named, by device type."""
@@ -126,12 +134,20 @@ def plan_differences(there: Sequence[Cell], now: Sequence[Cell]) -> list[str]:
     return [f"plan: {len(keys)} cells {kind}, first {keys[0]}" for kind, keys in kinds.items() if keys]
 
 
-def _choices(request: SweepRequest, operators: Mapping[str, Operator]) -> list[Choice]:
-    chosen = {}
-    for name in request.ops:
+def swept_operators(names: Iterable[str], operators: Mapping[str, Operator]) -> dict[str, Operator]:
+    """The operators of these names, each once.
+
+    Raises:
+        UnknownNameError: one that does not exist.
+    """
+    for name in names:
         if name not in operators:
             raise UnknownNameError("operator", name, operators)
-        chosen[name] = operators[name]
+    return {name: operators[name] for name in names}
+
+
+def _choices(request: SweepRequest, operators: Mapping[str, Operator]) -> list[Choice]:
+    chosen = swept_operators(request.ops, operators)
     for option, names in (
         ("--set", [operator for operator, _, _ in request.settings]),
         ("--providers", [operator for operator, _ in request.providers]),

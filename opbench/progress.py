@@ -22,8 +22,9 @@ from opbench.streams import plain
 
 __all__ = ["ConsoleBar", "ConsoleProgress"]
 
+FIRST_SILENCE_S = 1.0
 LONGEST_SILENCE_S = 4.0
-"""In a pipe, a line says what is being done after so long without one."""
+"""In a pipe, a line says what is being done after so long without one; the first one comes sooner."""
 
 WIDE = 80
 """Columns from which on there is room for a bar beside what is being done."""
@@ -57,6 +58,7 @@ class ConsoleBar:
         self._task = self._bar.add_task("", total=None)
         self._clock = clock
         self._now_doing, self._doing_since, self._spoke_at = "", clock(), clock()
+        self._patience_s = FIRST_SILENCE_S
         self._ended = threading.Event()
         self._pulse = threading.Thread(target=self._keep_talking, daemon=True)
 
@@ -74,7 +76,7 @@ class ConsoleBar:
 
     def note(self, text: str) -> None:
         """Print a line; on a terminal it is wrapped between words."""
-        self._spoke_at = self._clock()
+        self._spoke_at, self._patience_s = self._clock(), LONGEST_SILENCE_S
         if self._console.is_terminal:
             text = _wrapped(plain(text, self._console.encoding), self._console.width)
         self._console.print(escape(text))
@@ -87,12 +89,12 @@ class ConsoleBar:
         self._bar.update(self._task, description=escape(": ".join(filter(None, (shown, detail)))))
 
     def speak_up(self) -> None:
-        """Print what is being done, and for how long, where nothing was printed for LONGEST_SILENCE_S."""
-        if self._now_doing and self._clock() - self._spoke_at >= LONGEST_SILENCE_S:
+        """Print what is being done, and for how long, where nothing was printed for too long."""
+        if self._now_doing and self._clock() - self._spoke_at >= self._patience_s:
             self.note(f"{self._now_doing}, {self._clock() - self._doing_since:.0f} s")
 
     def _keep_talking(self) -> None:
-        while not self._ended.wait(LONGEST_SILENCE_S / 8):
+        while not self._ended.wait(FIRST_SILENCE_S / 4):
             self.speak_up()
 
 

@@ -160,7 +160,7 @@ def sweep(
     from opbench.worker_process import Workers
 
     with closing(Workers()) as workers, ConsoleProgress(quiet=quiet or dry_run, no_color=no_color) as progress:
-        progress.stage("loading PyTorch")
+        progress.doing("loading PyTorch")
         if isolation != "none" and not dry_run:
             workers.launch()  # they import torch while this process does
         from opbench import registry
@@ -175,7 +175,7 @@ def sweep(
         if resume and out is not None:
             run = api.continue_run(out, options, known, accept_differences=accept_differences)
         else:
-            progress.stage("planning")
+            progress.doing("planning")
             run = api.start_run(api.make_request(options, known), known, out, conduct)
             if note := api.dtypes_note(options, run):
                 progress.note(note)
