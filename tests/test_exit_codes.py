@@ -82,7 +82,7 @@ def test_3_when_results_cannot_be_written(folder, monkeypatch):
 def test_70_for_a_mistake_of_ours_with_a_traceback_on_request(folder):
     # A module of that name ahead of ours is broken as no installation of opbench is.
     (folder / "broken").mkdir()
-    (folder / "broken" / "rich.py").write_text("raise LookupError('a\\nmistake')\n")
+    (folder / "broken" / "yaml.py").write_text("raise LookupError('a\\nmistake')\n")
     path = os.pathsep.join((str(folder / "broken"), os.environ.get("PYTHONPATH", "")))
     quiet = opbench(folder, "list", "shapes", PYTHONPATH=path)
     assert quiet.returncode == 70

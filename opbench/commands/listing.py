@@ -1,6 +1,7 @@
 """`opbench list`."""
 
 import os
+import sys
 from enum import StrEnum
 from typing import Annotated
 
@@ -35,8 +36,6 @@ def list_(
     """List what there is, and what it needs."""
     from opbench import listing
 
+    bold = sys.stdout.isatty() and not (no_color or os.environ.get("NO_COLOR"))
     for line in getattr(listing, what.value)(text_width(), check=check):
-        # None leaves it to whether this is a terminal.
-        typer.secho(
-            line, bold=not line.startswith(" "), color=False if no_color or os.environ.get("NO_COLOR") else None
-        )
+        print(typer.style(line, bold=True) if bold and not line.startswith(" ") else line)
