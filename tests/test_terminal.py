@@ -132,8 +132,8 @@ def measured_cells(count):
     return [Measurement(make_cell(), Status.OK, latencies_ms=(1.0, 1.5, 2.0)) for _ in range(count)]
 
 
-def show_progress(**options):
-    console = Console(file=io.StringIO(), width=100, highlight=False, **options)
+def show_progress(width=100, **options):
+    console = Console(file=io.StringIO(), width=width, highlight=False, **options)
     with ConsoleProgress(console=console) as progress:
         for number, measurement_ in enumerate(measured_cells(3), start=1):
             progress.started(measurement_.cell, number, 3)
