@@ -16,12 +16,15 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from opbench.case import Dtype
 from opbench.cli import app
 from opbench.errors import GateError, UsageError
 from opbench.gate import arm as arm_program
 from opbench.gate import command as gate_command
+from opbench.gate.command import with_defaults
 from opbench.gate.revision import find_source, installed, require_clean
 from opbench.gate.simulation import ENVIRONMENT, Noise, SimulatedProcesses, simulated_cells
+from opbench.native_dtypes import DefaultDtypes
 from opbench.options import make_request
 from opbench.registry import registered
 from opbench.run import plan
@@ -466,3 +469,12 @@ def _read(path):
         return path.read_bytes()
     except OSError:
         return b""
+
+
+def test_both_arms_are_told_what_to_measure_where_a_revision_could_choose_otherwise(monkeypatch):
+    monkeypatch.setattr("opbench.gate.command.default_dtypes", lambda device_type: DefaultDtypes((Dtype.FP32,)))
+    assert with_defaults({"device": "cpu", "ops": ["dcnv4"]}) == {
+        "device": "cpu", "ops": ["dcnv4"], "shapes": ["smoke"], "dtypes": ["fp32"],
+    }  # fmt: skip
+    given = {"device": "cpu", "shapes": ["standard"], "dtypes": ["fp16"]}
+    assert with_defaults(given) == given

@@ -104,7 +104,7 @@ def gate(
         raise UsageError(f"--selftest slows the forward pass: --direction must be fwd, got {direction!r}")
     require_unix("opbench gate")
     interrupt_on_termination()
-    from opbench.gate.command import GateRequest, run_gate, run_selftest
+    from opbench.gate.command import GateRequest, run_gate, run_selftest, with_defaults
     from opbench.gate.rules import Rules
     from opbench.gate.selftest_table import show_selftest
     from opbench.gate.session import SessionSettings
@@ -125,7 +125,7 @@ def gate(
     rules = replace(_with_rounds(Rules(), rounds), tolerance=parse_percent("--tolerance", tolerance))
     budget_s = None if budget is None else 60 * budget
     session = SessionSettings(rules, budget_s, settle=not accepted, same_source_allowed=aa)
-    request = GateRequest(options, session, out, quiet=quiet, no_color=no_color)
+    request = GateRequest(with_defaults(options), session, out, quiet=quiet, no_color=no_color)
     with verdict_exit_codes():
         if selftest:
             sizes = [parse_percent("--inject", text) for text in split("--inject", inject) or []]

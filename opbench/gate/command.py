@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from opbench.ceiling_cache import device_cache_path
-from opbench.environment import collect_environment
+from opbench.environment import collect_environment, resolve_device
 from opbench.errors import ResultsError, StorageError, UsageError
 from opbench.estimate import Estimate
 from opbench.files import storage_errors, write_whole
@@ -18,15 +18,18 @@ from opbench.gate.progress import GateProgress
 from opbench.gate.revision import Source, find_source, installed, require_clean
 from opbench.gate.selftest import SelfTest, SessionOutcome, run_sessions, summarise
 from opbench.gate.session import ProcessRecord, Session, SessionSettings, run_session
+from opbench.native_dtypes import default_dtypes
 from opbench.results import free_run_path
 from opbench.run import RESULTS
 from opbench.verdicts import Comparison
 
-__all__ = ["GateRequest", "run_gate", "run_selftest"]
+__all__ = ["GateRequest", "run_gate", "run_selftest", "with_defaults"]
 
 GATE = "gate.json"
 PROCESSES = "processes.jsonl"
 SELFTEST = "selftest.json"
+SHAPES = {"cuda": ("standard", "high_resolution"), "cpu": ("smoke",)}
+"""Shape lists where none are named, by device type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,19 @@ class _Keeper(GateProgress):
         with storage_errors(self._path):
             self._file.write(record.to_json_line() + "\n")
             self._file.flush()
+
+
+def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a sweep with the defaults that a revision, or a probe of the machine, could choose otherwise.
+
+    Both arms then measure the same cells. On the CPU they are small: a gate runs dozens of processes.
+
+    Raises:
+        UsageError: no such device.
+    """
+    device_type = resolve_device(options.get("device", "auto")).partition(":")[0]
+    dtypes = {} if "dtypes" in options else {"dtypes": [str(dtype) for dtype in default_dtypes(device_type).dtypes]}
+    return {"shapes": list(SHAPES[device_type]), **dtypes, **options}
 
 
 def run_gate(base: str, head: str, request: GateRequest) -> tuple[Comparison, Path]:
