@@ -126,12 +126,12 @@ def test_any_geometry_in_torch(case):
 
 @contextmanager
 def few_programs():
-    """Interpreted, a program takes some 30 ms a point whatever its rows: two or three of them, the last not full."""
+    """Interpreted, a program takes some 30 ms a point whatever its rows: two of them, the second rarely full."""
     whole = deform_triton.Sampled.constants
 
     def constants(sampled, vectors, num_warps):
         found = whole(sampled, vectors, num_warps)
-        return found | {"BLOCK_ROWS": max(found["BLOCK_ROWS"], next_power_of_2(-(-sampled.rows // 3)))}
+        return found | {"BLOCK_ROWS": max(found["BLOCK_ROWS"], next_power_of_2(-(-sampled.rows // 2)))}
 
     with pytest.MonkeyPatch.context() as patch:
         if DEVICE == "cpu":
