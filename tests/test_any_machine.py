@@ -2,6 +2,7 @@
 
 import ast
 import errno
+import io
 import os
 import re
 import string
@@ -13,6 +14,7 @@ import pytest
 import torch
 from builders import doubling, make_case, make_cell
 from opbench_kernels import tuning
+from rich.console import Console
 from test_runner import OPTIONS
 from test_terminal import in_a_terminal, show_progress
 
@@ -22,6 +24,7 @@ from opbench.errors import StorageError, UsageError
 from opbench.executor import WorkerExecutor
 from opbench.measurement import Status
 from opbench.operator import Provider
+from opbench.progress import ConsoleProgress
 from opbench.results import RunFolder, free_run_path
 from opbench.runner import CellRunner
 from opbench.streams import ASCII, plain
@@ -468,16 +471,31 @@ def test_a_terminal_without_unicode(arguments):
     assert not re.search(r"\\[ux][0-9a-f]{2}", text)
 
 
-@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("width", [30, 60, 80, 120])
 def test_progress_fits_the_terminal(monkeypatch, width):
     monkeypatch.delenv("CI", raising=False)
-    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", show_progress(force_terminal=True, width=width))
+    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", show_progress(force_terminal=True, width=width, soft_wrap=True))
     lines = re.split(r"[\r\n]+", text)
     assert max(map(len, lines)) <= width
-    assert any(line.rstrip().endswith(": timing") and "[2/3] double (right) core fwd" in line for line in lines)
+    assert "…" not in text
+    assert any(line.rstrip().endswith(": timing") and "[2/3] double" in line for line in lines)
     assert any("█" in line for line in lines)  # the bar gives way, a cell's histogram does not
     for number in (1, 2, 3):
         assert re.search(rf"\[{number}/3\] double \(right\) core fwd 1x4x4x8 fp32: 1\.50 ms", " ".join(text.split()))
+
+
+def test_a_long_text_leaves_the_count_whole(monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
+    console = Console(file=io.StringIO(), width=80, force_terminal=True, color_system=None)
+    with ConsoleProgress(console=console) as progress:
+        progress.started(make_cell(), 1, 3)
+        progress.stage("long " * 50)
+        progress._bar.refresh()
+    text = re.sub(r"\x1b\[[\d;?]*[A-Za-z]", "", console.file.getvalue())
+    last = re.split(r"[\r\n]+", text.rstrip())[-1]
+    assert re.match(r"0/3 .{20,} long long", last)
+    assert "…" not in text
+    assert len(last) <= 80
 
 
 def test_a_histogram_is_not_broken():
