@@ -22,7 +22,7 @@ from opbench.streams import plain
 
 __all__ = ["ConsoleBar", "ConsoleProgress"]
 
-FIRST_SILENCE_S = 1.0
+FIRST_SILENCE_S = 0.5
 LONGEST_SILENCE_S = 4.0
 """In a pipe, a line says what is being done after so long without one; the first one comes sooner."""
 
@@ -94,7 +94,7 @@ class ConsoleBar:
             self.note(f"{self._now_doing}, {self._clock() - self._doing_since:.0f} s")
 
     def _keep_talking(self) -> None:
-        while not self._ended.wait(FIRST_SILENCE_S / 4):
+        while not self._ended.wait(FIRST_SILENCE_S / 2):
             self.speak_up()
 
 
