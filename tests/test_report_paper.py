@@ -32,6 +32,11 @@ PAPER_56 = {
 }
 
 
+def shape_tables(run) -> list[Table]:
+    """The comparisons shape by shape, without the overview of a list."""
+    return [table for table in paper_tables(run) if not table.name.startswith("paper-ratios-")]
+
+
 def columns(table: Table) -> dict[str, dict[str, str]]:
     """Cells by row label and heading."""
     return {row[0]: dict(zip(table.columns, row, strict=True)) for row in table.rows}
@@ -65,7 +70,7 @@ def test_measured_stands_beside_published_with_both_ratios(tmp_path):
         for operator, ms in measured.items()
         for dtype, scale in (("fp32", 2.0), ("fp16", 1.0))
     ]
-    (table,) = paper_tables(make_run(tmp_path, cells))
+    (table,) = shape_tables(make_run(tmp_path, cells))
     shown = columns(table)
     assert list(shown) == ["Conv (3×3)", "DCNv3", "DCNv4"]
     for label, operator in (("Conv (3×3)", "conv3x3"), ("DCNv3", "dcnv3"), ("DCNv4", "dcnv4")):
@@ -93,7 +98,7 @@ def test_tau_is_over_operators_with_both_values(tmp_path):
         measurement("flash_attention_2", STANDARD, "fp32", 0.001),
         measurement(half[0], STANDARD, "fp16", Status.WRONG),
     ]
-    (table,) = paper_tables(make_run(tmp_path, cells))
+    (table,) = shape_tables(make_run(tmp_path, cells))
     assert tau_note(table, "fp32") == ("1.00", 6)
     assert tau_note(table, "fp16") == ("-1.00", 5)
 
@@ -101,7 +106,7 @@ def test_tau_is_over_operators_with_both_values(tmp_path):
 def test_tau_of_a_partly_changed_order(tmp_path):
     latencies = {"conv3x3": 1.3, "attention": 7.0, "window_attention": 5.0, "dcnv3": 4.0, "dcnv4": 0.9}
     cells = [measurement(name, STANDARD, "fp32", ms) for name, ms in latencies.items()]
-    (table,) = paper_tables(make_run(tmp_path, cells))
+    (table,) = shape_tables(make_run(tmp_path, cells))
     expected = kendalltau(list(latencies.values()), [PAPER_56[name][0] for name in latencies]).statistic
     assert tau_note(table, "fp32") == (f"{expected:.2f}", 5)
     assert 0 < abs(expected) < 1
@@ -112,7 +117,7 @@ def test_every_pair_in_the_other_order_is_named_with_both_ratios(tmp_path):
     latencies = {"conv3x3": 0.5, "dcnv3": 0.8, "dcnv4": 1.0, "dcnv4_lightweight": 2.0}
     cells = [measurement(name, STANDARD, "fp32", ms) for name, ms in latencies.items()]
     cells += [measurement(name, STANDARD, "fp16", ms) for name, ms in zip(latencies, (2.0, 5.0, 3.0, 1.0), strict=True)]
-    (table,) = paper_tables(make_run(tmp_path, cells))
+    (table,) = shape_tables(make_run(tmp_path, cells))
     [note] = [note for note in table.notes if "Reversed order" in note]  # none in fp16
     assert note.startswith("Reversed order, fp32: ")
     found = re.findall(r"(?:: |; )(.+?) before (.+?) \(ratio (\S+), A100 2023 (\S+?)\)", note)
@@ -128,7 +133,7 @@ def test_every_pair_in_the_other_order_is_named_with_both_ratios(tmp_path):
 
 
 def test_no_tau_and_no_ratio_without_enough_operators(tmp_path):
-    (table,) = paper_tables(make_run(tmp_path, [measurement("dcnv4", STANDARD, "fp32", 1.0)]))
+    (table,) = shape_tables(make_run(tmp_path, [measurement("dcnv4", STANDARD, "fp32", 1.0)]))
     assert tau_note(table, "fp32") == ("—", 1)
     row = columns(table)["DCNv4"]
     assert row["measured\nfp32 / DCNv3"] == "—"
@@ -147,7 +152,7 @@ def test_kendall_tau_is_scipys(pairs):
 
 def test_tf32_is_compared_with_published_fp32_and_says_so(tmp_path):
     cells = [measurement("dcnv3", STANDARD, dtype, ms) for dtype, ms in (("fp32", 9.0), ("tf32", 3.0))]
-    (table,) = paper_tables(make_run(tmp_path, cells))
+    (table,) = shape_tables(make_run(tmp_path, cells))
     assert [text.replace("\n", " ") for text in table.columns[2:]] == [
         "measured fp32 (ms)",
         "A100 2023 fp32 (ms)",
@@ -162,9 +167,31 @@ def test_tf32_is_compared_with_published_fp32_and_says_so(tmp_path):
     assert any("tf32 measured against fp32 A100 2023" in note for note in table.notes)
 
 
+def test_a_lists_ratios_stand_in_one_table_with_the_agreement_of_the_order(tmp_path):
+    other = Shape(64, 28, 28, 256)
+    latencies = {"conv3x3": (1.0, 4.0), "dcnv3": (2.0, 8.0), "dcnv4": (3.0, Status.OUT_OF_MEMORY)}
+    cells = [
+        measurement(name, shape, "fp32", value)
+        for name, values in latencies.items()
+        for shape, value in zip((STANDARD, other), values, strict=True)
+    ]
+    overview, *shapes = paper_tables(make_run(tmp_path, cells))
+    assert len(shapes) == 2
+    assert overview.title == "Latency / DCNv3's, measured fp32 / A100 2023 fp32: standard"
+    assert overview.columns == ("Operator", "56×56×128", "28×28×256")
+    published = [published_cells()[name, shape, "fp32"].latency_ms for name in latencies for shape in (STANDARD, other)]
+    conv, conv_other, dcnv3, dcnv3_other, dcnv4, dcnv4_other = published
+    assert overview.rows == (
+        ("Conv (3×3)", f"0.500 / {three_digits(conv / dcnv3)}", f"0.500 / {three_digits(conv_other / dcnv3_other)}"),
+        ("DCNv3", "1.00 / 1.00", "1.00 / 1.00"),
+        ("DCNv4", f"1.50 / {three_digits(dcnv4 / dcnv3)}", f"— / {three_digits(dcnv4_other / dcnv3_other)}"),
+        ("Kendall's tau of the order", "0.33", "1.00"),
+    )
+
+
 def test_bf16_is_compared_with_published_fp16_and_says_so(tmp_path):
     cells = [measurement(name, STANDARD, "bf16", ms) for name, ms in (("dcnv3", 9.0), ("dcnv4", 3.0))]
-    (table,) = paper_tables(make_run(tmp_path, cells))
+    (table,) = shape_tables(make_run(tmp_path, cells))
     row = columns(table)["DCNv4"]
     assert row["A100 2023\nfp16 (ms)"] == three_digits(PAPER_56["dcnv4"][1])
     assert row["measured\nbf16 / DCNv3"] == "0.333"
@@ -175,7 +202,7 @@ def test_a_batch_that_the_paper_lacks_is_compared_by_ratios_and_says_so(tmp_path
     shape = replace(STANDARD, batch=1)
     latencies = {"conv3x3": 1.0, "dcnv3": 2.0, "dcnv4": 3.0}  # published: 0.833, 3.28, 1.28
     cells = [measurement(name, shape, "fp32", ms, shape_list="standard_batch1") for name, ms in latencies.items()]
-    (table,) = paper_tables(make_run(tmp_path, cells))
+    (table,) = shape_tables(make_run(tmp_path, cells))
     assert "1×56×56×128 (standard_batch1" in table.title
     row = columns(table)["DCNv4"]
     assert row["A100 2023\nfp32 (ms)"] == "1.28"
@@ -184,7 +211,7 @@ def test_a_batch_that_the_paper_lacks_is_compared_by_ratios_and_says_so(tmp_path
     assert "Its batch of 64 is inferred" in notes
     assert "Measured with batch 1: compare ratios and the order, not latencies" in notes
     assert "Reversed order, fp32: DCNv3 before DCNv4 (ratio 0.667, A100 2023 2.56)." in notes
-    (same,) = paper_tables(make_run(tmp_path / "same", [measurement("dcnv3", STANDARD, "fp32", 1.0)]))
+    (same,) = shape_tables(make_run(tmp_path / "same", [measurement("dcnv3", STANDARD, "fp32", 1.0)]))
     assert "Measured with batch" not in "\n".join(same.notes)
 
 
@@ -195,7 +222,7 @@ def test_cells_without_a_value_on_either_side(tmp_path):
         measurement("dcnv3", HIGH, "fp16", Status.OUT_OF_MEMORY),
         measurement("dcnv4", HIGH, "fp16", Status.NOT_RUN),
     ]
-    (table,) = paper_tables(make_run(tmp_path, cells))
+    (table,) = shape_tables(make_run(tmp_path, cells))
     rows = {row[0]: row[2:] for row in table.rows}
     assert rows["Attention (torch)"] == ("—", "OOM", "—", "—", "2.00", "OOM", "—", "—")
     assert rows["FlashAttention-2"][:2] == ("N/A", "N/A")
@@ -214,7 +241,7 @@ def test_one_provider_per_operator_enters_ratios_and_order(tmp_path):
         measurement("dcnv4", STANDARD, "fp32", 1.0, provider="triton"),
         measurement("dcnv4", STANDARD, "fp32", 100.0, provider="torch"),
     ]
-    (table,) = paper_tables(make_run(tmp_path, cells))
+    (table,) = shape_tables(make_run(tmp_path, cells))
     ratios = {row[0]: row[4] for row in table.rows}
     assert ratios == {
         "DCNv3 [cuda]": "—",
@@ -237,7 +264,7 @@ def test_every_published_figure_is_labelled(tmp_path):
         for operator in operators
         for dtype in ("fp32", "fp16")
     ]
-    tables = paper_tables(make_run(tmp_path, cells))
+    tables = shape_tables(make_run(tmp_path, cells))
     assert len(tables) == 10
     assert len({table.name for table in tables}) == 10
     published = 0

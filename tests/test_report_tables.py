@@ -215,6 +215,8 @@ def test_written_files_hold_the_tables(tmp_path):
     stems = {
         "smoke-module-fwd",
         "speedup-smoke-module-fwd-fp32-fp16",
+        "paper-ratios-smoke-module-fwd-fp32",
+        "paper-ratios-smoke-module-fwd-fp16",
         "paper-smoke-module-fwd-64x14x14x512",
     }
     assert {path.name for path in written} == {f"{s}{x}" for s in stems for x in (".md", ".csv", ".tex")}

@@ -29,7 +29,7 @@ from opbench.report.published import (
     published_beside,
     published_cells,
 )
-from opbench.report.render import Table
+from opbench.report.render import SEPARATOR, Table
 from opbench.results import RunFolder
 
 __all__ = ["kendall_tau", "matched_tables", "paper_tables"]
@@ -50,12 +50,13 @@ def paper_tables(run: RunFolder) -> list[Table]:
 
 
 def matched_tables(run: RunFolder) -> list[Table]:
-    """The comparisons alone: empty if the run has no published shape."""
-    return [
-        _shape_table(run, Comparison(group, shape))
-        for group in group_rows(row for row in run.rows() if _has_counterpart(row))
-        for shape in group.shapes
-    ]
+    """The comparisons alone, each list's ratios before its shapes; empty if the run has no published shape."""
+    tables = []
+    for group in group_rows(row for row in run.rows() if _has_counterpart(row)):
+        comparisons = [Comparison(group, shape) for shape in group.shapes]
+        tables += [_ratio_table(run, group, comparisons, dtype) for dtype in group.dtypes]
+        tables += [_shape_table(run, comparison) for comparison in comparisons]
+    return tables
 
 
 def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float | None:
@@ -197,6 +198,34 @@ def _shape_table(run: RunFolder, comparison: Comparison) -> Table:
             *suspicious_notes(shape_rows),
             *_source_notes(comparison),
         ),
+    )
+
+
+def _ratio_table(run: RunFolder, group: Group, comparisons: Sequence[Comparison], dtype: str) -> Table:
+    """Measured and published ratio to DCNv3 of every operator and shape, and how well the orders agree."""
+    beside = PUBLISHED_DTYPE[dtype]
+    series = {series.operator: series for comparison in comparisons for series in comparison.chosen.values()}
+    rows = []
+    for operator, chosen in series.items():
+        cells = [
+            f"{_ratio(comparison.measured_ms(chosen, dtype), comparison.measured_base_ms(dtype))}{SEPARATOR}"
+            f"{_ratio(comparison.published_ms(operator, dtype), comparison.published_ms(REFERENCE, dtype))}"
+            for comparison in comparisons
+        ]
+        rows.append((_label(operator), *cells))
+    orders = [comparison.order(dtype)[0] for comparison in comparisons]
+    rows.append(("Kendall's tau of the order", *(ABSENT if tau is None else f"{tau:.2f}" for tau in orders)))
+    return Table(
+        name=f"paper-ratios-{group.stem}-{dtype}",
+        title=f"Latency / DCNv3's, measured {dtype}{SEPARATOR}{PUBLISHED_LABEL} {beside}: {group.shape_list}",
+        columns=("Operator", *(shape_text(comparison.shape) for comparison in comparisons)),
+        rows=tuple(rows),
+        notes=(
+            provenance(run, group.rows),
+            "Kendall's tau: 1 where the operators' order is the published one, -1 where it is reversed.",
+            *_source_notes(comparisons[0]),
+        ),
+        text_columns=1,
     )
 
 
