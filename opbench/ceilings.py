@@ -40,7 +40,8 @@ class Probe:
 
     Attributes:
         kind: one of BOUNDS.
-        name: the dtype for compute; copy, read or write for memory and cache; `timer/cache` for launch.
+        name: the dtype for compute, with the operator where it is no matrix product; copy, read or write for memory and
+            cache; `timer/cache` for launch.
         size: what was launched, for a person.
         amount: FLOP or bytes of one launch; 0 for launch.
         latency_ms: median of one launch.
@@ -119,8 +120,8 @@ class Ceilings:
         return max(filter(None, map(self.matrix_tflops, (dtype, str(Dtype.FP32)))), default=None)
 
     def matrix_tflops(self, dtype: str) -> float | None:
-        """Most throughput seen of matrix products in a dtype itself, 1e12 FLOP/s."""
-        return max((probe.best for probe in self.of("compute") if probe.name == dtype), default=None)
+        """Most throughput seen in a dtype itself, 1e12 FLOP/s; `bf16 convolution` is one of bf16's probes."""
+        return max((probe.best for probe in self.of("compute") if probe.name.split()[0] == dtype), default=None)
 
     def bandwidth_gbps(self, kind: str) -> float | None:
         """Most bandwidth seen, 1e9 byte/s, of "memory" or "cache": copy, read or write, whichever is fastest."""

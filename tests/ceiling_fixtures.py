@@ -48,6 +48,7 @@ def made_up_ceilings(environment):
     timers = ("wall-clock/warm", "cuda-event/cold", "cuda-event/warm", "cuda-graph/cold", "cuda-graph/warm")
     return ceilings(
         *(probe("compute", dtype, 1e6) for dtype in ("fp32", "tf32", "fp16", "bf16")),
+        *(probe("compute", f"{dtype} convolution", 1e6) for dtype in ("fp32", "fp16", "bf16")),
         *(probe(kind, name, 1e6) for kind in ("memory", "cache") for name in ("copy", "read", "write")),
         *(probe("launch", timer, 1e-7) for timer in timers),
         device_name=environment["device_name"],

@@ -106,6 +106,14 @@ def test_without_ceilings_or_without_a_value_there_is_no_fraction():
     assert set(limit_columns(ceilings(), ROW).values()) == {None}
 
 
+def test_the_fastest_of_a_dtypes_probes_is_its_ceiling():
+    device = ceilings(
+        probe("compute", "fp32", 0.18), probe("compute", "fp32 convolution", 0.22), probe("compute", "bf16", 0.4)
+    )
+    assert device.compute_tflops("fp32") == pytest.approx(0.22)
+    assert device.matrix_tflops("bf16") == pytest.approx(0.4)
+
+
 def test_every_table_of_a_run_marks_a_suspicious_row(tmp_path):
     shape = Shape(1, 8, 8, 16)
     run = make_run(
@@ -251,9 +259,10 @@ def test_an_emulated_dtype_costs_its_share_of_the_budget_and_not_more(monkeypatc
 def test_probes_after_a_spent_budget_are_named_and_those_before_are_kept():
     watch = Stopwatch(lambda launch: 0.5)
     found = list(measure_ceilings("cpu", 4.0, facts=SMALL, timer_of=watch.timer_of, clock=watch))
-    assert [(p.kind, p.name) for p in found if isinstance(p, Probe)] == [("compute", "fp32"), ("memory", "copy")]
+    figures = [(p.kind, p.name) for p in found if isinstance(p, Probe)]
+    assert figures == [("compute", "fp32"), ("compute", "fp32 convolution")]
     missing = [entry for entry in found if isinstance(entry, Missing)]
-    assert [(m.kind, m.name) for m in missing][:2] == [("memory", "read"), ("memory", "write")]
+    assert [(m.kind, m.name) for m in missing][:2] == [("memory", "copy"), ("memory", "read")]
     assert {m.reason for m in missing} == {"the budget of 4 s was spent before its turn"}
     assert not any(m.begun for m in missing)
     assert watch.seconds - 1e5 <= 4.0 + 5 * 0.5  # at most one launch's worth too long
@@ -317,13 +326,15 @@ def test_figures_follow_from_the_timers_samples(monkeypatch):
 
 def test_this_cpu_is_measured(monkeypatch):
     monkeypatch.setattr("opbench.ceiling_probes.MATRIX_SIZES", {"cpu": (64, 128)})
+    monkeypatch.setattr("opbench.ceiling_probes.CONVOLUTION_SIDES", (4, 8))
     monkeypatch.setattr("opbench.ceiling_probes.LEAST_MEMORY_BYTES", {"cpu": 2**24})
     monkeypatch.setattr("opbench.ceiling_probes.SAMPLE_S", dict.fromkeys(BOUNDS, 0.02))
     monkeypatch.setattr("opbench.ceiling_probes.WARM_UP_S", 0.01)
     heard = []
     probes = list(measure_ceilings("cpu", 1e6, facts=SMALL, on_family=lambda *family: heard.append(family)))
     found = ceilings(*probes, l2_bytes=2**16, cache_bytes=2**18)
-    assert {p.name for p in found.of("compute")} == {"fp32", "fp16", "bf16"}  # tf32 is a mode of CUDA devices
+    dtypes = {"fp32", "fp16", "bf16"}  # tf32 is a mode of CUDA devices
+    assert {p.name for p in found.of("compute")} == dtypes | {f"{dtype} convolution" for dtype in dtypes}
     assert [number for _, _, number, _ in heard] == list(range(1, heard[0][3] + 1))
     assert heard[0][:2] == ("compute", "fp32")
     assert all(p.best > 0 and p.samples >= 3 for p in found.probes)
@@ -479,15 +490,16 @@ def test_a_probe_that_exceeds_the_budget_is_cut_and_the_rest_is_measured_next_ti
             yield answer
 
     found = the_cpus(ScriptedWorkers(hangs), monkeypatch, tmp_path)
-    assert names(found.probes) == [("compute", "fp32")]
+    done = [("compute", "fp32"), ("compute", "fp32 convolution")]
+    assert names(found.probes) == done
     reasons = {(entry.kind, entry.name): entry.reason for entry in found.missing}
     assert reasons["memory", "copy"] == "the budget of 15 s was spent while it ran"
     assert reasons["memory", "read"] == "the budget of 15 s was spent before its turn"
-    assert set(reasons) == set(CPU_PROBES) - {("compute", "fp32")}
+    assert set(reasons) == set(CPU_PROBES) - set(done)
     assert missing_notes(found)[0] == "no ceiling for memory copy: the budget of 15 s was spent while it ran"
     workers = ScriptedWorkers(answers)
     later = the_cpus(workers, monkeypatch, tmp_path)
-    assert {tuple(name) for name in workers.requests[0]["skip"]} == {("compute", "fp32"), ("memory", "copy")}
+    assert {tuple(name) for name in workers.requests[0]["skip"]} == {*done, ("memory", "copy")}
     assert names(later.missing) == [("memory", "copy")]
 
 
