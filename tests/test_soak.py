@@ -32,11 +32,12 @@ class Watch:
     """Progress that remembers, after each cell, what this process has done and holds."""
 
     def __init__(self, calls):
-        self.calls, self.process = calls, psutil.Process()
+        self.calls, self.cells, self.process = calls, 0, psutil.Process()
         self.started_s, self.looks = time.perf_counter(), [self.look()]
 
     def look(self):
-        return Look(self.calls.count, bytes_read(self.process), self.process.num_fds(), self.process.memory_info().rss)
+        memory = self.process.memory_info().rss
+        return Look(self.cells, self.calls.count, bytes_read(self.process), self.process.num_fds(), memory)
 
     def started(self, cell, number, total):
         pass
@@ -48,12 +49,14 @@ class Watch:
         pass
 
     def ended(self, measurement):
+        self.cells += 1
         self.looks.append(self.look())
 
 
 class Look(NamedTuple):
     """Totals and sizes of a process at one moment."""
 
+    cells: int
     calls: int
     bytes_read: int
     open_files: int
@@ -61,17 +64,20 @@ class Look(NamedTuple):
 
 
 def assert_constant(looks):
-    """The last tenth of the steps takes as many calls and bytes as the second; no file stays open, memory is flat.
+    """A cell of the last tenth takes as many calls and bytes as one of the second; no file stays open, memory is flat.
 
-    Counted, not timed: a step's seconds are those of whatever else the machine does.
+    Counted, not timed: a cell's seconds are those of whatever else the machine does.
     """
     tenth = len(looks) // 10
     for name in ("calls", "bytes_read"):
-        totals = [getattr(look, name) for look in looks]
-        early, late = totals[2 * tenth] - totals[tenth], totals[-1] - totals[-1 - tenth]
-        print(f"{name}: {early / tenth:.0f} a step in the second tenth, {late / tenth:.0f} in the last")
-        assert late <= 1.02 * early, name  # some cell has one digit more in its number
-    assert looks[-1].open_files <= looks[tenth].open_files
+        early, late = (
+            (getattr(end, name) - getattr(start, name)) / (end.cells - start.cells)
+            for start, end in ((looks[tenth], looks[2 * tenth]), (looks[-1 - tenth], looks[-1]))
+        )
+        print(f"{name}: {early:.0f} a cell in the second tenth, {late:.0f} in the last")
+        # A look at another process may come in the middle of a cell, and that process reads nothing in most.
+        assert late <= 1.1 * early + 100, name
+    assert looks[-1].open_files <= looks[tenth].open_files + 5  # some are open for a moment; a leak is one a cell
     before, after = (
         statistics.median(look.memory_bytes for look in part) for part in (looks[tenth : 2 * tenth], looks[-tenth:])
     )
@@ -137,7 +143,7 @@ def test_a_soak_of_1000_real_cells_in_worker_processes(tmp_path):
             count = journal.read_bytes().count(b"\n") if journal.exists() else 0
             if count >= 20 * len(looks) + 1:  # every twentieth cell; its calls cannot be counted from here
                 memory = watched.memory_info().rss
-                looks.append(Look(0, bytes_read(watched), watched.num_fds(), memory))
+                looks.append(Look(count, 0, bytes_read(watched), watched.num_fds(), memory))
             time.sleep(0.01)
         cells_s = time.perf_counter() - started
         assert process.wait(timeout=600) == 0, (tmp_path / "err").read_text()
