@@ -38,6 +38,8 @@ __all__ = [
     "si",
 ]
 
+MARKER_SIZES = {"*": 9.0, "D": 5.0, "P": 7.0, "X": 7.0}
+"""Points, where Matplotlib's marker looks smaller or larger than the others."""
 GREY = "#888888"
 FAINT = "#e6e6e6"
 DPI = 150
@@ -52,6 +54,7 @@ RC: Any = {
     "xtick.labelsize": 8.0,
     "ytick.labelsize": 8.0,
     "legend.fontsize": 8.5,
+    "legend.handlelength": 3.0,  # shows the dashes
     "figure.titlesize": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -82,7 +85,7 @@ class SeriesStyle:
         return {
             "color": look.colour,
             "marker": look.marker,
-            "markersize": 6.0,
+            "markersize": MARKER_SIZES.get(look.marker, 6.0),
             "markerfacecolor": look.colour if look.filled else "white",
             "markeredgecolor": "white" if look.filled else look.colour,
             "markeredgewidth": 0.5 if look.filled else 1.2,
