@@ -135,8 +135,9 @@ Written by `python -m opbench.columns` from `opbench/columns.py`; a test holds i
 ## Of `opbench.load_results(RUN)` and of `measurements.csv`
 
 One row per planned cell, with the same columns whatever was measured. A value that is not there is NaN (NA in an
-integer column), and an empty field in the CSV; it is never 0. `opbench.load_results([RUN, RUN2])` has the rows of several
-runs; `run_id` tells them apart. The paper's figures, `load_results("published")`, lack what the paper does not print.
+integer column), and an empty field in the CSV; it is never 0. `opbench.load_results([RUN, RUN2])` has the rows of
+several runs; `run_id` tells them apart. The paper's figures, `load_results("published")`, lack what the paper does not
+print.
 
 {rows}
 
