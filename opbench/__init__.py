@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from opbench import plots
     from opbench.case import Case, Dtype, Level, Shape
     from opbench.operator import Operator, Provider, Setting, by_direction, compiled
-    from opbench.results import Run, load_results
+    from opbench.results import Run, load_results, load_samples
     from opbench.run import sweep
     from opbench.tolerance import rounding_budget
 
@@ -28,6 +28,7 @@ _PLACES = {
     "by_direction": "opbench.operator",
     "compiled": "opbench.operator",
     "load_results": "opbench.results",
+    "load_samples": "opbench.results",
     "rounding_budget": "opbench.tolerance",
     "sweep": "opbench.run",
 }
@@ -44,6 +45,7 @@ __all__ = [
     "by_direction",
     "compiled",
     "load_results",
+    "load_samples",
     "plots",
     "rounding_budget",
     "sweep",
@@ -60,3 +62,8 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - the type of whatever is ask
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, whatever has been imported below."""
+    return [*__all__, "__all__", "__doc__", "__file__", "__name__", "__path__", "__version__"]

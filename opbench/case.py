@@ -104,6 +104,18 @@ class Case:
         """The settings as `name=value;name=value`."""
         return ";".join(f"{name}={value}" for name, value in self.settings)
 
+    def labels(self) -> dict[str, str]:
+        """The texts that name this case in the columns of a frame."""
+        return {
+            "operator": self.operator,
+            "level": str(self.level),
+            "direction": str(self.direction),
+            "shape_list": self.shape_list,
+            "shape": str(self.shape),
+            "dtype": str(self.dtype),
+            "settings": self.settings_text,
+        }
+
     def setting(self, name: str) -> SettingValue:
         """The value of one setting; KeyError if the operator has none of that name."""
         return dict(self.settings)[name]

@@ -15,6 +15,7 @@ What goes wrong inside one cell of a sweep is not raised: it is a row with a sta
 """
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 
 __all__ = [
     "DeviceLostError",
@@ -39,10 +40,13 @@ class UsageError(OpbenchError):
 
 
 class UnknownNameError(UsageError):
-    """A name that is not known; lists the known ones."""
+    """A name that is not known; lists the known ones, and names one that is spelt alike."""
 
     def __init__(self, kind: str, got: str, known: Iterable[str]) -> None:
-        super().__init__(f"unknown {kind} {got!r}; known: {', '.join(known)}")
+        known = list(known)
+        alike = get_close_matches(got, known, 1)
+        meant = f"; did you mean {alike[0]!r}?" if alike else ""
+        super().__init__(f"unknown {kind} {got!r}; known: {', '.join(known)}{meant}")
 
 
 class ShapeFileError(OpbenchError):

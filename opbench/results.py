@@ -8,15 +8,17 @@ import csv
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from opbench import columns
 from opbench.case import Cell
 from opbench.ceilings import Ceilings, limit_columns, read_ceilings
+from opbench.columns import names
 from opbench.errors import ResultsError, StorageError
 from opbench.files import remove_leftovers, storage_errors, write_whole
 from opbench.journal import JOURNAL, JournalWriter, lock, open_journal, read_journal
@@ -26,26 +28,14 @@ from opbench.metrics import derived_metrics
 if TYPE_CHECKING:
     import pandas
 
-__all__ = ["CEILINGS", "COLUMNS", "SCHEMA_VERSION", "Run", "RunFolder", "free_run_path", "load_results"]
+__all__ = ["CEILINGS", "COLUMNS", "SCHEMA_VERSION", "Run", "RunFolder", "free_run_path", "load_results", "load_samples"]
 
 SCHEMA_VERSION = 1
 RUN = "run.json"
 CEILINGS = "ceilings.json"
 
-COLUMNS = (
-    "run_id", "operator", "provider", "level", "direction", "shape_list", "shape", "batch", "height", "width",
-    "channels", "dtype", "device", "timer", "cache", "settings", "status", "reason", "warnings", "latency_ms",
-    "latency_ms_p20", "latency_ms_p80", "latency_ms_min", "ci_low_ms", "ci_high_ms", "samples", "stop_reason",
-    "flop_count", "bytes_moved", "tflops", "gbps", "peak_memory_bytes", "max_rel_error", "kernel_source_hash",
-    "configuration", "limit_ms", "limit_fraction", "bound_by", "suspicious",
-)  # fmt: skip
-INTEGER_COLUMNS = (
-    "batch", "height", "width", "channels", "samples", "flop_count", "bytes_moved", "peak_memory_bytes",
-)  # fmt: skip
-FLOAT_COLUMNS = (
-    "latency_ms", "latency_ms_p20", "latency_ms_p80", "latency_ms_min", "ci_low_ms", "ci_high_ms", "tflops",
-    "gbps", "max_rel_error", "limit_ms", "limit_fraction",
-)  # fmt: skip
+COLUMNS = names(columns.COLUMNS)
+"""Of a row, in their order; opbench/columns.py says what each is."""
 
 
 class RunFolder:
@@ -90,12 +80,13 @@ class RunFolder:
         return cls(path, run)
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: str | Path) -> Self:
         """Read run.json of an existing run.
 
         Raises:
             ResultsError: there is no run, it is damaged, or a newer opbench wrote it.
         """
+        path = Path(path)
         file = path / RUN
         try:
             if not file.exists():
@@ -169,6 +160,11 @@ class RunFolder:
                 file, self.path / JOURNAL, whole=sum(size for _, size in read_journal(self.path / JOURNAL))
             )
 
+    def __repr__(self) -> str:
+        """Folder, size, device and day: `<opbench.Run results/gpu: 70 cells on NVIDIA H100, 2026-11-21>`."""
+        cells, day = len(self._plan), str(self.run.get("started_at", ""))[:10]
+        return f"<opbench.Run {self.path}: {cells} cells on {self.device_name}{day and f', {day}'}>"
+
     def _repr_html_(self) -> str:
         """The run's tables and its one-line summary, as a notebook shows it."""
         from opbench.report.notebook import run_html
@@ -209,21 +205,15 @@ class RunFolder:
         case = measurement.cell.case
         values = {
             "run_id": self.run["run_id"],
-            "operator": case.operator,
+            **case.labels(),
             "provider": measurement.cell.provider,
-            "level": str(case.level),
-            "direction": str(case.direction),
-            "shape_list": case.shape_list,
-            "shape": str(case.shape),
             "batch": case.shape.batch,
             "height": case.shape.height,
             "width": case.shape.width,
             "channels": case.shape.channels,
-            "dtype": str(case.dtype),
             "device": self.device_name,
             "timer": measurement.timer or self.run["command"]["timer"],
             "cache": measurement.cache or self.run["command"]["cache"],
-            "settings": case.settings_text,
             "status": str(measurement.status),
             "reason": measurement.reason,
             "warnings": "; ".join(measurement.warnings),
@@ -270,14 +260,16 @@ def _check_plan(plan: list[Cell]) -> None:
         seen.add(cell.key)
 
 
-def load_results(path: str | Path) -> "pandas.DataFrame":
-    """Read a run into a tidy frame: one row per planned cell, the columns of measurements.csv.
+def load_results(path: str | Path | Iterable[str | Path]) -> "pandas.DataFrame":
+    """Read runs into a tidy frame: one row per planned cell, the columns of measurements.csv.
 
-    Medians and rates are derived from the raw latencies in the journal. A cell without a value is NaN (NA in
-    the integer columns) and its status and reason say why; it is never 0.
+    docs/columns.md says of each column what it is, its unit, and when it is empty. Medians and rates are derived from
+    the raw latencies in the journal. A cell without a value is NaN (NA in the integer columns) and its status and
+    reason say why; it is never 0.
 
     Args:
-        path: folder of a run, as `opbench sweep` prints it; "published" for the paper's figures.
+        path: folder of a run, as `opbench sweep` prints it, or several of them, whose rows come one after the other and
+            differ in run_id; "published" for the paper's figures.
 
     Returns:
         pandas.DataFrame with latencies and limit_ms in milliseconds, tflops in 1e12 FLOP/s, gbps in 1e9 byte/s;
@@ -288,13 +280,50 @@ def load_results(path: str | Path) -> "pandas.DataFrame":
     """
     import pandas as pd
 
+    runs = _open_all(path)
+    frame = pd.DataFrame([row for run in runs for row in run.rows()], columns=list(COLUMNS))
+    if ceilings := {run.run["run_id"]: run.ceilings.to_json() for run in runs if run.ceilings}:
+        frame.attrs["ceilings"] = ceilings
+    return frame.astype(_types(columns.COLUMNS))
+
+
+def load_samples(path: str | Path | Iterable[str | Path]) -> "pandas.DataFrame":
+    """Read the raw latencies of runs into a long frame: one row per sample of each cell that is ok.
+
+    Args:
+        path: as for load_results.
+
+    Returns:
+        pandas.DataFrame: what names the cell, as in load_results; `sample`, its place in the order of time; and
+        `latency_ms`, milliseconds per launch, as measured.
+
+    Raises:
+        ResultsError: there is no run at `path`, or it is damaged.
+    """
+    import pandas as pd
+
+    labels: dict[str, list[Any]] = {name: [] for name in names(columns.SAMPLE_COLUMNS)}
+    for run in _open_all(path):
+        finished = {measurement.cell.key: measurement for measurement in run.measurements()}
+        for cell in run.plan():
+            latencies = finished[cell.key].latencies_ms if cell.key in finished else ()
+            of_cell = {"run_id": run.run["run_id"], "provider": cell.provider, **cell.case.labels()}
+            for name in labels.keys() - {"sample", "latency_ms"}:
+                labels[name] += [of_cell[name]] * len(latencies)
+            labels["sample"] += range(len(latencies))
+            labels["latency_ms"] += latencies
+    return pd.DataFrame(labels).astype(_types(columns.SAMPLE_COLUMNS))
+
+
+def _open_all(path: str | Path | Iterable[str | Path]) -> list[RunFolder]:
     from opbench.report.published import open_run
 
-    run = open_run(Path(path))
-    frame = pd.DataFrame(run.rows(), columns=list(COLUMNS))
-    if run.ceilings:
-        frame.attrs["ceilings"] = {run.run["run_id"]: run.ceilings.to_json()}
-    return frame.astype(dict.fromkeys(INTEGER_COLUMNS, "Int64") | dict.fromkeys(FLOAT_COLUMNS, "float64"))
+    return [open_run(Path(one)) for one in ([path] if isinstance(path, str | Path) else path)]
+
+
+def _types(of: tuple[columns.Column, ...]) -> dict[str, str]:
+    """pandas' types of the columns that hold numbers: an integer column may lack values."""
+    return dict.fromkeys(names(of, int), "Int64") | dict.fromkeys(names(of, float), "float64")
 
 
 def free_run_path(parent: Path, device_slug: str) -> Path:

@@ -8,7 +8,7 @@ from typing import Any, TextIO, cast
 
 from opbench.errors import StorageError
 
-__all__ = ["guarded", "plain"]
+__all__ = ["fill_closed_descriptors", "guarded", "plain"]
 
 ASCII = {
     "×": "x", "·": "*", "•": "*", "±": "+/-", "µ": "u", "τ": "tau", "…": "...", "→": "->", "≤": "<=", "≥": ">=",
@@ -19,19 +19,23 @@ ASCII = {
 """What stands for a character where the locale lacks it; anything else becomes its escape."""
 
 ERROR_HANDLER = "opbench_ascii"
+STDERR = 2
 
 
-def guarded(stream: TextIO, name: str) -> TextIO:
+def guarded(stream: TextIO | None, name: str) -> TextIO:
     """A stream to use in place of a standard one.
 
     A reader that leaves (`opbench sweep | head -1`) or a terminal that closes changes nothing about what a command does
-    or its exit code; what it still says is lost. Any other failure, such as a full disk, is a StorageError.
+    or its exit code; what it still says is lost. So it is where there was no stream from the start (`opbench sweep
+    >&-`). Any other failure, such as a full disk, is a StorageError.
 
     Args:
-        stream: sys.stdout or sys.stderr.
+        stream: sys.stdout or sys.stderr; None where it was closed when Python started.
         name: what to call it in the error; "" if none may be raised, since there is no place left to say it.
     """
     codecs.register_error(ERROR_HANDLER, _in_ascii)
+    if stream is None:
+        stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors=ERROR_HANDLER)
     return cast(TextIO, _Guarded(stream, name))
@@ -70,6 +74,16 @@ class _Guarded:
 
     def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever a stream has
         return getattr(self._stream, name)
+
+
+def fill_closed_descriptors() -> None:
+    """Put the null device wherever one of the three standard streams is closed.
+
+    Otherwise the next file that is opened would get its number, and whatever a library prints would go into that file.
+    """
+    while (opened := os.open(os.devnull, os.O_RDWR)) <= STDERR:
+        os.set_inheritable(opened, True)
+    os.close(opened)
 
 
 def plain(text: str, encoding: str) -> str:

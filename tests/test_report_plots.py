@@ -16,8 +16,9 @@ from opbench.case import Shape
 from opbench.measurement import Measurement, Status
 from opbench.report import write_plots
 from opbench.report.layout import OPERATOR_LABELS, Group, group_rows
-from opbench.report.plot_style import COLOURS, plot_style, series_styles, si
+from opbench.report.plot_style import plot_style, series_styles, si
 from opbench.report.plots import flops_figure, resolution_figure, speedup_figure, throughput_figure
+from opbench.report.source import source_of_run
 from opbench.results import RunFolder
 
 SHAPES = [
@@ -197,13 +198,29 @@ def test_each_series_has_its_own_look(tmp_path):
     cells = [measurement(name, SHAPES[0], "fp32", 1.0) for name in names]
     cells.append(measurement("dcnv4", SHAPES[0], "fp32", 2.0, provider="triton"))
     styles = series_styles(only_group(make_run(tmp_path, cells)))
-    looks = [(style.colour, style.marker, style.filled) for style in styles.values()]
+    looks = [(style.colour, style.look.marker, style.look.filled) for style in styles.values()]
     assert len(set(looks)) == len(names) + 1
-    known = [(style.colour, style.marker) for series, style in styles.items() if series.provider == "torch"][:7]
-    assert len({colour for colour, _ in known}) == len({marker for _, marker in known}) == len(COLOURS) == 7
-    dcnv4 = [style for series, style in styles.items() if series.operator == "dcnv4"]
-    assert dcnv4[0].colour == dcnv4[1].colour
-    assert [style.filled for style in dcnv4] == [True, False]
+    known = [(style.colour, style.look.marker) for series, style in styles.items() if series.provider == "torch"][:7]
+    assert len({colour for colour, _ in known}) == len({marker for _, marker in known}) == 7
+
+
+def test_providers_of_one_operator_differ_in_colour_and_marker_and_lines_in_dashes(tmp_path):
+    names = [f"provider{n}" for n in range(12)]
+    cells = [
+        measurement("mine", shape, "fp32", 1.0 + n, provider=name) for n, name in enumerate(names) for shape in SHAPES
+    ]
+    group = only_group(make_run(tmp_path, cells))
+    drawn = list(resolution_figure(source_of_run(RunFolder.open(tmp_path)), group).axes[0].lines)
+    assert len(drawn) == len({line.get_color() for line in drawn}) == len({line.get_marker() for line in drawn}) == 12
+    assert len({str(line._dash_pattern) for line in drawn}) > 1
+
+
+def test_a_series_looks_the_same_in_every_table_of_its_run(tmp_path):
+    cells = [measurement("first", SHAPES[0], "fp32", 1.0), measurement("mine", SHAPES[0], "fp32", 1.0)]
+    cells += [measurement("mine", SHAPES[0], "fp32", 1.0, level="core")]
+    module, core = group_rows(make_run(tmp_path, cells).rows())
+    [(series, style)] = series_styles(core).items()
+    assert style.look == series_styles(module)[series].look != series_styles(module)[module.series[0]].look
 
 
 def test_an_operator_looks_the_same_whatever_else_was_run(tmp_path, run):

@@ -2,15 +2,18 @@
 
 import csv
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from builders import make_case, make_cell
 
+import opbench
+from opbench import columns
 from opbench.case import Cell, Dtype
 from opbench.errors import ResultsError, StorageError
 from opbench.measurement import Measurement, Status, StopReason
-from opbench.results import COLUMNS, RunFolder, free_run_path, load_results
+from opbench.results import COLUMNS, RunFolder, free_run_path, load_results, load_samples
 
 COMMAND = {"timer": "wall-clock", "cache": "warm"}
 ENVIRONMENT = {"device_name": "A CPU"}
@@ -152,3 +155,74 @@ def test_run_folders_are_numbered(tmp_path):
     first = free_run_path(tmp_path, "cpu")
     assert first.name.endswith("-cpu-1")
     assert free_run_path(tmp_path, "cpu").name.endswith("-cpu-2")
+
+
+ROOT = Path(__file__).parents[1]
+STORED = [path.parent for path in sorted((ROOT / "results").rglob("run.json"))]
+
+
+def test_the_reference_of_columns_is_current_and_linked():
+    assert (ROOT / "docs" / "columns.md").read_text() == columns.reference(), "make it: python -m opbench.columns"
+    assert "docs/columns.md" in load_results.__doc__
+    assert "(docs/columns.md)" in (ROOT / "README.md").read_text()
+
+
+def test_every_column_has_a_meaning_and_one_with_a_unit_in_its_name_says_it():
+    for column in columns.COLUMNS:
+        assert column.meaning
+        assert column.empty
+        for ending, unit in (("_ms", "ms"), ("_bytes", "bytes"), ("tflops", "1e12 FLOP/s"), ("gbps", "1e9 byte/s")):
+            if column.name.endswith(ending):
+                assert column.unit == unit
+
+
+@pytest.mark.parametrize("path", STORED, ids=lambda path: path.name)
+def test_columns_are_empty_where_their_reference_says(path):
+    rows = RunFolder.open(path).rows()
+    for column in columns.COLUMNS:
+        values = [row[column.name] for row in rows]
+        assert all(value is None or isinstance(value, column.kind) for value in values)
+        if column.empty == columns.NEVER:
+            assert all(value not in (None, "") for value in values), column.name
+        if column.empty == columns.NOT_OK:
+            assert [value is not None for value in values] == [row["status"] == "ok" for row in rows], column.name
+
+
+def test_several_runs_are_one_frame_with_the_limits_of_each(run, tmp_path):
+    other = RunFolder.create(tmp_path / "other", command=COMMAND, environment=ENVIRONMENT, plan=CELLS[:1])
+    with other.append() as journal:
+        journal.write(ok(CELLS[0]))
+    frame = load_results([run.path, str(other.path)])
+    assert frame.run_id.tolist() == [run.run["run_id"]] * len(CELLS) + [other.run["run_id"]]
+    assert dict(frame.dtypes) == dict(load_results(run.path).dtypes)
+    assert frame.latency_ms.notna().sum() == 2
+    assert load_results([]).empty
+    stored = load_results(STORED[:2])
+    one_by_one = [load_results(path).attrs.get("ceilings", {}) for path in STORED[:2]]
+    assert stored.attrs.get("ceilings", {}) == {**one_by_one[0], **one_by_one[1]}
+
+
+def test_samples_are_a_long_frame_in_the_order_of_time(run):
+    frame = load_samples(str(run.path))
+    assert tuple(frame.columns) == columns.names(columns.SAMPLE_COLUMNS)
+    assert frame.latency_ms.tolist() == list(LATENCIES)  # as measured, and of the ok cell alone
+    assert frame["sample"].tolist() == list(range(41))
+    [cell] = frame.drop(columns=["sample", "latency_ms"]).drop_duplicates().to_dict("records")
+    row = load_results(run.path).iloc[0]
+    assert cell == {name: row[name] for name in cell}
+    assert load_samples([run.path, run.path]).shape[0] == 2 * 41
+    assert load_samples("published").empty
+
+
+def test_a_run_opens_from_a_text_and_says_what_it_is(run):
+    assert repr(opbench.Run.open(str(run.path))) == repr(RunFolder.open(run.path))
+    text = repr(run)
+    assert text.startswith(f"<opbench.Run {run.path}: {len(CELLS)} cells on A CPU, 20")
+
+
+def test_dir_shows_the_public_names_and_no_modules_of_ours():
+    import opbench.report.layout
+
+    shown = {name for name in dir(opbench) if not name.startswith("_")}
+    assert shown == set(opbench.__all__)
+    assert {"load_results", "load_samples", "Run", "sweep"} <= shown

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from opbench.commands import _completion as complete
 from opbench.commands._shared import (
     ComparisonFormats,
     Inconclusive,
@@ -66,18 +67,40 @@ def gate(
     ] = None,
     shapes: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME|FILE", help="As for sweep, like all that follow, with the same defaults."),
+        typer.Option(
+            metavar="NAME|FILE",
+            autocompletion=complete.shapes,
+            help="As for sweep, like all that follow, with the same defaults.",
+        ),
     ] = None,
-    ops: Annotated[str | None, typer.Option(metavar="LIST", help="Operators.")] = None,
-    providers: Annotated[str | None, typer.Option(metavar="LIST", help="Implementations, such as dcnv4=torch.")] = None,
-    dtypes: Annotated[str | None, typer.Option(metavar="LIST", help="Of fp32, tf32, fp16, bf16.")] = None,
-    level: Annotated[str | None, typer.Option(metavar="LIST", help="Of module, core.")] = None,
-    direction: Annotated[str | None, typer.Option(metavar="LIST", help="Of fwd, bwd, fwd_bwd.")] = None,
-    device: Annotated[str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = None,
+    ops: Annotated[
+        str | None, typer.Option(metavar="LIST", autocompletion=complete.operators, help="Operators.")
+    ] = None,
+    providers: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", autocompletion=complete.providers, help="Implementations, such as dcnv4=torch."),
+    ] = None,
+    dtypes: Annotated[
+        str | None, typer.Option(metavar="LIST", autocompletion=complete.dtypes, help="Of fp32, tf32, fp16, bf16.")
+    ] = None,
+    level: Annotated[
+        str | None, typer.Option(metavar="LIST", autocompletion=complete.levels, help="Of module, core.")
+    ] = None,
+    direction: Annotated[
+        str | None, typer.Option(metavar="LIST", autocompletion=complete.directions, help="Of fwd, bwd, fwd_bwd.")
+    ] = None,
+    device: Annotated[
+        str | None, typer.Option(metavar="DEVICE", autocompletion=complete.devices, help="auto, cpu, cuda or cuda:N.")
+    ] = None,
     timer: Annotated[
-        str | None, typer.Option(metavar="TIMER", help="auto, cuda-event, cuda-graph or wall-clock.")
+        str | None,
+        typer.Option(
+            metavar="TIMER", autocompletion=complete.timers, help="auto, cuda-event, cuda-graph or wall-clock."
+        ),
     ] = None,
-    cache: Annotated[str | None, typer.Option(metavar="cold|warm", help="The L2 before each launch.")] = None,
+    cache: Annotated[
+        str | None, typer.Option(metavar="cold|warm", autocompletion=complete.caches, help="The L2 before each launch.")
+    ] = None,
     settings: Annotated[
         list[str] | None, typer.Option("--set", metavar="op.param=value", help="A setting of an operator.")
     ] = None,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from opbench.commands import _completion as complete
 from opbench.commands._shared import EXIT_FAILED_CELLS, NoColor, fail, stdout
 
 __all__ = ["register"]
@@ -18,7 +19,12 @@ def register(app: typer.Typer) -> None:
 
 def env(
     device: Annotated[
-        str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N, with --check. [default: auto]")
+        str | None,
+        typer.Option(
+            metavar="DEVICE",
+            autocompletion=complete.devices,
+            help="auto, cpu, cuda or cuda:N, with --check. [default: auto]",
+        ),
     ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Also what only PyTorch knows; imports it. --device does the same.")
@@ -36,7 +42,9 @@ def env(
 
 
 def ceilings(
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[
+        str, typer.Option(metavar="DEVICE", autocompletion=complete.devices, help="auto, cpu, cuda or cuda:N.")
+    ] = "auto",
     again: Annotated[bool, typer.Option("--again", help="Measure even if the figures are kept from before.")] = False,
     budget: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="For all probes. [default: 15 on the CPU, 30 on CUDA]")

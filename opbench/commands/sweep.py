@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
+from opbench.commands import _completion as complete
 from opbench.commands._shared import (
     EXIT_FAILED_CELLS,
     EXIT_INTERRUPTED,
@@ -32,30 +33,27 @@ def register(app: typer.Typer) -> None:
     app.command()(sweep)
 
 
-def _shape_lists() -> list[str]:
-    """Names that complete --shapes."""
-    from opbench.shapes import builtin_shape_lists
-
-    return list(builtin_shape_lists())
-
-
 def sweep(
     shapes: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME|FILE",
-            autocompletion=_shape_lists,
+            autocompletion=complete.shapes,
             help="Shape list; repeat for several. "
             "[default: standard and high_resolution on CUDA, standard_batch1 on the CPU]",
         ),
     ] = None,
     ops: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Operators, such as dcnv3,dcnv4. [default: all]")
+        str | None,
+        typer.Option(
+            metavar="LIST", autocompletion=complete.operators, help="Operators, such as dcnv3,dcnv4. [default: all]"
+        ),
     ] = None,
     providers: Annotated[
         str | None,
         typer.Option(
             metavar="LIST",
+            autocompletion=complete.providers,
             help="Implementations, such as dcnv4=torch; op=all for every one. [default: the first that works here]",
         ),
     ] = None,
@@ -63,26 +61,38 @@ def sweep(
         str | None,
         typer.Option(
             metavar="LIST",
+            autocompletion=complete.dtypes,
             help="Of fp32, tf32, fp16, bf16. [default: fp32,fp16 on CUDA; on the CPU fp32 and what is native there]",
         ),
     ] = None,
-    level: Annotated[str | None, typer.Option(metavar="LIST", help="Of module, core. [default: module]")] = None,
-    direction: Annotated[str | None, typer.Option(metavar="LIST", help="Of fwd, bwd, fwd_bwd. [default: fwd]")] = None,
+    level: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", autocompletion=complete.levels, help="Of module, core. [default: module]"),
+    ] = None,
+    direction: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", autocompletion=complete.directions, help="Of fwd, bwd, fwd_bwd. [default: fwd]"),
+    ] = None,
     device: Annotated[
-        str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N. [default: auto]")
+        str | None,
+        typer.Option(
+            metavar="DEVICE", autocompletion=complete.devices, help="auto, cpu, cuda or cuda:N. [default: auto]"
+        ),
     ] = None,
     timer: Annotated[
         str | None,
         typer.Option(
             metavar="TIMER",
-            autocompletion=lambda: ["auto", "cuda-event", "cuda-graph", "wall-clock"],
+            autocompletion=complete.timers,
             help="auto, cuda-event, cuda-graph or wall-clock. [default: auto: cuda-event on CUDA, else the wall clock]",
         ),
     ] = None,
     cache: Annotated[
         str | None,
         typer.Option(
-            metavar="cold|warm", help="Flush the L2 before each launch, or not. [default: cold with a CUDA timer]"
+            metavar="cold|warm",
+            autocompletion=complete.caches,
+            help="Flush the L2 before each launch, or not. [default: cold with a CUDA timer]",
         ),
     ] = None,
     settings: Annotated[

@@ -14,7 +14,8 @@ from opbench.files import storage_errors
 from opbench.history import History, RunEntry, Series, Trend
 from opbench.report.history_tables import series_name, signed_percent
 from opbench.report.layout import OPERATOR_LABELS, shape_text
-from opbench.report.plot_style import COLOURS, DPI, FAINT, GREY, WIDTH_INCHES, plot_style, save
+from opbench.report.palette import PALETTE
+from opbench.report.plot_style import DPI, FAINT, GREY, WIDTH_INCHES, plot_style, save
 
 __all__ = ["history_figure", "write_history_plots"]
 
@@ -24,7 +25,7 @@ TICKS = 7
 """Labels under one panel, at most; the runs where a level begins come first."""
 LEAST_SPAN = 0.1
 """Of a panel, relative to the median: noise of 1 % then looks like noise."""
-SLOWER, FASTER = COLOURS[5], COLOURS[3]
+SLOWER, FASTER = PALETTE[5].colour, PALETTE[3].colour
 
 
 def write_history_plots(history: History, folder: Path) -> list[Path]:
@@ -100,10 +101,10 @@ def _draw(axes: Axes, runs: Sequence[RunEntry], trend: Trend, name: str) -> None
     x = [place[point.run] for point in trend.points]
     middles = [point.latency_ms for point in trend.points]
     axes.vlines(x, [p.low_ms for p in trend.points], [p.high_ms for p in trend.points], color=GREY, linewidth=1.0)
-    faces = ["white" if point.warnings else COLOURS[4] for point in trend.points]
-    axes.scatter(x, middles, s=14, c=faces, edgecolors=COLOURS[4], linewidths=0.9, zorder=3)
+    faces = ["white" if point.warnings else PALETTE[4].colour for point in trend.points]
+    axes.scatter(x, middles, s=14, c=faces, edgecolors=PALETTE[4].colour, linewidths=0.9, zorder=3)
     for low, high, level_ms in trend.levels:
-        axes.hlines(level_ms, x[low] - 0.4, x[high - 1] + 0.4, color=COLOURS[0], linewidth=1.0, zorder=2)
+        axes.hlines(level_ms, x[low] - 0.4, x[high - 1] + 0.4, color=PALETTE[0].colour, linewidth=1.0, zorder=2)
     for step in trend.steps:
         colour = SLOWER if step.change > 0 else FASTER
         axes.axvline(x[step.index] - 0.5, color=colour, linestyle="--", linewidth=1.0)

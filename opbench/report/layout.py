@@ -4,7 +4,7 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
 from typing import Any
@@ -72,6 +72,11 @@ class Series:
     settings: str = ""
     """Empty unless the run holds the same case under several settings."""
 
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What its look belongs to."""
+        return self.operator, self.provider, self.settings
+
 
 @dataclass(frozen=True)
 class Group:
@@ -83,6 +88,8 @@ class Group:
     stem: str
     """Start of a file name; no other group of the run has it."""
     rows: tuple[Row, ...]
+    everyone: tuple[Series, ...] = ()
+    """Every series of the run, so that one looks the same in each of its groups."""
 
     @cached_property
     def shapes(self) -> tuple[Shape, ...]:
@@ -161,7 +168,8 @@ def group_rows(rows: Iterable[Row]) -> list[Group]:
             stem, number = f"{plain}-{number}", number + 1
         stems.add(stem)
         groups.append(Group(*key, stem, tuple(members)))
-    return groups
+    everyone = tuple(dict.fromkeys(series for group in groups for series in group.series))
+    return [replace(group, everyone=everyone) for group in groups]
 
 
 def row_shape(row: Row) -> Shape:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import Any, TypeGuard
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -18,7 +18,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from opbench.case import Shape
 from opbench.files import write_whole
 from opbench.measurement import Status
-from opbench.report.layout import OPERATOR_LABELS, Group, Row, Series, count_cells, shape_text
+from opbench.report.layout import Group, Row, Series, count_cells, shape_text
+from opbench.report.palette import Look, identity_looks
 from opbench.report.source import Source
 
 __all__ = [
@@ -37,10 +38,8 @@ __all__ = [
     "si",
 ]
 
-# Okabe and Ito's palette, safe for colour-vision deficiencies, without its yellow: too faint on white.
-COLOURS = ("#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p", "h", "*")
-LINE_STYLES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
+MARKER_SIZES = {"*": 9.0, "D": 5.0, "P": 7.0, "X": 7.0}
+"""Points, where Matplotlib's marker looks smaller or larger than the others."""
 GREY = "#888888"
 FAINT = "#e6e6e6"
 DPI = 150
@@ -55,6 +54,7 @@ RC: Any = {
     "xtick.labelsize": 8.0,
     "ytick.labelsize": 8.0,
     "legend.fontsize": 8.5,
+    "legend.handlelength": 3.0,  # shows the dashes
     "figure.titlesize": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -69,45 +69,35 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class SeriesStyle:
-    """Look of one operator under one provider; the same operator looks the same in every plot."""
+    """How one series of a group is named and drawn."""
 
     label: str
-    colour: str
-    marker: str
-    filled: bool
-    """An operator's first provider is filled; its others are hollow."""
-    line_style: Literal["-", "--", ":", "-."]
+    look: Look
+
+    @property
+    def colour(self) -> str:
+        """Of markers and lines."""
+        return self.look.colour
 
     def options(self, *, line: bool) -> dict[str, Any]:
         """Keyword arguments of Axes.plot, with or without a line through the points."""
+        look = self.look
         return {
-            "color": self.colour,
-            "marker": self.marker,
-            "markersize": 6.0,
-            "markerfacecolor": self.colour if self.filled else "white",
-            "markeredgecolor": "white" if self.filled else self.colour,
-            "markeredgewidth": 0.5 if self.filled else 1.2,
-            "linestyle": self.line_style if line else "none",
+            "color": look.colour,
+            "marker": look.marker,
+            "markersize": MARKER_SIZES.get(look.marker, 6.0),
+            "markerfacecolor": look.colour if look.filled else "white",
+            "markeredgecolor": "white" if look.filled else look.colour,
+            "markeredgewidth": 0.5 if look.filled else 1.2,
+            "linestyle": (0, look.dash) if line and look.dash else "-" if line else "none",
             "linewidth": 1.2,
         }
 
 
 def series_styles(group: Group) -> dict[Series, SeriesStyle]:
-    """A look for every series of a group."""
-    known = list(OPERATOR_LABELS)
-    operators = known + [o for o in dict.fromkeys(s.operator for s in group.series) if o not in known]
-    styles: dict[Series, SeriesStyle] = {}
-    for series in group.series:
-        number = operators.index(series.operator)
-        rank = sum(other.operator == series.operator for other in styles)
-        styles[series] = SeriesStyle(
-            label=group.label(series),
-            colour=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
-            filled=rank == 0,
-            line_style=LINE_STYLES[rank % len(LINE_STYLES)],
-        )
-    return styles
+    """A look for every series of a group, the same in every group of its run."""
+    looks = identity_looks(series.identity for series in (*group.everyone, *group.series))
+    return {series: SeriesStyle(group.label(series), looks[series.identity]) for series in group.series}
 
 
 def has_latency(row: Row | None) -> TypeGuard[Row]:
