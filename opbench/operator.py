@@ -146,7 +146,7 @@ class Operator:
         smooth_inputs: (case, tensors) -> the tensors moved away from points where the output has no gradient. Used to
             check gradients, where a rounding across such a point would look like an error; never for timing.
         flop_count: (case) -> floating-point operations, a multiply-add counting two.
-        bytes_moved: (case) -> bytes that must cross the memory bus at least once.
+        bytes_moved: (case) -> bytes that the stages of the operator read and write, each tensor once per stage.
         memory_bytes: (case) -> estimated peak bytes of a forward pass, inputs included.
         reference_elements: (case) -> estimated peak number of elements that `reference` holds.
         tolerance: (case) -> allowed error of an element of the output or a gradient, |got - expected| /

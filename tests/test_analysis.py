@@ -81,6 +81,20 @@ def test_the_exponent_is_found_again():
     assert [r["height"] for r in fit.rows] == [8, 16, 32, 64]
 
 
+def test_what_a_fit_leaves_is_told_by_r_squared():
+    # Logarithms to base 2: x = 6, 8, 10 and y = 0, 3, 3. The line has slope 3/4 through (8, 2): off by -1/2, 1, -1/2.
+    # So 1.5 of a variance of 6 is left.
+    [fit] = scaling_fits([scaled(8, 1.0), scaled(16, 8.0), scaled(32, 8.0)])
+    assert fit.exponent == pytest.approx(0.75)
+    assert fit.scale_ms == pytest.approx(2.0**-4)
+    assert fit.r_squared == pytest.approx(0.75)
+
+
+def test_a_latency_that_does_not_change_is_explained_by_any_line():
+    [fit] = scaling_fits([scaled(side, 2.0) for side in (8, 16, 32)])
+    assert (fit.exponent, fit.scale_ms, fit.r_squared) == (0.0, pytest.approx(2.0), 1.0)
+
+
 def test_changing_channels_are_said_and_two_points_are_no_fit():
     mixed = [scaled(side, float(side), channels=1024 // side) for side in (8, 16, 32)]
     [fit] = scaling_fits(mixed)

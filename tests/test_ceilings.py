@@ -158,6 +158,13 @@ def test_ceilings_survive_the_disk_and_damage_is_named(tmp_path):
     path.write_text(json.dumps(good | {"probes": [good["probes"][0] | {"amount": "many"}]}))
     with pytest.raises(ResultsError, match="not a probe"):
         read_ceilings(path)
+    for change in (
+        {"name": "fp\n32"}, {"size": "4\x1b"}, {"name": 3}, {"size": None}, {"kind": "magic"}, {"amount": -1},
+        {"amount": 2**63}, {"samples": True}, {"latency_ms_min": 0}, {"latency_ms": 0},
+    ):  # fmt: skip
+        path.write_text(json.dumps(good | {"probes": [good["probes"][0] | change]}))
+        with pytest.raises(ResultsError, match=r"not a probe|damaged: AttributeError"):
+            read_ceilings(path)
     path.unlink()
     path.mkdir()
     with pytest.raises(ResultsError, match="must be a regular file"):

@@ -11,6 +11,7 @@ from opbench import check as check_module
 from opbench.case import Direction, Dtype
 from opbench.check import check, crop_to_fit, make_tensors, poisoned_allocations, relative_error
 from opbench.operator import Provider
+from opbench.tolerance import rounding_budget
 
 
 def run_check(provider, **case_changes):
@@ -49,6 +50,37 @@ def test_a_wrong_gradient_is_caught_where_the_output_is_right():
     provider = Provider("no_gradient", build, "")
     result = check(doubling(), provider, make_case(direction=Direction.BWD), "cpu", seed=1)
     assert "gradient of x is off" in result.reason
+
+
+def test_a_backward_row_shows_the_largest_of_its_errors():
+    def build(case, tensors):
+        x = tensors["x"]
+        return lambda: 2.002 * x - 0.002 * x.detach()  # the output is right, the gradient is 0.1 % too large
+
+    provider = Provider("steep", build, "")
+    result = check(doubling(), provider, make_case(direction=Direction.BWD), "cpu", seed=1)
+    x = make_tensors(doubling(), make_case(), "cpu", 1)["x"].double()
+    gradient = 2 * check_module.output_gradient(x)
+    largest = gradient.abs().max()
+    expected = 0.001 * largest / (largest + gradient.square().mean().sqrt())
+    assert result.max_rel_error == pytest.approx(expected.item(), rel=1e-3)
+    assert f"gradient of x is off by {result.max_rel_error:.3g}" in result.reason
+
+
+def test_a_tolerance_by_hand():
+    # Three roundings to the dtype and a float32 growth of 5; six times that, and 24 times for gradients.
+    for dtype, roundoff in (
+        (Dtype.FP32, 2.0**-24),
+        (Dtype.TF32, 2.0**-11),
+        (Dtype.FP16, 2.0**-11),
+        (Dtype.BF16, 2.0**-8),
+    ):
+        budgets = [
+            rounding_budget(make_case(dtype=dtype, direction=direction), storage_roundings=3, float32_growth=5)
+            for direction in Direction
+        ]
+        forward = 18 * roundoff + 30 * 2.0**-24
+        assert budgets == pytest.approx([forward, 4 * forward, 4 * forward], rel=1e-12)
 
 
 def test_an_unwritten_row_is_caught():

@@ -60,6 +60,7 @@ class FakeDevice:
         def capture(graph, stream):
             assert stream is not device.default
             device.capturing, device.captured = graph.work, stream
+            device.order.append(("captures", stream))
             try:
                 yield
             finally:
@@ -68,13 +69,21 @@ class FakeDevice:
                 if device.end_failure:
                     raise device.end_failure
 
-        self.default, self.captured = (SimpleNamespace(wait_stream=lambda other: None) for _ in range(2))
+        class Stream:
+            def __init__(self, device_of_stream=None):
+                pass
+
+            def wait_stream(self, other):
+                device.order.append(("waits", self, other))
+
+        self.order = []  # of launches, waits and captures, with their streams
+        self.default, self.captured = Stream(), None
         self.current = self.default
         for name, fake in {
             "Event": Event,
             "CUDAGraph": Graph,
             "graph": capture,
-            "Stream": lambda device: SimpleNamespace(wait_stream=lambda other: None),
+            "Stream": Stream,
             "stream": self._on,
             "current_stream": lambda device: self.current,
             "default_stream": lambda device: self.default,
@@ -115,6 +124,8 @@ class FakeDevice:
         return SimpleNamespace(zero_=zero)
 
     def launch(self):
+        if self.capturing is None:
+            self.order.append(("launches", self.current))
         if self.refusal and self.capturing is not None:
             raise self.refusal
         if self.capturing is not None:
@@ -263,6 +274,33 @@ def test_a_graph_captures_the_current_stream_and_never_the_default_one(device):
     with torch.cuda.stream(torch.cuda.Stream("cuda:0")):
         timer.prepare(device.launch, 0.01)
         assert device.captured is device.current
+
+
+def test_streams_wait_for_each_other_around_the_warm_up_of_a_graph(device):
+    """The side stream for the tensors that were made before, the stream of the cell for the warm-up's work."""
+    cuda.CudaGraphTimer("cuda:0", "cold").prepare(device.launch, 0.0)
+    side = device.captured
+    assert device.order == [
+        ("waits", side, device.default),
+        ("launches", side),
+        ("waits", device.default, side),
+        ("captures", side),
+    ]
+
+
+@pytest.mark.parametrize("timer", [cuda.CudaEventTimer, cuda.CudaGraphTimer])
+def test_the_hosts_time_is_read_on_an_idle_device(device, monkeypatch, timer):
+    """A device that is behind fills the driver's queue, and the host then waits where it seems to queue."""
+    device.kernels_ms, idle, started = [5.0], [], cuda._EventSampler._queue
+
+    def watched(sampler, work):
+        idle.append(device.free <= device.host)
+        return started(sampler, work)
+
+    monkeypatch.setattr(cuda._EventSampler, "_queue", watched)
+    timer("cuda:0", "cold").prepare(device.launch, 0.0)
+    assert idle == [True] * (1 + cuda.LEAD_READINGS)
+    assert device.free <= device.host  # and nothing is left for the first sample to wait for
 
 
 @pytest.mark.parametrize(("timer", "own"), [("cuda-graph", True), ("cuda-event", False)])

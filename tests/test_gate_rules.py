@@ -89,6 +89,21 @@ def test_a_sentinel_moves_only_when_it_does():
     assert not moved(rounds(22, [0.002])[:, 0], RULES)
 
 
+def scaled_to(p_value, mean, count=22):
+    """Rounds with this mean whose paired t-test of no change, two-sided, gives this p-value."""
+    t = stats.t.isf(p_value / 2, count - 1)
+    return rounds(count, [mean], abs(mean) * count**0.5 / t)[:, 0]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_sentinel_moves_by_half_of_the_tolerance_and_at_its_level(sign):
+    half = math.log1p(0.01) / 2
+    assert moved(rounds(22, [sign * half * 1.001], 1e-5)[:, 0], RULES)
+    assert not moved(rounds(22, [sign * half * 0.999], 1e-5)[:, 0], RULES)
+    assert moved(scaled_to(0.00099, sign * 0.02), RULES)
+    assert not moved(scaled_to(0.00101, sign * 0.02), RULES)
+
+
 log_ratios = st.floats(-0.25, 0.25, allow_nan=False, width=32)
 
 

@@ -75,6 +75,40 @@ def test_a_uniform_slow_down_below_the_tolerance_of_a_cell_is_caught_by_the_suit
     assert "geometric mean" in found.reason
 
 
+def test_the_reason_says_by_how_much_the_suite_is_slower():
+    still = Noise(process=0.0, cell=1e-6, drift=0.0)
+    found = session(SimulatedProcesses(CELLS, still, slower=slowed(0.007, *CELLS))).comparison
+    assert found.reason == "the geometric mean over the cells is slower: +0.7%"
+
+
+def test_means_are_given_of_all_cells_and_of_each_operator():
+    still = Noise(process=0.0, cell=1e-6, drift=0.0)
+    slower = slowed(0.02, *CELLS[:5]) | slowed(-0.04, *CELLS[5:])  # five shapes of op0 and of op1
+    means = session(SimulatedProcesses(CELLS, still, slower=slower)).comparison.means
+    assert [name for name, _ in means] == ["all cells", "op0", "op1"]
+    overall = (1.02 * 0.96) ** 0.5
+    for (_, mean), expected in zip(means, (overall, 1.02, 0.96), strict=True):
+        assert mean.value == pytest.approx(expected, abs=1e-4)
+        assert mean.low < mean.value < mean.high
+
+
+def test_rows_of_a_gate_that_stopped_say_that_they_were_not_measured_further():
+    def other(arm, cells, process):
+        process = failing({CELLS[3].key})(arm, cells, process)
+        return replace(process, identity={**process.identity, "torch": "9.9"}) if arm is HEAD else process
+
+    comparison = session(Recorder(SimulatedProcesses(CELLS, QUIET), other)).comparison
+    failed = comparison.cells[3]
+    assert (failed.verdict, failed.reason) == (Verdict.MISSING, "error in the head: broken")
+    rest = [row for row in comparison.cells if row is not failed]
+    assert {(row.verdict, row.reason) for row in rest} == {(Verdict.NOT_COMPARABLE, "not measured further")}
+    # Where nothing was measured, each row is missing, whatever it says.
+    keys = {cell.key for cell in CELLS}
+    nothing = session(Recorder(SimulatedProcesses(CELLS, QUIET), failing(keys, arms=("base",)))).comparison
+    assert {(row.verdict, row.reason) for row in nothing.cells} == {(Verdict.MISSING, "error in the base: broken")}
+    assert nothing.reason == "no cell was measured in both arms"
+
+
 def test_arms_alternate_and_share_the_order_of_cells_within_a_round():
     recorder = Recorder(SimulatedProcesses(CELLS, Noise()))
     taken = session(recorder)

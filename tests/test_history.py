@@ -150,6 +150,25 @@ def test_damaged_runs_are_a_line_each_and_the_others_are_shown(copied):
     assert kept == whole.splitlines()
 
 
+def test_what_lies_inside_a_run_is_no_other_run(copied):
+    """A copy in a subfolder, or what somebody kept there, is part of the run's folder."""
+    noise = np.random.default_rng(1)
+    add_run(copied / "night-25" / "inner", 26, cells_of(26, noise))
+    add_run(copied, 25, cells_of(25, noise))
+    found = read_history(copied)
+    assert [len(series.runs) for series in found.series] == [21]
+    assert found.series[0].runs[-1].name == "night-25"
+    assert (found.problems, found.notes) == ((), ())
+
+
+def test_a_date_without_a_time_zone_is_utc(copied):
+    add_run(copied, 25, cells_of(25, np.random.default_rng(1)), started_at="2026-03-10T04:30:00")
+    [series] = read_history(copied).series
+    [run] = [run for run in series.runs if run.name == "night-25"]
+    assert run.started_at == datetime(2026, 3, 10, 4, 30, tzinfo=UTC)
+    assert series.runs.index(run) == 10  # half an hour after the tenth night
+
+
 def test_a_run_that_was_cut_short_keeps_its_whole_lines(copied):
     path = add_run(copied, 25, cells_of(25, np.random.default_rng(1)), name="cut")
     journal = path / "journal.jsonl"

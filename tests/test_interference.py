@@ -60,6 +60,55 @@ def test_each_disturbance_is_one_warning(before, after, warning):
     assert told(before, **after) == (warning,)
 
 
+@pytest.mark.parametrize(
+    ("before", "inside", "outside"),
+    [
+        # 4 cores for one second: 0.4 s are a tenth of them. Own work (0.5 s) is no load.
+        (CPU, {"clock_s": 101.0, "own_busy_s": 7.5, "busy_s": 50.899}, {"busy_s": 50.901}),
+        # In 0.1 s a tenth is 0.04 s, but what is below 0.05 s is no evidence.
+        (CPU, {"clock_s": 100.1, "own_busy_s": 7.1, "busy_s": 50.149}, {"busy_s": 50.151}),
+        (CPU, {"cpu_clock_mhz": 3149}, {"cpu_clock_mhz": 3151}),
+        (CPU, {"cpu_clock_mhz": 2851}, {"cpu_clock_mhz": 2849}),
+        (CPU, {"thermal_throttle_count": 2}, {"thermal_throttle_count": 3}),
+        (GPU, {"sm_clock_mhz": 1668}, {"sm_clock_mhz": 1667}),  # 5 % of 1755 are 87.75
+        (GPU, {"sm_clock_mhz": 1842}, {"sm_clock_mhz": 1843}),
+        (GPU, {"memory_clock_mhz": 2489}, {"memory_clock_mhz": 2488}),  # of 2619: 130.95
+        (GPU, {"power_limit_w": 700.0}, {"power_limit_w": 699.9}),
+    ],
+)  # fmt: skip
+def test_each_limit_lies_where_it_is_said_to(before, inside, outside):
+    assert told(before, **inside) == ()
+    assert len(told(before, **{**inside, **outside})) == 1
+
+
+@pytest.mark.parametrize("known", [{}, {"thermal_throttle_count": 5}])
+def test_a_count_that_was_read_on_one_side_alone_is_no_rise(known):
+    for sides in (({}, known), (known, {})):
+        assert interference(*sides) == ()
+
+
+def test_a_clock_that_was_read_on_one_side_alone_has_not_moved():
+    assert interference({"cpu_clock_mhz": 3000}, {}) == interference({}, {"cpu_clock_mhz": 3000}) == ()
+    assert interference({"cpu_clock_mhz": 0}, {"cpu_clock_mhz": 3000}) == ()
+
+
+def test_a_power_limit_without_the_cards_own_is_no_cap():
+    assert interference({}, {"power_limit_w": 400.0}) == interference({}, {"default_power_limit_w": 400.0}) == ()
+
+
+@pytest.mark.parametrize("missing", ["clock_s", "busy_s", "own_busy_s", "cores"])
+def test_load_needs_every_counter_on_both_sides(missing):
+    after = {**CPU, "clock_s": 101.0, "busy_s": 52.0, "own_busy_s": 8.0}
+    without = [{name: value for name, value in side.items() if name != missing} for side in (CPU, after)]
+    assert interference(without[0], after) == interference(CPU, without[1]) == ()
+
+
+@pytest.mark.parametrize("reason", ["gpu_idle", "applications_clocks_setting", "sync_boost", "display_clock_setting"])
+def test_what_somebody_set_is_no_limit_of_the_clocks(reason):
+    assert told(GPU, clock_event_reasons=[reason]) == ()
+    assert len(told(GPU, clock_event_reasons=[reason, "sw_power_cap"])) == 1
+
+
 def test_the_steps_of_the_systems_counters_are_no_load():
     assert told(CPU, clock_s=100.1, busy_s=50.14, own_busy_s=7.1) == ()
 

@@ -19,7 +19,7 @@ def test_a_quantile_of_nothing_is_an_error():
         quantile([], 0.5)
 
 
-@pytest.mark.parametrize("count", [6, 7, 30, 31, 100, 999, 1000, 1001, 5000, 30_000])
+@pytest.mark.parametrize("count", [6, 7, 8, 9, 10, 11, 12, 13, 30, 31, 100, 999, 1000, 1001, 5000, 30_000])
 def test_the_interval_covers_95_percent_and_not_much_more(count):
     low, high = median_interval_ranks(count)
     assert low + high == count - 1

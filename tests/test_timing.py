@@ -73,6 +73,47 @@ def test_six_is_the_fewest_that_give_an_interval_of_95_percent():
     assert 1 - 2 / 2**LEAST_SAMPLES >= 0.95 > 1 - 2 / 2 ** (LEAST_SAMPLES - 1)
 
 
+class LateTimer(FakeTimer):
+    """Its clock does not begin at 0, as no clock does; it keeps what it was asked for."""
+
+    def __init__(self, ticks):
+        # Steps of 1/1024 s, which floating-point numbers hold exactly, added to 1e5 too.
+        super().__init__([1000 / 1024 * tick for tick in ticks])
+        self.batches = []
+
+    def now(self):
+        return 1e5 + super().now()
+
+    def sample(self, launch, count):
+        self.batches.append(count)
+        return super().sample(launch, count)
+
+
+def test_batches_grow_by_a_quarter_and_end_with_the_budget_exactly():
+    timer = LateTimer([1, 3])
+    samples = collect_samples(timer, noop, StoppingRule(time_budget_s=205 / 1024))
+    # A quarter of 30, 37, 46, 57 and 71 samples. After 88, which took 176 ticks, 29 are left: 14 samples. One tick is
+    # left after those, and half a sample would do: at least one is taken, and the budget is spent to the tick.
+    assert timer.batches == [6, 24, 7, 9, 11, 14, 17, 14, 1]
+    assert timer.now() - 1e5 == 205 / 1024
+    assert samples.stop_reason is StopReason.TIME_BUDGET
+    assert len(samples.latencies_ms) == 103
+
+
+def test_a_clock_that_has_not_moved_yet_is_no_division_by_zero():
+    timer = LateTimer([*[0] * 30, *[1, 3] * 1000])
+    collect_samples(timer, noop, StoppingRule(time_budget_s=205 / 1024))
+    assert timer.batches[:3] == [6, 24, 7]
+
+
+@pytest.mark.parametrize(("width", "reason"), [(8, StopReason.CONVERGED), (9, StopReason.TIME_BUDGET)])
+def test_an_interval_is_narrow_up_to_the_limit_itself(width, reason):
+    # 30 samples: the interval reaches from the 10th to the 21st, here the median and `width` ticks above it.
+    timer = LateTimer([*[1024] * 20, *[1024 + width] * 10])
+    samples = collect_samples(timer, noop, StoppingRule(time_budget_s=30.0, relative_half_width=8 / 1024))
+    assert samples.stop_reason is reason
+
+
 def test_wall_clock_measures_what_a_launch_takes():
     clock = FakeClock()
 

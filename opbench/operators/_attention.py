@@ -109,10 +109,11 @@ def attention_flops(case: Case, pixels: int, tokens: int) -> int:
 def attention_bytes(case: Case, pixels: int, score_elements: int) -> int:
     """q, k, v and the output once; materialised scores written, read, and written and read again as weights.
 
-    The module adds its input, output and weights. Backward moves about twice the forward's bytes.
+    The module adds what its Linears read and write, x and q, k, v, then the merged heads and the output, and their
+    weights. Backward moves twice the forward's bytes (docs/costs.md).
     """
     channels = case.shape.channels
     elements = 4 * pixels * channels + 4 * score_elements
     if case.level is Level.MODULE:
-        elements += 4 * pixels * channels + 4 * channels**2
+        elements += 6 * pixels * channels + 4 * channels**2
     return by_direction(case, fwd=elements, bwd=2 * elements) * case.dtype.element_bytes

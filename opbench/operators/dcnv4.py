@@ -154,7 +154,7 @@ def bytes_moved(case: Case) -> int:
             stages += 4 * pixels * channels
         if case.int_setting("dw_kernel_size"):
             stages += 2 * pixels * channels
-        weights = channels * linear_channels(case)
+        weights = channels * linear_channels(case) + case.int_setting("dw_kernel_size") ** 2 * channels
         elements += by_direction(case, fwd=stages + weights, bwd=2 * (stages + weights))
     return case.dtype.element_bytes * elements
 

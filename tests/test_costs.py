@@ -1,0 +1,339 @@
+"""What a cell is said to cost: every operator, level and direction worked out by hand, and counted by other means.
+
+The sizes are different primes or products of two, so that no constant or exponent passes for another. docs/costs.md
+defines what is counted.
+"""
+
+import pytest
+
+from opbench import registry
+from opbench.case import Case, Direction, Dtype, Level, Shape
+
+B, H, W, C = 3, 11, 29, 7 * 17
+N, P = 11 * 29, 3 * 11 * 29
+PC = P * C
+HEADS, HEAD_DIM = 7, 17
+SCORES = HEADS * B * N * N
+
+WINDOW = 5
+PADDED = 3 * 15 * 30  # P', both sides rounded up to whole windows
+PADDED_SCORES = HEADS * PADDED * 25
+
+G, GROUP_CHANNELS = 17, 7
+K = 25  # points of a 5x5 kernel
+OFFSETS_MASKS = 3 * K * G  # 1275
+M = 1280  # the same, rounded up to a multiple of 8
+DEPTHWISE = 13**2
+CORNERS = 4 * (
+    4 * PC + 48 * K * G * P
+)  # bytes: the torch provider's indices and weights of four corners are 4 bytes each
+
+ATTENTION = {"head_dim": HEAD_DIM}
+DEFORMABLE = {"group_channels": GROUP_CHANNELS, "kernel_size": 5, "dw_kernel_size": 13}
+SETTINGS = {
+    "conv3x3": {},
+    "attention": ATTENTION,
+    "flash_attention_2": ATTENTION,
+    "window_attention": {**ATTENTION, "window_size": WINDOW},
+    "dcnv3": DEFORMABLE,
+    "dcnv4_lightweight": DEFORMABLE,
+    "dcnv4": DEFORMABLE,
+}
+NAMES = list(SETTINGS)
+
+SAMPLING = (8 * K * PC + 30 * K * P * G, 16 * K * PC + 30 * K * P * G)
+
+FLOPS = {  # forward, backward
+    ("conv3x3", "core"): (18 * P * C**2, 36 * P * C**2),
+    ("conv3x3", "module"): (18 * P * C**2, 36 * P * C**2),
+    ("attention", "core"): (4 * B * N**2 * C + 5 * SCORES, 8 * B * N**2 * C + 10 * SCORES),
+    ("attention", "module"): (
+        4 * B * N**2 * C + 5 * SCORES + 8 * P * C**2,
+        8 * B * N**2 * C + 10 * SCORES + 16 * P * C**2,
+    ),
+    ("flash_attention_2", "core"): (4 * B * N**2 * C + 5 * SCORES, 8 * B * N**2 * C + 10 * SCORES),
+    ("flash_attention_2", "module"): (
+        4 * B * N**2 * C + 5 * SCORES + 8 * P * C**2,
+        8 * B * N**2 * C + 10 * SCORES + 16 * P * C**2,
+    ),
+    ("window_attention", "core"): (
+        100 * PADDED * C + 5 * PADDED_SCORES,  # 4 * 25 tokens
+        200 * PADDED * C + 10 * PADDED_SCORES,
+    ),
+    ("window_attention", "module"): (
+        100 * PADDED * C + 5 * PADDED_SCORES + 8 * PADDED * C**2,
+        200 * PADDED * C + 10 * PADDED_SCORES + 16 * PADDED * C**2,
+    ),
+    ("dcnv3", "core"): SAMPLING,
+    ("dcnv3", "module"): (  # input_proj and output_proj; offset and mask Linears; depthwise; softmax
+        SAMPLING[0] + 4 * P * C**2 + 6 * K * G * PC + 2 * DEPTHWISE * PC + 5 * K * G * P,
+        SAMPLING[1] + 8 * P * C**2 + 12 * K * G * PC + 4 * DEPTHWISE * PC + 10 * K * G * P,
+    ),
+    ("dcnv4_lightweight", "core"): SAMPLING,
+    ("dcnv4_lightweight", "module"): (
+        SAMPLING[0] + 2 * PC * M + 2 * DEPTHWISE * PC,
+        SAMPLING[1] + 4 * PC * M + 4 * DEPTHWISE * PC,
+    ),
+    ("dcnv4", "core"): SAMPLING,
+    ("dcnv4", "module"): (
+        SAMPLING[0] + 4 * P * C**2 + 2 * PC * M + 2 * DEPTHWISE * PC,
+        SAMPLING[1] + 8 * P * C**2 + 4 * PC * M + 4 * DEPTHWISE * PC,
+    ),
+}
+
+ELEMENTS = {  # that cross the memory bus; forward, backward
+    ("conv3x3", "core"): (2 * PC + 9 * C**2, 3 * PC + 18 * C**2),
+    ("conv3x3", "module"): (2 * PC + 9 * C**2, 3 * PC + 18 * C**2),
+    ("attention", "core"): (4 * PC + 4 * SCORES, 8 * PC + 8 * SCORES),
+    ("attention", "module"): (10 * PC + 4 * SCORES + 4 * C**2, 20 * PC + 8 * SCORES + 8 * C**2),
+    ("flash_attention_2", "core"): (4 * PC, 8 * PC),
+    ("flash_attention_2", "module"): (10 * PC + 4 * C**2, 20 * PC + 8 * C**2),
+    ("window_attention", "core"): (4 * PADDED * C + 4 * PADDED_SCORES, 8 * PADDED * C + 8 * PADDED_SCORES),
+    ("window_attention", "module"): (
+        10 * PADDED * C + 4 * PADDED_SCORES + 4 * C**2,
+        20 * PADDED * C + 8 * PADDED_SCORES + 8 * C**2,
+    ),
+    ("dcnv3", "core"): (2 * PC + P * OFFSETS_MASKS, 3 * PC + 2 * P * OFFSETS_MASKS),
+    # input_proj, depthwise, LayerNorm with GELU and output_proj 2 PC each; the Linears of offsets and of masks read
+    # PC each and write 3 K G; the softmax reads and writes K G.
+    ("dcnv3", "module"): (
+        12 * PC + 8 * P * K * G + 2 * C**2 + C * OFFSETS_MASKS + DEPTHWISE * C,
+        23 * PC + 16 * P * K * G + 4 * C**2 + 2 * C * OFFSETS_MASKS + 2 * DEPTHWISE * C,
+    ),
+    ("dcnv4_lightweight", "core"): (2 * PC + P * M, 3 * PC + 2 * P * M),
+    ("dcnv4_lightweight", "module"): (  # beside the core: offset_mask reads PC and writes M, the depthwise 2 PC
+        5 * PC + 2 * P * M + C * M + DEPTHWISE * C,
+        9 * PC + 4 * P * M + 2 * C * M + 2 * DEPTHWISE * C,
+    ),
+    ("dcnv4", "core"): (2 * PC + P * M, 3 * PC + 2 * P * M),
+    ("dcnv4", "module"): (  # and value_proj and output_proj 2 PC each
+        9 * PC + 2 * P * M + 2 * C**2 + C * M + DEPTHWISE * C,
+        17 * PC + 4 * P * M + 4 * C**2 + 2 * C * M + 2 * DEPTHWISE * C,
+    ),
+}
+
+MEMORY_FP16 = {  # estimated peak bytes of a forward pass
+    ("conv3x3", "core"): 2 * 2 * (2 * PC + 9 * C**2),
+    ("conv3x3", "module"): 2 * 2 * (2 * PC + 9 * C**2),
+    ("attention", "core"): 2 * (8 * PC + 2 * SCORES),
+    ("attention", "module"): 2 * (8 * PC + 2 * SCORES),
+    ("flash_attention_2", "core"): 2 * 8 * PC,
+    ("flash_attention_2", "module"): 2 * 8 * PC,
+    ("window_attention", "core"): 2 * (9 * PADDED * C + 3 * PADDED_SCORES),
+    ("window_attention", "module"): 2 * (9 * PADDED * C + 3 * PADDED_SCORES),
+    ("dcnv3", "core"): CORNERS,
+    ("dcnv3", "module"): CORNERS + 2 * 5 * PC,
+    ("dcnv4_lightweight", "core"): CORNERS + 2 * P * M,
+    ("dcnv4_lightweight", "module"): CORNERS + 2 * 2 * P * M,
+    ("dcnv4", "core"): CORNERS + 2 * P * M,
+    ("dcnv4", "module"): CORNERS + 2 * (2 * PC + 2 * P * M),
+}
+
+REFERENCE = {  # estimated elements that the reference holds; forward, and where gradients keep what they need
+    "conv3x3": (5 * PC + 9 * C**2, 5 * PC + 9 * C**2),
+    "attention": (9 * PC + 3 * SCORES * 256 // 319, 9 * PC + 3 * SCORES),  # 256 of 319 queries at a time
+    "flash_attention_2": (9 * PC + 3 * SCORES * 256 // 319, 9 * PC + 3 * SCORES),
+    "window_attention": (11 * PADDED * C + 4 * PADDED_SCORES, 11 * PADDED * C + 4 * PADDED_SCORES),
+    "dcnv3": (16 * PC + 6 * K * G * P, 8 * PC + 8 * K * PC + 6 * K * G * P),
+    "dcnv4_lightweight": (12 * PC + 6 * K * G * P, 4 * PC + 8 * K * PC + 6 * K * G * P),
+    "dcnv4": (12 * PC + 6 * K * G * P, 4 * PC + 8 * K * PC + 6 * K * G * P),
+}
+
+
+def case_of(name, level, direction=Direction.FWD, dtype=Dtype.FP32, shape=(B, H, W, C), **changes):
+    given = {setting: str(value) for setting, value in {**SETTINGS[name], **changes}.items()}
+    settings = registry.find(name).resolve_settings(given)
+    return Case(name, Level(level), direction, "test", Shape(*shape), dtype, settings)
+
+
+@pytest.mark.parametrize(("name", "level"), FLOPS)
+def test_flops_by_hand(name, level):
+    forward, backward = FLOPS[name, level]
+    counted = [registry.find(name).flop_count(case_of(name, level, direction)) for direction in Direction]
+    assert counted == [forward, backward, forward + backward]
+
+
+@pytest.mark.parametrize(("name", "level"), ELEMENTS)
+@pytest.mark.parametrize(("dtype", "element_bytes"), [("fp32", 4), ("tf32", 4), ("fp16", 2), ("bf16", 2)])
+def test_bytes_by_hand(name, level, dtype, element_bytes):
+    forward, backward = (element_bytes * elements for elements in ELEMENTS[name, level])
+    moved = [registry.find(name).bytes_moved(case_of(name, level, direction, Dtype(dtype))) for direction in Direction]
+    assert moved == [forward, backward, forward + backward]
+
+
+def test_every_operator_is_in_the_tables():
+    assert {name for name, _ in FLOPS} == {name for name, _ in ELEMENTS} == {*registry.registered()} == {*NAMES}
+
+
+@pytest.mark.parametrize("name", ["dcnv4", "dcnv4_lightweight"])
+def test_without_a_depthwise_convolution_it_costs_nothing(name):
+    operator = registry.find(name)
+    for direction, times in ((Direction.FWD, 1), (Direction.BWD, 2)):
+        with_it, without = (case_of(name, "module", direction, dw_kernel_size=size) for size in (13, 0))
+        assert operator.flop_count(with_it) - operator.flop_count(without) == times * 2 * DEPTHWISE * PC
+        elements = times * (2 * PC + DEPTHWISE * C)
+        assert operator.bytes_moved(with_it) - operator.bytes_moved(without) == 4 * elements
+
+
+def test_windows_that_fit_are_not_padded():
+    operator = registry.find("window_attention")
+    assert operator.bytes_moved(case_of("window_attention", "core", shape=(2, 15, 10, C))) == 4 * (
+        4 * 300 * C + 4 * 7 * 300 * 25
+    )
+
+
+@pytest.mark.parametrize(("name", "level"), MEMORY_FP16)
+def test_estimates_of_memory_by_hand(name, level):
+    operator = registry.find(name)
+    for direction in Direction:
+        assert operator.memory_bytes(case_of(name, level, direction, Dtype.FP16)) == MEMORY_FP16[name, level]
+    if not name.startswith("dcn"):  # there most is 4 bytes wide in any dtype
+        assert operator.memory_bytes(case_of(name, level)) == 2 * MEMORY_FP16[name, level]
+
+
+@pytest.mark.parametrize("name", REFERENCE)
+@pytest.mark.parametrize("level", list(Level))
+def test_estimates_of_the_references_memory_by_hand(name, level):
+    forward, backward = REFERENCE[name]
+    found = [registry.find(name).reference_elements(case_of(name, level, direction)) for direction in Direction]
+    assert found == [forward, backward, backward]
+
+
+def test_a_reference_of_few_queries_holds_all_scores():
+    case = case_of("attention", "core", shape=(B, 3, 5, C))
+    assert registry.find("attention").reference_elements(case) == 9 * 45 * C + 3 * HEADS * B * 15**2
+
+
+def test_a_cell_holds_its_operators_figures():
+    from builders import doubling
+
+    from opbench.options import make_request
+    from opbench.run import plan
+
+    costs = {"flop_count": lambda case: 3, "bytes_moved": lambda case: 5, "memory_bytes": lambda case: 7}
+    known = {"double": doubling(**costs)}
+    request = make_request({"device": "cpu", "dtypes": ["fp32"], "direction": list(Direction)}, known)
+    figures = {
+        cell.case.direction: (cell.flop_count, cell.bytes_moved, cell.memory_bytes) for cell in plan(request, known)
+    }
+    # Autograd keeps the forward's activations beside the gradients.
+    assert figures == {"fwd": (3, 5, 7), "bwd": (3, 5, 14), "fwd_bwd": (3, 5, 14)}
+
+
+def test_a_stored_run_keeps_the_counts_it_was_planned_with(tmp_path):
+    from report_fixtures import make_run, measurement
+
+    row, *_ = make_run(
+        tmp_path / "run", [measurement("attention", Shape(B, H, W, C), "fp16", 2.0, flop_count=10**9)]
+    ).rows()
+    assert (row["flop_count"], row["bytes_moved"]) == (10**9, 10**6)
+    assert row["gbps"] == pytest.approx(0.5)
+
+
+# ---- counted by other means, with tensors at hand
+
+
+def tensors_of(name, level, direction=Direction.FWD):
+    from opbench.check import make_tensors
+
+    return make_tensors(registry.find(name), case_of(name, level, direction), "cpu", 3)
+
+
+def output_of(name, level, tensors):
+    """The output, from a provider that every machine has."""
+    operator = registry.find(name)
+    provider = next(p for p in operator.providers if p.name in ("torch", "timm", "sdpa_flash"))
+    return provider.build(case_of(name, level), tensors)()
+
+
+COUNTED_BY_TORCH = [  # not FlashAttention-2's own, nor the sampling of a deformable core
+    (name, level)
+    for name, level in FLOPS
+    if name != "flash_attention_2" and not (name.startswith("dcn") and level == "core")
+]
+
+
+@pytest.mark.parametrize("direction", [Direction.FWD, Direction.BWD])
+@pytest.mark.parametrize(("name", "level"), COUNTED_BY_TORCH)
+def test_matrix_products_and_convolutions_are_what_torch_counts(name, level, direction):
+    """What else is counted: a softmax at 5 FLOP a score, and the sampling of a deformable core."""
+    from torch.autograd import grad
+    from torch.utils.flop_counter import FlopCounterMode
+
+    times = 1 if direction is Direction.FWD else 2
+    scores = {"attention": SCORES, "window_attention": PADDED_SCORES, "dcnv3": K * G * P}
+    others = times * 5 * scores.get(name, 0)
+    if name.startswith("dcn"):
+        others += SAMPLING[times - 1]
+    counter = FlopCounterMode(display=False)
+    tensors = {key: tensor.requires_grad_() for key, tensor in tensors_of(name, level).items()}
+    if direction is Direction.FWD:
+        with counter:
+            output_of(name, level, tensors)
+    else:
+        out = output_of(name, level, tensors)
+        with counter:
+            grad(out.sum(), list(tensors.values()))
+    found = sum(
+        flops
+        for operation, flops in counter.get_flop_counts()["Global"].items()
+        if not (name.startswith("dcn") and "convolution_backward" in str(operation))
+    )
+    if name.startswith("dcn") and direction is Direction.BWD:
+        found += 4 * DEPTHWISE * PC  # torch takes the gradient of a weight for that of one group
+    assert found == registry.find(name).flop_count(case_of(name, level, direction)) - others
+
+
+@pytest.mark.parametrize("direction", [Direction.FWD, Direction.BWD])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("attention", "window_attention")])
+def test_a_core_moves_each_of_its_tensors_once(name, direction):
+    """Forward: inputs and output. Backward: these, but for an output that is not needed, and all gradients."""
+    inputs = sum(tensor.numel() for tensor in tensors_of(name, "core").values())
+    elements = inputs + PC
+    if direction is Direction.BWD:
+        elements = 2 * inputs + PC
+        if name == "flash_attention_2":
+            elements += PC  # its backward pass needs the output
+    assert registry.find(name).bytes_moved(case_of(name, "core", direction)) == 4 * elements
+
+
+def moved_by_stages(run):
+    """Elements that products, convolutions, softmaxes and LayerNorm with GELU read and write, each on its own."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Traffic(TorchFunctionMode):
+        elements = 0
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **(kwargs or {}))
+            kind = function.__name__.strip("_")
+            # Biases and the parameters of a normalisation are vectors: not counted.
+            inputs = sum(a.numel() for a in args if isinstance(a, torch.Tensor) and a.dim() > 1)
+            if kind in ("linear", "conv2d", "matmul", "softmax"):
+                self.elements += inputs + out.numel()
+            elif kind == "layer_norm":
+                self.elements += inputs
+            elif kind == "gelu":
+                self.elements += out.numel()
+            return out
+
+    with Traffic() as traffic:
+        run()
+    return traffic.elements
+
+
+@pytest.mark.parametrize("name", ["attention", "window_attention"])
+@pytest.mark.parametrize("level", list(Level))
+def test_materialised_attention_moves_what_its_stages_do(name, level):
+    tensors = tensors_of(name, level)
+    moved = moved_by_stages(lambda: output_of(name, level, tensors))
+    assert registry.find(name).bytes_moved(case_of(name, level)) == 4 * moved
+
+
+@pytest.mark.parametrize("name", ["flash_attention_2", "dcnv3", "dcnv4_lightweight", "dcnv4"])
+def test_a_module_moves_what_the_stages_around_its_core_do(name):
+    operator, tensors = registry.find(name), tensors_of(name, "module")
+    moved = moved_by_stages(lambda: output_of(name, "module", tensors))
+    core, module = (operator.bytes_moved(case_of(name, level)) for level in ("core", "module"))
+    assert module - core == 4 * moved
