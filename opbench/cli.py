@@ -62,7 +62,9 @@ def main() -> None:
 def _run_app() -> None:
     try:
         try:
-            code = app(standalone_mode=False)  # which hands over usage errors, and the code of --help
+            code = app(
+                prog_name="opbench", standalone_mode=False
+            )  # which hands over usage errors, and the code of --help
         finally:
             sys.stdout.flush()  # a full disk refuses no sooner
         if code:

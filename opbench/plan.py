@@ -179,7 +179,9 @@ def _providers(choice: Choice, case: Case, device_type: str) -> Sequence[Provide
         if refusal is None:
             return [provider]
         refusals[provider.name] = refusal[0]
-    for provider in choice.operator.providers:
+    every = choice.operator.providers
+    here = [provider for provider in every if provider.unavailable(device_type) is None]
+    for provider in (*here, *every):  # no row of a CPU names a provider that needs a GPU where another says the same
         if refusals[provider.name] is Status.NOT_APPLICABLE:
             return [provider]
     return choice.operator.providers[:1]

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -102,13 +102,19 @@ class ConsoleProgress(ConsoleBar):
     """Progress of a sweep: what comes before and after the cells, and cell by cell."""
 
     _heading = ""
+    _number = ""
+
+    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - as ConsoleBar has them
+        super().__init__(**options)
+        self._numbers: dict[tuple[Status, str], str] = {}
+        """Of the first cell that ended with a status and a reason."""
 
     def started(self, cell: Cell, number: int, total: int) -> None:
         """Name the cell."""
         case = cell.case
+        self._number = f"[{number:>{len(str(total))}}/{total}]"
         self._heading = (
-            f"[{number:>{len(str(total))}}/{total}] {case.operator} ({cell.provider}) {case.level} {case.direction} "
-            f"{case.shape} {case.dtype}"
+            f"{self._number} {case.operator} ({cell.provider}) {case.level} {case.direction} {case.shape} {case.dtype}"
         )
         if self._bar.tasks[0].total is None:  # what an earlier run measured took none of this one's time
             self._bar.reset(self._task, total=total, completed=number - 1)
@@ -123,10 +129,17 @@ class ConsoleProgress(ConsoleBar):
 
     def ended(self, measurement: Measurement) -> None:
         """Print the cell's line."""
-        self.note(f"{self._heading}: {_outcome(measurement)}")
+        self.note(f"{self._heading}: {self._outcome(measurement)}")
         self._heading = ""
         self.doing("")
         self._bar.advance(self._task)
+
+    def _outcome(self, measurement: Measurement) -> str:
+        """A reason is said once; later cells name the one that said it."""
+        first = self._numbers.setdefault((measurement.status, measurement.reason), self._number)
+        if measurement.status is not Status.OK and first != self._number:
+            return f"{measurement.status}, as {first}{''.join(f'; {warning}' for warning in measurement.warnings)}"
+        return _outcome(measurement)
 
 
 def _bar(console: Console, *, shown: bool) -> Progress:

@@ -7,11 +7,14 @@ from importlib.metadata import entry_points
 
 from opbench import operators
 from opbench.errors import RegistryError, UnknownNameError
+from opbench.measurement import one_line
 from opbench.operator import Operator
 
-__all__ = ["ENTRY_POINT_GROUP", "collect", "find", "operator_module", "registered"]
+__all__ = ["ENTRY_POINT_GROUP", "collect", "find", "left_out", "operator_module", "registered"]
 
 ENTRY_POINT_GROUP = "opbench.operators"
+
+_left_out: list[str] = []
 
 PAPER_ORDER = (
     "conv3x3", "attention", "flash_attention_2", "window_attention", "dcnv3", "dcnv4_lightweight", "dcnv4",
@@ -22,9 +25,12 @@ PAPER_ORDER = (
 def registered() -> dict[str, Operator]:
     """Every operator by name: the paper's in its order, then others by name.
 
+    A plug-in that cannot be imported is left out, so that one does not stop the others; left_out says which.
+
     Raises:
         RegistryError: two operators share a name, or an entry point does not give an Operator.
     """
+    _left_out.clear()
     found: list[tuple[str, Operator]] = []
     for module in pkgutil.iter_modules(operators.__path__):
         if not module.name.startswith("_"):
@@ -34,13 +40,18 @@ def registered() -> dict[str, Operator]:
         try:
             loaded = entry_point.load()
         except Exception as error:
-            raise RegistryError(
-                f"entry point {entry_point.name} ({entry_point.value}) does not load: {error!r}"
-            ) from error
+            _left_out.append(f"plug-in {entry_point.name} ({entry_point.value}) does not load: {one_line(repr(error))}")
+            continue
         found.append((entry_point.value, loaded))
     by_name = collect(found)
     order = {name: index for index, name in enumerate(PAPER_ORDER)}
     return dict(sorted(by_name.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
+
+
+def left_out() -> tuple[str, ...]:
+    """One line for each plug-in whose operator is not there, because it cannot be imported."""
+    registered()
+    return tuple(_left_out)
 
 
 def collect(found: list[tuple[str, Operator]]) -> dict[str, Operator]:

@@ -1,5 +1,6 @@
 """A sweep from request to results folder: plan, run every cell, keep each as it ends, write what is derived."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
@@ -226,16 +227,16 @@ def finish(run: RunFolder, *, plots: bool = True) -> None:
 
 def sweep(
     *,
-    shapes: Sequence[str] | None = None,
-    ops: Sequence[str] | None = None,
-    providers: Sequence[str] | None = None,
-    dtypes: Sequence[str] | None = None,
-    level: Sequence[str] | None = None,
-    direction: Sequence[str] | None = None,
+    shapes: str | Sequence[str] | None = None,
+    ops: str | Sequence[str] | None = None,
+    providers: str | Sequence[str] | None = None,
+    dtypes: str | Sequence[str] | None = None,
+    level: str | Sequence[str] | None = None,
+    direction: str | Sequence[str] | None = None,
     device: str | None = None,
     timer: str | None = None,
     cache: str | None = None,
-    settings: Sequence[str] | None = None,
+    settings: str | Sequence[str] | None = None,
     time_budget: float | None = None,
     memory_limit: float | None = None,
     seed: int | None = None,
@@ -244,13 +245,15 @@ def sweep(
     ceilings_budget: float | None = None,
     out: str | Path | None = None,
     resume: bool = False,
-    retry: Sequence[str] | None = None,
+    retry: str | Sequence[str] | None = None,
     accept_differences: bool = False,
     plots: bool = True,
     operators: Sequence[Operator] = (),
     progress: Progress | None = None,
 ) -> RunFolder:
     """Check and time operators over shapes, and write a results folder; the command `opbench sweep` as a function.
+
+    A list may also be one text: `ops="dcnv3,dcnv4"` as on the command line, `shapes="standard"` for one shape list.
 
     Args:
         shapes: shape lists by name or path of a YAML file; standard and high_resolution on CUDA, standard_batch1 on the
@@ -286,20 +289,24 @@ def sweep(
         OpbenchError: what was asked cannot be followed. What goes wrong in a cell is a row instead.
     """
     options = {
-        "shapes": shapes, "ops": ops, "providers": providers, "dtypes": dtypes, "level": level,
-        "direction": direction, "device": device, "timer": timer, "cache": cache, "settings": settings,
+        "shapes": [shapes] if isinstance(shapes, str) else shapes, "ops": _listed(ops),
+        "providers": _listed(providers), "dtypes": _listed(dtypes), "level": _listed(level),
+        "direction": _listed(direction), "device": device, "timer": timer, "cache": cache,
+        "settings": [settings] if isinstance(settings, str) else settings,
         "time_budget": time_budget, "memory_limit": memory_limit, "seed": seed,
     }  # fmt: skip
     known = registry.collect(
         [(registry.operator_module(operator), operator) for operator in (*registry.registered().values(), *operators)]
     )
+    for line in registry.left_out():
+        warnings.warn(f"{line}; its operator is left out", stacklevel=2)
     if operators and ops is None:
         options["ops"] = [operator.name for operator in operators]
     if operators and isolation == Isolation.PROCESS:
         raise UsageError("operators that are objects cannot be sent to a worker process; register them instead")
     ways = {
-        "isolation": Isolation.NONE if operators else isolation, "cell_timeout": cell_timeout, "retry": retry,
-        "ceilings_budget": ceilings_budget,
+        "isolation": Isolation.NONE if operators else isolation, "cell_timeout": cell_timeout,
+        "retry": _listed(retry), "ceilings_budget": ceilings_budget,
     }  # fmt: skip
     conduct = make_conduct(ways, resume=resume)
     if resume:
@@ -316,6 +323,11 @@ def sweep(
     finally:
         finish(run, plots=plots)
     return run
+
+
+def _listed(given: str | Sequence[str] | None) -> Sequence[str] | None:
+    """A list as it is, and of a text the items between its commas, as on the command line."""
+    return [item.strip() for item in given.split(",")] if isinstance(given, str) else given
 
 
 def _executor(run: RunFolder, operators: Mapping[str, Operator], conduct: Conduct, workers: Workers) -> Executor:

@@ -2,6 +2,7 @@
 
 import codecs
 import errno
+import io
 import os
 from contextlib import suppress
 from typing import Any, TextIO, cast
@@ -35,10 +36,20 @@ def guarded(stream: TextIO | None, name: str) -> TextIO:
     """
     codecs.register_error(ERROR_HANDLER, _in_ascii)
     if stream is None:
-        stream = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lives
+        return cast(TextIO, _Nowhere())
     if hasattr(stream, "reconfigure"):
         stream.reconfigure(errors=ERROR_HANDLER)
     return cast(TextIO, _Guarded(stream, name))
+
+
+class _Nowhere(io.TextIOBase):
+    """Takes every text, and keeps none."""
+
+    encoding = "utf-8"
+
+    def write(self, text: str) -> int:
+        """As TextIO.write."""
+        return len(text)
 
 
 class _Guarded:

@@ -1,5 +1,6 @@
 """The table of exit codes in docs/reliability.md, and those codes that test_cli.py does not provoke."""
 
+import json
 import os
 import re
 import signal
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from test_fuzz import call
 
+from opbench import cli
 from opbench.commands import _shared
 from opbench.verdicts import EXIT_CODES
 
@@ -113,6 +115,41 @@ def test_a_reader_that_leaves_changes_no_exit_code(folder, command, code):
     assert done.stdout == f"{code}\n"
     assert "Traceback" not in done.stderr
     assert "BrokenPipe" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["report published", "list operators", "env", "compare gone gone"])
+@pytest.mark.parametrize("closed", [">&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_a_stream_that_is_closed_from_the_start_changes_no_exit_code(folder, monkeypatch, command, closed):
+    # `>&-` in process: Python then has None in its place. The descriptors are tried with a sweep, below.
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "argv", ["opbench", *command.split()])
+    if "2>" in closed:
+        monkeypatch.setattr(sys, "stderr", None)
+    if "<" in closed:
+        monkeypatch.setattr(sys, "stdin", None)
+    try:
+        cli.main()
+        code = 0
+    except SystemExit as end:
+        code = end.code or 0
+    assert code == (2 if "gone" in command else 0)
+
+
+def test_a_sweep_without_any_stream_writes_its_run_and_nothing_into_it(folder):
+    sweep = f"{sys.executable} -m opbench {' '.join(SWEEP[:-1])} <&- >&- 2>&-; echo $? >code"
+    subprocess.run(["bash", "-c", sweep], cwd=folder, check=True, timeout=240)
+    assert (folder / "code").read_text() == "0\n"
+    [line] = (folder / "run" / "journal.jsonl").read_text().splitlines()
+    assert json.loads(line)["status"] == "ok"
+    assert (folder / "run" / "measurements.csv").read_text().count(",ok,") == 1
+
+
+def test_a_closed_descriptor_is_the_null_device_before_a_file_can_take_its_number():
+    script = "from opbench.streams import fill_closed_descriptors as fill; fill(); print(open('/dev/null').fileno())"
+    done = subprocess.run(
+        ["bash", "-c", f'exec {sys.executable} -c "{script}" <&- 2>&-'], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) > 2
 
 
 def test_a_sweep_goes_on_when_nobody_reads_what_it_says(folder):

@@ -5,11 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from test_fuzz import call
 
+import opbench
 from opbench import registry
 from opbench.case import Case, Direction, Dtype, Level, Shape
 from opbench.check import check, make_tensors
 from opbench.errors import RegistryError, UnknownNameError, UsageError
+from opbench.gate.serve import serve
 from opbench.operators import dcnv3, dcnv4
 from opbench.plan import applicability
 from opbench.precision import torch_precision
@@ -276,7 +279,7 @@ def test_the_registry_refuses_duplicates_and_strangers():
         registry.collect([("here", "dcnv4")])
 
 
-def test_an_entry_point_adds_an_operator_and_a_broken_one_is_named(monkeypatch):
+def test_an_entry_point_adds_an_operator_and_a_broken_one_is_named_and_left_out(monkeypatch, tmp_path):
     class EntryPoint:
         def __init__(self, value, load):
             self.name, self.value, self.load = "mine", value, load
@@ -290,9 +293,24 @@ def test_an_entry_point_adds_an_operator_and_a_broken_one_is_named(monkeypatch):
     try:
         use(EntryPoint("my_package:operator", lambda: dcnv4_too))
         assert list(registry.registered()) == [*NAMES, "mine"]
-        use(EntryPoint("my_package:operator", lambda: 1 / 0))
-        with pytest.raises(RegistryError, match=r"mine \(my_package:operator\) does not load: ZeroDivisionError"):
-            registry.registered()
+        use(EntryPoint("broken:operator", lambda: 1 / 0), EntryPoint("my_package:operator", lambda: dcnv4_too))
+        assert list(registry.registered()) == [*NAMES, "mine"]
+        assert registry.left_out() == (
+            "plug-in mine (broken:operator) does not load: ZeroDivisionError('division by zero')",
+        )
+        with pytest.raises(RegistryError, match="broken:operator"):  # a gate may be about what is left out
+            serve(1, {"ops": ["mine"]}, {})
+        with pytest.warns(UserWarning, match="broken:operator"):
+            opbench.sweep(ops="mine", shapes="smoke", dtypes="tf32", device="cpu", out=tmp_path / "run", plots=False,
+                          ceilings_budget=0, isolation="none")  # fmt: skip
+        code, out, err = call("list", "operators")
+        assert code == 0
+        assert "\nmine\n" in out
+        assert err == f"opbench: warning: {registry.left_out()[0]}; its operator is left out\n"
+        code, out, err = call("sweep", "--shapes", "smoke", "--ops", "mine", "--dtypes", "tf32", "--dry-run")
+        assert code == 0
+        assert "3 cells, none run" in out
+        assert err.startswith("opbench: warning: plug-in mine (broken:operator)")
     finally:
         monkeypatch.undo()
         registry.registered.cache_clear()

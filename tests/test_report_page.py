@@ -465,6 +465,23 @@ def test_a_cell_shows_its_samples_and_every_column(shown, example):
 
 
 @browser_test
+def test_the_line_of_the_median_stands_at_the_median(driver, tmp_path):
+    latency_ms = 0.0876  # ECharts would draw it at 0.09, which is in another bar
+    run = make_run(tmp_path / "run", [measurement("dcnv4", Shape(1, 8, 8, 16), "fp32", latency_ms)])
+    open_page(driver, write_page([run], tmp_path / "page.html"))
+    driver.execute_script("showCell(0)")
+    lines, median, rounded = driver.execute_script(
+        """const vertical = (one) => one.style.stroke === css("--worst") && one.shape.x1 === one.shape.x2;
+        const at = (value) => cellChart.convertToPixel({ xAxisIndex: 0 }, value);
+        const lines = cellChart.getZr().storage.getDisplayList(true).filter(vertical).map((line) => line.shape.x1);
+        return [lines, at(arguments[0]), at(0.09)];""",
+        latency_ms,
+    )
+    assert lines == [pytest.approx(median, abs=1)]
+    assert rounded - median > 10
+
+
+@browser_test
 def test_failures_warnings_and_environment_are_listed(shown, example, second):
     text = shown.execute_script("return byId('failed').textContent")
     failed = [row for row in (*example.rows(), *second.rows()) if row["status"] in ("error", "out_of_memory")]

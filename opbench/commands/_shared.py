@@ -16,6 +16,7 @@ from opbench.errors import NotComparableError, StorageError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from opbench.operator import Operator
     from opbench.verdicts import Comparison
 
 EXIT_FAILED_CELLS = 1
@@ -41,7 +42,9 @@ ComparisonFormats = Annotated[
 ]
 ComparisonOut = Annotated[
     Path | None,
-    typer.Option("--out", metavar="DIR", help="Write comparison.md, comparison.csv and junit.xml there."),
+    typer.Option(
+        "--out", metavar="DIR", help="Write comparison.md, comparison.csv and junit.xml there. [default: only print]"
+    ),
 ]
 Inconclusive = Annotated[
     str, typer.Option("--inconclusive", metavar="fail|pass", help="What an inconclusive verdict exits with: 3 or 0.")
@@ -52,6 +55,15 @@ def fail(message: str, code: int) -> NoReturn:
     """One line on standard error, and an exit code."""
     print(f"opbench: {message}", file=sys.stderr)
     sys.exit(code)
+
+
+def known_operators() -> "dict[str, Operator]":
+    """Every registered operator; a line on standard error for each plug-in that cannot be imported."""
+    from opbench import registry
+
+    for line in registry.left_out():
+        print(f"opbench: warning: {line}; its operator is left out", file=sys.stderr)
+    return registry.registered()
 
 
 def interrupt_on_termination() -> None:

@@ -32,7 +32,10 @@ def compare(
     ] = "10%",
     allow: Annotated[
         list[str] | None,
-        typer.Option(metavar="KEY", help="A circumstance that may differ: torch, timer, op.setting...; repeatable."),
+        typer.Option(
+            metavar="KEY",
+            help="A circumstance that may differ: torch, timer, op.setting...; repeatable. [default: none]",
+        ),
     ] = None,
     format_: ComparisonFormats = None,
     inconclusive: Inconclusive = "fail",

@@ -42,7 +42,10 @@ def register(app: typer.Typer) -> None:
 
 def gate(
     base: Annotated[
-        str | None, typer.Option(metavar="REV|DIR", help="What to compare with: a revision, or a project's folder.")
+        str | None,
+        typer.Option(
+            metavar="REV|DIR", help="What to compare with: a revision, or a project's folder. [default: none]"
+        ),
     ] = None,
     head: Annotated[str, typer.Option(metavar="REV|DIR", help="What to judge.")] = "HEAD",
     tolerance: Annotated[str, typer.Option(metavar="PERCENT", help="Change of a cell that is accepted.")] = "1%",
@@ -70,39 +73,60 @@ def gate(
         typer.Option(
             metavar="NAME|FILE",
             autocompletion=complete.shapes,
-            help="As for sweep, like all that follow, with the same defaults.",
+            help="Like all that follow, as for sweep. "
+            "[default: standard and high_resolution on CUDA, smoke on the CPU]",
         ),
     ] = None,
     ops: Annotated[
-        str | None, typer.Option(metavar="LIST", autocompletion=complete.operators, help="Operators.")
+        str | None, typer.Option(metavar="LIST", autocompletion=complete.operators, help="Operators. [default: all]")
     ] = None,
     providers: Annotated[
         str | None,
-        typer.Option(metavar="LIST", autocompletion=complete.providers, help="Implementations, such as dcnv4=torch."),
+        typer.Option(
+            metavar="LIST",
+            autocompletion=complete.providers,
+            help="Implementations, such as dcnv4=torch. [default: the first that works]",
+        ),
     ] = None,
     dtypes: Annotated[
-        str | None, typer.Option(metavar="LIST", autocompletion=complete.dtypes, help="Of fp32, tf32, fp16, bf16.")
+        str | None,
+        typer.Option(
+            metavar="LIST", autocompletion=complete.dtypes, help="Of fp32, tf32, fp16, bf16. [default: as for sweep]"
+        ),
     ] = None,
     level: Annotated[
-        str | None, typer.Option(metavar="LIST", autocompletion=complete.levels, help="Of module, core.")
+        str | None,
+        typer.Option(metavar="LIST", autocompletion=complete.levels, help="Of module, core. [default: module]"),
     ] = None,
     direction: Annotated[
-        str | None, typer.Option(metavar="LIST", autocompletion=complete.directions, help="Of fwd, bwd, fwd_bwd.")
+        str | None,
+        typer.Option(metavar="LIST", autocompletion=complete.directions, help="Of fwd, bwd, fwd_bwd. [default: fwd]"),
     ] = None,
     device: Annotated[
-        str | None, typer.Option(metavar="DEVICE", autocompletion=complete.devices, help="auto, cpu, cuda or cuda:N.")
+        str | None,
+        typer.Option(
+            metavar="DEVICE", autocompletion=complete.devices, help="auto, cpu, cuda or cuda:N. [default: auto]"
+        ),
     ] = None,
     timer: Annotated[
         str | None,
         typer.Option(
-            metavar="TIMER", autocompletion=complete.timers, help="auto, cuda-event, cuda-graph or wall-clock."
+            metavar="TIMER",
+            autocompletion=complete.timers,
+            help="auto, cuda-event, cuda-graph or wall-clock. [default: auto]",
         ),
     ] = None,
     cache: Annotated[
-        str | None, typer.Option(metavar="cold|warm", autocompletion=complete.caches, help="The L2 before each launch.")
+        str | None,
+        typer.Option(
+            metavar="cold|warm",
+            autocompletion=complete.caches,
+            help="The L2 before each launch. [default: cold with a CUDA timer]",
+        ),
     ] = None,
     settings: Annotated[
-        list[str] | None, typer.Option("--set", metavar="op.param=value", help="A setting of an operator.")
+        list[str] | None,
+        typer.Option("--set", metavar="op.param=value", help="A setting of an operator. [default: the operator's]"),
     ] = None,
     time_budget: Annotated[
         float, typer.Option(metavar="SECONDS", help="Sampling time per cell, in each process.")

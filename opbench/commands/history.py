@@ -28,7 +28,8 @@ def register(app: typer.Typer) -> None:
 def history(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Holds run folders, at any depth.")],
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write history.md, history.csv and plots/ there.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Write history.md, history.csv and plots/ there. [default: only print]"),
     ] = None,
     format_: Annotated[
         str | None,

@@ -21,9 +21,14 @@ def inspect(
     dtypes: Annotated[str, typer.Option(metavar="LIST", help="Of the kernels' tensors.")] = "fp32,fp16,bf16",
     direction: Annotated[str, typer.Option(metavar="LIST", help="Of fwd, bwd.")] = "fwd,bwd",
     json_: Annotated[bool, typer.Option("--json", help="Print JSON: a list, one item per architecture.")] = False,
-    out: Annotated[Path | None, typer.Option(metavar="DIR", help="Also write DIR/<architecture>.json.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write DIR/<architecture>.json. [default: only print]")
+    ] = None,
     check: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Compare with DIR/<architecture>.json; exit 1 where worse.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Compare with DIR/<architecture>.json; exit 1 where worse. [default: with nothing]"
+        ),
     ] = None,
 ) -> None:
     """Compile the DCN kernels for GPUs that need not be here; show registers, spills, instructions and bounds.

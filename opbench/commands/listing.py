@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from opbench.commands._shared import NoColor, text_width
+from opbench.commands._shared import NoColor, known_operators, text_width
 
 __all__ = ["register"]
 
@@ -36,6 +36,8 @@ def list_(
     """List what there is, and what it needs."""
     from opbench import listing
 
+    if what in (Listing.OPERATORS, Listing.PROVIDERS):
+        known_operators()
     bold = sys.stdout.isatty() and not (no_color or os.environ.get("NO_COLOR"))
     for line in getattr(listing, what.value)(text_width(), check=check):
         print(typer.style(line, bold=True) if bold and not line.startswith(" ") else line)

@@ -14,6 +14,7 @@ from opbench.commands._shared import (
     EXIT_INTERRUPTED,
     NoColor,
     interrupt_on_termination,
+    known_operators,
     split,
     stdout,
 )
@@ -97,7 +98,11 @@ def sweep(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="op.param=value", help="A setting of an operator; repeat for several."),
+        typer.Option(
+            "--set",
+            metavar="op.param=value",
+            help="A setting of an operator; repeat for several. [default: the operator's]",
+        ),
     ] = None,
     time_budget: Annotated[
         float | None,
@@ -133,7 +138,8 @@ def sweep(
     retry: Annotated[
         str | None,
         typer.Option(
-            metavar="LIST", help="With --resume, measure cells of these statuses again, such as error,timeout."
+            metavar="LIST",
+            help="With --resume, measure cells of these statuses again, such as error,timeout. [default: none]",
         ),
     ] = None,
     accept_differences: Annotated[
@@ -173,11 +179,10 @@ def sweep(
         progress.doing("loading PyTorch")
         if isolation != "none" and not dry_run:
             workers.launch()  # they import torch while this process does
-        from opbench import registry
         from opbench import run as api
         from opbench.report import write_plots
 
-        known = registry.registered()
+        known = known_operators()
         conduct = api.make_conduct(ways, resume=resume)
         if dry_run:
             _print_plan(api.plan(api.make_request(options, known), known))
@@ -226,24 +231,25 @@ def _print_plan(cells: "list[Cell]") -> None:
 
 
 def _print_results(run: "RunFolder", *, no_color: bool) -> None:
+    from opbench.measurement import FAILURES
     from opbench.report import print_tables, run_tables, speedup_tables, summary_line
 
-    print_tables([*run_tables(run), *speedup_tables(run)], "terminal", stdout(no_color))
+    # Why cells failed comes at the end, for all tables together.
+    print_tables([*run_tables(run, without_reasons_of=FAILURES), *speedup_tables(run)], "terminal", stdout(no_color))
     print(f"\n{summary_line(run)}", flush=True)
 
 
 def _conclude(run: "RunFolder", *, interrupted: bool, refused: StorageError | None, quiet: bool) -> NoReturn:
     """Print what failed and where everything is; exit with the run's code."""
     from opbench.measurement import FAILURES
+    from opbench.report.layout import failure_lines
 
     rows = run.rows()
     counts: dict[str, int] = {}
     for row in rows:
         counts[row["status"]] = counts.get(row["status"], 0) + 1
-    for row in rows:
-        if row["status"] in FAILURES:
-            cell = f"{row['operator']} {row['level']} {row['direction']} {row['shape']} {row['dtype']}"
-            print(f"{row['status']}: {cell} ({row['provider']}): {row['reason']}", file=sys.stderr)
+    for line in failure_lines(rows):
+        print(line, file=sys.stderr)
     disturbed = sum(bool(row["warnings"]) for row in rows)
     if disturbed and not quiet:
         print(f"warnings: {disturbed} of {len(rows)} cells; see the notes under the tables", file=sys.stderr)

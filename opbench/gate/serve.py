@@ -25,12 +25,15 @@ class Served:
 
     def __init__(self, options: Mapping[str, Any], inject: Mapping[str, float]) -> None:
         from opbench import registry
+        from opbench.errors import RegistryError
         from opbench.gate.slowdown import slowed
         from opbench.options import make_request
         from opbench.run import plan
         from opbench.runner import CellRunner, RunOptions
 
         operators = dict(registry.registered())
+        if left_out := registry.left_out():  # it may be what the gate is about
+            raise RegistryError("; ".join(left_out))
         asked = make_request(options, operators)
         self.device = asked.device
         self._cells = {cell.key: cell for cell in plan(asked, operators)}

@@ -3,14 +3,14 @@
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
 from opbench.case import Dtype, Shape
-from opbench.measurement import Status
+from opbench.measurement import FAILURES, Status
 from opbench.results import RunFolder
 from opbench.stats import quantile
 
@@ -23,6 +23,7 @@ __all__ = [
     "Series",
     "cell_text",
     "count_cells",
+    "failure_lines",
     "group_rows",
     "provenance",
     "reason_notes",
@@ -220,11 +221,28 @@ def provenance(run: RunFolder, rows: Sequence[Row]) -> str:
     return f"Device: {run.device_name}; timer: {timers}; cache: {caches}; {date}."
 
 
-def reason_notes(group: Group) -> list[str]:
+def failure_lines(rows: Iterable[Row]) -> list[str]:
+    """Why cells failed: a line per status and reason, with the cell or the first of several."""
+    found: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        if row["status"] in FAILURES:
+            found[row["status"], row["reason"]].append(row)
+    lines = []
+    for (status, reason), failed in found.items():
+        row = failed[0]
+        cell = f"{row['operator']} {row['level']} {row['direction']} {row['shape']} {row['dtype']} ({row['provider']})"
+        several = f"{count_cells(len(failed))}, first " if len(failed) > 1 else ""
+        lines.append(f"{status}: {several}{cell}: {reason}")
+    if len(lines) > REASON_COUNT:
+        lines = [*lines[:REASON_COUNT], f"{len(lines) - REASON_COUNT} more reasons: see the column `reason`."]
+    return lines
+
+
+def reason_notes(group: Group, without: Collection[Status] = ()) -> list[str]:
     """Why cells have no value, one line per distinct status and reason; and which values are uncertain."""
     found: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for row in group.rows:
-        if row["status"] not in (Status.OK, Status.NOT_RUN):
+        if row["status"] not in (Status.OK, Status.NOT_RUN, *without):
             label = OPERATOR_LABELS.get(row["operator"], str(row["operator"]))
             found[cell_text(row), shorten(row["reason"])].append(label)
     notes = [

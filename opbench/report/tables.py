@@ -1,6 +1,6 @@
 """Tables of one run: latencies in the paper's layout, and fp32 against half precision."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from opbench.case import Shape
@@ -28,13 +28,17 @@ from opbench.results import RunFolder
 __all__ = ["half_precision", "run_tables", "sample_table", "speedup", "speedup_tables", "write_tables"]
 
 
-def run_tables(run: RunFolder) -> list[Table]:
+def run_tables(run: RunFolder, *, without_reasons_of: Collection[Status] = ()) -> list[Table]:
     """One table per shape list, level and direction: operators down, shapes across, median latencies in ms.
 
     Every dtype of the run stands in each cell, in the order fp32, tf32, fp16, bf16; a cell without a value
     says why: N/A, OOM, its status, or a dash where nothing was run.
+
+    Args:
+        run: whose tables.
+        without_reasons_of: statuses whose reasons are said elsewhere, and not in the notes.
     """
-    return [_latency_table(run, group) for group in group_rows(run.rows())]
+    return [_latency_table(run, group, without_reasons_of) for group in group_rows(run.rows())]
 
 
 def sample_table(run: RunFolder) -> Table:
@@ -93,7 +97,7 @@ def speedup(full: Row | None, half: Row | None) -> float | None:
     return float(full["latency_ms"] / half["latency_ms"])
 
 
-def _latency_table(run: RunFolder, group: Group) -> Table:
+def _latency_table(run: RunFolder, group: Group, without_reasons_of: Collection[Status]) -> Table:
     dtypes = SEPARATOR.join(group.dtypes)
     rows = tuple(
         (
@@ -115,7 +119,7 @@ def _latency_table(run: RunFolder, group: Group) -> Table:
             *(f"{_heading(group, shape)}\n{dtypes} (ms)" for shape in group.shapes),
         ),
         rows=rows,
-        notes=(provenance(run, group.rows), *reason_notes(group), *warning_notes(group)),
+        notes=(provenance(run, group.rows), *reason_notes(group, without_reasons_of), *warning_notes(group)),
         ranks=_ranks(group, first_column=2),
     )
 

@@ -288,7 +288,7 @@ showCell = (row) => {
     ...base(), legend: { show: false }, grid: { left: 30, right: 24, top: 30, bottom: 30, containLabel: true },
     tooltip: { ...base().tooltip, formatter: ({ data }) => el("div", {}, `${data.value[1]} near ${threeDigits(data.value[0])} ms`) },
     xAxis: axis("latency (ms)", false, { scale: true }), yAxis: axis(all ? "samples" : "percentiles", false, { nameGap: 34 }),
-    series: [{ type: "bar", barWidth: "95%", itemStyle: { color: "#3d8fd1" }, data: histogram(samples).map((bin) => ({ value: bin })), markLine: { silent: true, symbol: "none", lineStyle: { color: css("--worst") }, label: { formatter: `median ${threeDigits(ms(row))}`, color: css("--ink") }, data: [{ xAxis: ms(row) }] } }],
+    series: [{ type: "bar", barWidth: "95%", itemStyle: { color: "#3d8fd1" }, data: histogram(samples).map((bin) => ({ value: bin })), markLine: { silent: true, symbol: "none", precision: -1 /* not rounded */, lineStyle: { color: css("--worst") }, label: { formatter: `median ${threeDigits(ms(row))}`, color: css("--ink") }, data: [{ xAxis: ms(row) }] } }],
   }, true);
   cellChart.resize();
 };
