@@ -22,6 +22,7 @@ from opbench.files import remove_leftovers, storage_errors, write_whole
 from opbench.journal import JOURNAL, JournalWriter, lock, open_journal, read_journal
 from opbench.measurement import Measurement, Status, one_line
 from opbench.metrics import derived_metrics
+from opbench.repetitions import by_cell
 
 if TYPE_CHECKING:
     import pandas
@@ -37,10 +38,10 @@ COLUMNS = (
     "channels", "dtype", "device", "timer", "cache", "settings", "status", "reason", "warnings", "latency_ms",
     "latency_ms_p20", "latency_ms_p80", "latency_ms_min", "ci_low_ms", "ci_high_ms", "samples", "stop_reason",
     "flop_count", "bytes_moved", "tflops", "gbps", "peak_memory_bytes", "max_rel_error", "kernel_source_hash",
-    "configuration", "limit_ms", "limit_fraction", "bound_by", "suspicious",
+    "configuration", "limit_ms", "limit_fraction", "bound_by", "suspicious", "processes",
 )  # fmt: skip
 INTEGER_COLUMNS = (
-    "batch", "height", "width", "channels", "samples", "flop_count", "bytes_moved", "peak_memory_bytes",
+    "batch", "height", "width", "channels", "samples", "flop_count", "bytes_moved", "peak_memory_bytes", "processes",
 )  # fmt: skip
 FLOAT_COLUMNS = (
     "latency_ms", "latency_ms_p20", "latency_ms_p80", "latency_ms_min", "ci_low_ms", "ci_high_ms", "tflops",
@@ -143,7 +144,7 @@ class RunFolder:
         return list(self._plan)
 
     def measurements(self) -> Iterator[Measurement]:
-        """Every line of the journal, in the order in which the cells ended; of a cell that was retried, each.
+        """Every line of the journal, in the order in which the cells ended; of a cell retried or repeated, each.
 
         A last line that a kill cut short is left out; any other damage is an error.
 
@@ -151,6 +152,14 @@ class RunFolder:
             ResultsError: there is no journal, or a line of it is not a measurement.
         """
         return (measurement for measurement, _ in read_journal(self.path / JOURNAL))
+
+    def finished(self) -> dict[str, Measurement]:
+        """What is known of each cell that has a line, by its key, as opbench.repetitions.by_cell says.
+
+        Raises:
+            ResultsError: as measurements().
+        """
+        return by_cell(self.measurements())
 
     @contextmanager
     def append(self) -> Iterator[JournalWriter]:
@@ -177,7 +186,7 @@ class RunFolder:
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary per planned cell with every column; None where there is no value."""
-        finished = {measurement.cell.key: measurement for measurement in self.measurements()}
+        finished = self.finished()
         rows = []
         for cell in self.plan():
             measurement = finished.get(cell.key) or Measurement(
@@ -235,6 +244,7 @@ class RunFolder:
             "kernel_source_hash": measurement.kernel_source_hash or None,
             "configuration": measurement.configuration or None,
             **derived_metrics(measurement),
+            "processes": measurement.processes if measurement.status is Status.OK else None,
         }
         values |= limit_columns(self.ceilings, values)
         return {column: values[column] for column in COLUMNS}

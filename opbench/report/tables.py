@@ -39,7 +39,7 @@ def run_tables(run: RunFolder) -> list[Table]:
 
 def sample_table(run: RunFolder) -> Table:
     """Every ok cell with the spread of its samples and their histogram, fastest left."""
-    finished = {measurement.cell.key: measurement for measurement in run.measurements()}
+    finished = run.finished()
     rows = []
     for cell, row in zip(run.plan(), run.rows(), strict=False):
         if row["status"] == Status.OK:

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+from opbench.environment import measured_revision
 from opbench.measurement import Status
 from opbench.report.ceiling_table import BUSY_LOAD, busy_note
 from opbench.report.layout import Row, count_cells, group_rows, is_wide, suspicious_notes, warning_notes
@@ -32,7 +33,7 @@ def _row_warnings(rows: list[Row]) -> list[str]:
 def _environment_warnings(environment: dict[str, Any]) -> list[str]:
     cpu = environment.get("cpu") or {}
     warnings = []
-    if str(environment.get("git_revision") or "").endswith("+dirty"):
+    if "+dirty" in f"{environment.get('git_revision')}, {measured_revision(environment)}":
         warnings.append("The code differed from its revision (+dirty).")
     if processes := environment.get("other_gpu_processes"):
         warnings.append(f"{len(processes)} other processes were on the GPU when the run started.")
