@@ -18,8 +18,8 @@ from opbench.files import write_whole
 __all__ = ["ASSUMED_SPREAD", "Noise", "keep_noise", "known_noise", "spread_of"]
 
 ASSUMED_SPREAD = 0.15
-"""Where it was not measured: 98.8 to 99.3 % of the pairs of processes of the same code under results/gate differ by
-less, on two shared cores with torch on one thread (`make gate-evidence` prints it)."""
+"""Where it was not measured: 99 % of the pairs of processes of the same code under results/gate differ by less, on two
+shared cores with torch on one thread (tests/test_noise.py counts them)."""
 
 PAIRS_BEYOND = 0.001
 """Of the pairs of processes of the same code, how many may differ by more than the spread."""
@@ -76,7 +76,7 @@ def spread_of(medians_ms: Mapping[str, Sequence[float]]) -> float:
     Raises:
         ValueError: fewer than two processes.
 
-    Source: Hahn and Meeker, Statistical Intervals, section 4.8.
+    Source: Hahn and Meeker, Statistical Intervals, chapter 4.
     """
     from scipy import stats
 
