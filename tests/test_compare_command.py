@@ -287,7 +287,7 @@ def test_the_readme_shows_what_the_command_prints(monkeypatch):
     monkeypatch.chdir(root / "results" / "compare")
     code, out, _ = call("compare", "main", "branch")
     shown = (root / "README.md").read_text().partition("$ opbench compare main branch\n")[2].partition("```")[0]
-    assert code == 1
+    assert code == 3
     assert [line for line in shown.splitlines() if line != "..."] == [
         line.rstrip() for line in out.splitlines() if line.rstrip() in shown.splitlines() and line.strip()
     ]

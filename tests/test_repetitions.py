@@ -156,18 +156,18 @@ def test_repetitions_need_processes_and_numbers_are_checked(request_of, tmp_path
 
 
 def test_a_repetition_shares_no_process_with_the_one_before():
-    class Workers:
-        events = []
+    events = []
 
+    class Workers:
         def __getattr__(self, name):
-            return lambda *_: self.events.append(name)
+            return lambda *_: events.append(name)
 
     executor = WorkerExecutor({}, 1.0, Workers())
     executor._enter_group(make_cell().case)
     executor.renew()
-    assert Workers.events == ["start", "send", "receive", "kill", "close"]  # close ends the supervisor
+    assert events == ["start", "send", "receive", "kill", "close"]  # close ends the supervisor
     executor._enter_group(make_cell().case)
-    assert Workers.events[5:] == ["start", "send", "receive"]
+    assert events[5:] == ["start", "send", "receive"]
 
 
 def test_the_processes_survive_an_export(tmp_path):
