@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from opbench.case import Cell
 from opbench.environment import comparison_identity
@@ -30,6 +30,7 @@ class Reading:
         circumstances: what must be equal in both arms, by name: device, versions, timer, cache.
         source: hash of operator and kernel source; empty where unknown.
         warnings: what disturbed the samples.
+        process_ms: medians of the processes, where there are several, in the order of the repetitions.
     """
 
     cell: Cell | Benchmark
@@ -42,6 +43,7 @@ class Reading:
     circumstances: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
     warnings: tuple[str, ...] = ()
+    process_ms: tuple[float, ...] = ()
 
     @property
     def estimate(self) -> Estimate | None:
@@ -53,10 +55,14 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """What is compared: a name, and readings by the key of their cell, in the order of the plan."""
+    """What is compared: a name, and readings by the key of their cell, in the order of the plan.
+
+    The environment is that of the run; None for what is no run.
+    """
 
     name: str
     readings: Mapping[str, Reading]
+    environment: Mapping[str, Any] | None = None
 
     @classmethod
     def of_run(cls, run: RunFolder, name: str | None = None) -> Self:
@@ -66,7 +72,7 @@ class Arm:
             ResultsError: the journal is missing or damaged.
         """
         identity = comparison_identity(run.run["environment"])
-        finished = {measurement.cell.key: measurement for measurement in run.measurements()}
+        finished = run.finished()
         readings = {}
         for cell in run.plan():
             measurement = finished.get(cell.key) or Measurement(
@@ -77,7 +83,7 @@ class Arm:
                 "cache": measurement.cache or run.run["command"]["cache"],
             }
             readings[cell.key] = reading_of(measurement, {**identity, **set_up})
-        return cls(name or str(run.path), readings)
+        return cls(name or str(run.path), readings, run.run["environment"])
 
 
 def reading_of(measurement: Measurement, circumstances: Mapping[str, str]) -> Reading:
@@ -95,6 +101,7 @@ def reading_of(measurement: Measurement, circumstances: Mapping[str, str]) -> Re
         circumstances=circumstances,
         source=measurement.kernel_source_hash,
         warnings=measurement.warnings,
+        process_ms=samples if measurement.processes > 1 else (),
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from opbench.arms import Arm, Reading, reading_of
 from opbench.case import Cell
-from opbench.environment import comparison_identity
+from opbench.environment import comparison_identity, measured_revision
 from opbench.errors import ResultsError
 from opbench.measurement import Measurement, Status, one_line
 from opbench.results import RunFolder
@@ -75,7 +75,7 @@ def run_as_benchmark_json(run: RunFolder) -> dict[str, Any]:
         ResultsError: the journal is missing or damaged.
     """
     identity = comparison_identity(run.run["environment"])
-    finished = {measurement.cell.key: measurement for measurement in run.measurements()}
+    finished = run.finished()
     measured = [m for cell in run.plan() if (m := finished.get(cell.key)) and m.status is Status.OK]
     environment = run.run["environment"]
     return {
@@ -85,13 +85,14 @@ def run_as_benchmark_json(run: RunFolder) -> dict[str, Any]:
             "python_version": environment.get("python_version", ""),
             "cpu": {"brand_raw": (environment.get("cpu") or {}).get("model", "")},
         },
-        "commit_info": {"id": environment.get("git_revision") or "unknown", "dirty": None},
+        "commit_info": {"id": measured_revision(environment) or "unknown", "dirty": None},
         "benchmarks": [_entry(measurement, identity) for measurement in measured],
         "datetime": run.run.get("started_at", ""),
         "version": "5.0.0",
         EXTRA_KEY: {
             "schema_version": EXTRA_VERSION,
             "run_id": run.run["run_id"],
+            "opbench_revision": environment.get("git_revision"),
             "not_measured": [
                 {"cell": cell.to_json(), "status": str(reading.status), "reason": reading.reason}
                 for cell in run.plan()
@@ -108,6 +109,7 @@ def extra_info(measurement: Measurement, identity: Mapping[str, str]) -> dict[st
         "circumstances": circumstances(identity, measurement.timer, measurement.cache),
         "source": measurement.kernel_source_hash,
         "warnings": list(measurement.warnings),
+        **({"process_ms": list(measurement.latencies_ms)} if measurement.processes > 1 else {}),
     }
 
 
@@ -192,6 +194,7 @@ def _reading(entry: Mapping[str, Any], machine: Mapping[str, str]) -> Reading:
         circumstances=_texts(ours["circumstances"]) if ours else {**machine, "timer": timer},
         source=_text(ours.get("source", "")) if ours else "",
         warnings=tuple(map(_text, ours.get("warnings", ()))) if ours else (),
+        process_ms=tuple(1e3 * _seconds(ms / 1e3, name) for ms in ours.get("process_ms", ())) if ours else (),
     )
 
 

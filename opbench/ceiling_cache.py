@@ -22,7 +22,7 @@ def ceilings_path(environment: Mapping[str, object]) -> Path:
 def device_cache_path(kind: str, environment: Mapping[str, object]) -> Path:
     """Where something about a device is kept: in the user's cache folder; one file per identity."""
     identity = json.dumps(comparison_identity(environment), sort_keys=True)
-    slug = device_slug(str(environment["device_name"]), str(environment["device"]).partition(":")[0])
+    slug = device_slug(str(environment["device_name"]), str(environment.get("device", "")).partition(":")[0])
     return user_cache_folder() / "opbench" / f"{kind}-{slug}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"
 
 

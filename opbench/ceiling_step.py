@@ -8,8 +8,10 @@ from typing import Any
 
 from opbench.ceiling_cache import keep, known_ceilings
 from opbench.ceilings import Ceilings, Missing, Probe
+from opbench.conditions import others_now
 from opbench.environment import comparison_identity
 from opbench.executor import START_LIMIT_S
+from opbench.interference import OTHER_LOAD
 from opbench.worker_process import SupervisorLost, WorkerDied, Workers
 
 __all__ = ["DEFAULT_BUDGET_S", "ceilings_for", "default_budget_s", "serve_ceilings"]
@@ -42,10 +44,11 @@ def ceilings_for(
 ) -> Ceilings | str:
     """The ceilings of a device; a text says why there are none.
 
-    Kept probes are not measured again, nor those that failed within a day.
+    Kept probes are not measured again, nor those that failed within a day; but all are that were measured beside other
+    work on the device, once that has ended. Of two measurements beside other work, the one with less of it is kept.
 
     Args:
-        environment: of collect_environment.
+        environment: of collect_environment; its threads are used.
         workers: where what is lacking is measured; no worker may be running, and none is afterwards.
         budget_s: seconds that measuring may take; 0 for not at all.
         again: measure all, and forget what is kept.
@@ -55,16 +58,22 @@ def ceilings_for(
     known = None if again else known_ceilings(environment)
     wanted = _probe_names(str(environment["device"]))
     skip = _settled(known) if known else set()
+    kept = known
+    if known and known.busy and budget_s and _is_calm(environment):
+        on_note(f"the device's limits are measured again: {known.busy} when they were measured before")
+        known, skip = None, set()
     if known and skip >= wanted:
         return known
     if not budget_s:
         return known or "not measured: a budget of 0 s"
     on_note(f"measuring what this device can do at most: up to {budget_s:g} s, once; kept for later sweeps")
     found = _Found(known, skip)
-    problem = found.measure(workers, str(environment["device"]), budget_s, on_stage)
+    problem = found.measure(workers, environment, budget_s, on_stage)
     if problem:
-        return known or problem
+        return kept or problem
     ceilings = found.ceilings(environment)
+    if kept and known is None and ceilings.busy and _other_share(ceilings) >= _other_share(kept):
+        return kept  # other work has come back
     begun = tuple(entry for entry in ceilings.missing if entry.begun)
     keep(replace(ceilings, missing=begun), environment)
     return ceilings
@@ -73,7 +82,9 @@ def ceilings_for(
 def serve_ceilings(request: Mapping[str, Any], answer: Callable[..., None]) -> None:
     """Measure in a worker; what it answers is what _Found.measure reads."""
     from opbench.ceiling_probes import device_facts, measure_ceilings
-    from opbench.conditions import conditions
+    from opbench.conditions import busy_counters, conditions
+    from opbench.interference import others_share
+    from opbench.runner import torch_threads
 
     device = request["device"]
     facts = device_facts(device)
@@ -83,8 +94,11 @@ def serve_ceilings(request: Mapping[str, Any], answer: Callable[..., None]) -> N
         answer(family=[kind, name], number=number, total=total)
 
     skip = {(kind, name) for kind, name in request["skip"]}
-    for result in measure_ceilings(device, request["budget_s"], facts=facts, skip=skip, on_family=on_family):
-        answer(**{"probe" if isinstance(result, Probe) else "missing": asdict(result)})
+    before = busy_counters()
+    with torch_threads(request.get("threads")):
+        for result in measure_ceilings(device, request["budget_s"], facts=facts, skip=skip, on_family=on_family):
+            share = others_share(before, busy_counters())
+            answer(**{"probe" if isinstance(result, Probe) else "missing": asdict(result)}, other_cpu_share=share)
     answer(done=True)
 
 
@@ -98,6 +112,7 @@ class _Found:
 
     def __init__(self, known: Ceilings | None, skip: set[tuple[str, str]]) -> None:
         self._probes = list(known.probes) if known else []
+        self._other_shares = [share for share in [known and known.conditions.get("other_cpu_share")] if share]
         kept = known.missing if known else ()
         self._missing = {(entry.kind, entry.name): entry for entry in kept if (entry.kind, entry.name) in skip}
         self._skip = skip
@@ -105,24 +120,27 @@ class _Found:
         self._family: tuple[str, str] | None = None
         self._begun_at: float | None = None
 
-    def measure(self, workers: Workers, device: str, budget_s: float, on_stage: OnStage) -> str:
+    def measure(self, workers: Workers, environment: Mapping[str, Any], budget_s: float, on_stage: OnStage) -> str:
         """Measure what is not to be skipped; the text says why nothing could be, and is empty where something was.
 
         A probe that ends its process or exceeds the budget is missing; another process measures those after it.
         """
         spent = f"the budget of {budget_s:g} s was spent"
+        device, threads = str(environment["device"]), (environment.get("cpu") or {}).get("torch_threads")
         while self._left_s(budget_s) > 0:
             self._family = None
             try:
                 workers.start()
                 request = {"device": device, "budget_s": self._left_s(budget_s), "skip": sorted(self._skip)}
-                workers.send({"ceilings": request})
+                workers.send({"ceilings": request | {"threads": threads}})
+                share = None
                 # The first answer may take as long as loading torch does, which the budget does not count.
                 message = workers.receive(time.monotonic() + START_LIMIT_S)
                 self._facts = message["facts"]
                 self._begun_at = self._begun_at or time.monotonic()
                 while "done" not in (message := workers.receive(time.monotonic() + self._left_s(budget_s) + GRACE_S)):
                     self._hear(message, on_stage)
+                    share = message.get("other_cpu_share", share)
             except (WorkerDied, SupervisorLost, TimeoutError, ValueError, KeyError, TypeError) as error:
                 late = isinstance(error, TimeoutError)
                 if self._family is None:
@@ -131,6 +149,7 @@ class _Found:
             else:
                 return ""
             finally:
+                self._other_shares += [] if share is None else [share]
                 workers.kill()
         for kind, name in sorted(_probe_names(device) - self._skip):
             self._missing[kind, name] = Missing(kind, name, f"{spent} before its turn", _now(), begun=False)
@@ -148,7 +167,8 @@ class _Found:
             l2_bytes=self._facts["l2_bytes"],
             cache_bytes=self._facts["cache_bytes"],
             probes=tuple(self._probes),
-            conditions=self._facts["conditions"],
+            conditions=self._facts["conditions"]
+            | ({"other_cpu_share": max(self._other_shares)} if self._other_shares else {}),
             missing=tuple(self._missing.values()),
         )
 
@@ -171,6 +191,20 @@ class _Found:
         if family not in self._skip:
             self._missing[family] = Missing(*family, reason, _now(), begun=True)
             self._skip.add(family)
+
+
+def _is_calm(environment: Mapping[str, Any]) -> bool:
+    """Whether nothing else uses the device now."""
+    if environment["device"] != "cpu":
+        return not environment.get("other_gpu_processes")
+    share = others_now()
+    return share is not None and share <= OTHER_LOAD
+
+
+def _other_share(ceilings: Ceilings) -> float:
+    """Share of the CPU that others had; where it was not kept, all of it where the load was high."""
+    share = ceilings.conditions.get("other_cpu_share")
+    return float(share) if share is not None else float(bool(ceilings.busy))
 
 
 def _probe_names(device: str) -> set[tuple[str, str]]:

@@ -8,10 +8,12 @@ from typing import Any, Self
 
 from opbench.case import Dtype
 from opbench.errors import ResultsError
+from opbench.interference import OTHER_LOAD
 from opbench.measurement import one_line
 
 __all__ = [
     "BOUNDS",
+    "BUSY_LOAD",
     "NATIVE_SHARE",
     "Ceilings",
     "Limit",
@@ -29,6 +31,9 @@ BOUNDS = ("compute", "memory", "cache", "launch")
 
 NATIVE_SHARE = 0.5
 """A dtype whose matrix products run below this share of fp32's rate is emulated: it gains nothing but memory."""
+
+BUSY_LOAD = 0.5
+"""One-minute load average above which another process had about half a core or more."""
 
 MARGIN = 0.05
 """A cell may beat its limit by this much before it is suspicious: clocks move between the ceiling and the cell."""
@@ -102,7 +107,8 @@ class Ceilings:
         l2_bytes: L2 cache; on the CPU of all cores that torch uses. None where the system does not tell.
         cache_bytes: the largest working set that a warm cache keeps: the L2 of a GPU, the last level of a CPU.
         probes: every measurement.
-        conditions: what else moved the figures: a GPU's clocks and power, or the CPU's load average, at the start.
+        conditions: what else moved the figures: a GPU's clocks and power, or the CPU's load average, at the start; and
+            other_cpu_share, the share of all cores that other processes used while they were measured.
         missing: probes that gave no figure, each with its reason.
     """
 
@@ -130,6 +136,17 @@ class Ceilings:
     def launch_ms(self, timer: str, cache: str) -> float | None:
         """The shortest launch that a timer has seen with a cold or warm cache, milliseconds."""
         return min((probe.best for probe in self.of("launch") if probe.name == f"{timer}/{cache}"), default=None)
+
+    @property
+    def busy(self) -> str:
+        """What else used the device while these were measured, so that they may be too low; empty where nothing did."""
+        if "sm_clock_mhz" in self.conditions:
+            return "other processes were on the GPU" if self.conditions.get("other_gpu_processes") else ""
+        share = self.conditions.get("other_cpu_share")
+        if share is not None:
+            return f"other processes used {share:.0%} of all cores" if share > OTHER_LOAD else ""
+        load = self.conditions.get("load_average_1min") or 0.0  # ceilings from before the share was kept
+        return f"the machine was busy, load {load:.2f}," if load >= BUSY_LOAD else ""
 
     def of(self, kind: str) -> list[Probe]:
         """The probes of one kind."""
@@ -159,9 +176,10 @@ class Ceilings:
             raise ValueError("device_name, measured_at, identity and missing must be printable texts")
         if not all(type(size) is int or size is None for size in (found.l2_bytes, found.cache_bytes)):
             raise TypeError("cache sizes must be integers or null")
-        load = found.conditions.get("load_average_1min")
-        if type(load) not in (int, float, type(None)):
-            raise TypeError(f"load_average_1min must be a number, got {load!r:.60}")
+        for name in ("load_average_1min", "other_cpu_share"):
+            value = found.conditions.get(name)
+            if type(value) not in (int, float, type(None)):
+                raise TypeError(f"{name} must be a number, got {value!r:.60}")
         return found
 
 

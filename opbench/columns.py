@@ -117,6 +117,13 @@ COLUMNS = (
     ),
     Column("bound_by", "which limit that is: `compute`, `memory`, `cache` or `launch`", empty=NO_LIMIT),
     Column("suspicious", "the figures, where a cell beats its limit by more than 5 %", empty="it does not"),
+    Column(
+        "processes",
+        "how many fresh processes measured the cell (`--repeat`); above 1 the latencies are the processes' medians",
+        "processes",
+        NOT_OK,
+        int,
+    ),
 )
 
 SAMPLE_COLUMNS = (

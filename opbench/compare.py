@@ -1,18 +1,21 @@
 """One stored run against another: per cell the ratio of medians with its interval, and a verdict. Pure.
 
-This is the weak case: both arms come from one process each, so that everything that differs from process to process
-is in the ratio and not in its interval. `opbench gate` repeats processes instead.
+Where both runs measured a cell in several processes (`sweep --repeat`) the gate's statistics judge between processes.
+Else it is the weak case: each figure comes from one process, so that everything that differs from process to process is
+in the ratio and not in its interval. What that can be bounds what is called slower or faster.
 """
 
 import math
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from opbench.arms import Arm, Reading
 from opbench.case import Case, Cell
 from opbench.estimate import Estimate, Unit
+from opbench.interference import is_disturbed
 from opbench.measurement import Status
+from opbench.noise import ASSUMED_SPREAD, Noise
 from opbench.percent import percent_text
 from opbench.verdicts import CellComparison, Comparison, Verdict, overall_verdict
 
@@ -23,15 +26,32 @@ ALL_CELLS = "all cells"
 LEAST_SAMPLES = 6
 """Fewer have no 95 % interval of the median: opbench.stats.median_interval_ranks."""
 
+LEAST_PROCESSES = 3
+"""Fewer per run have no variation to judge by."""
+
 WEAK_CASE = (
     "Intervals are 95 %. One stored run against another: each figure is from one process, and the variation between "
     "processes (memory layout, clocks, caches) is in the ratios but not in their intervals. Hence the wide default "
-    "threshold; smaller changes need `opbench gate`, which repeats processes."
+    "threshold; smaller changes need `opbench sweep --repeat 5` for both runs, or `opbench gate`."
+)
+BETWEEN_PROCESSES = (
+    "Intervals are 95 %. {cells} judged between processes, by the tests of the gate: the processes of one run in the "
+    "order of their repetitions against those of the other, t-tests of the log ratios, Holm over the cells at 1 %."
+)
+DISTURBED = (
+    "something else disturbed the samples of one or both (see the warnings): measure again when it has ended, or with "
+    "`sweep --repeat 5`"
 )
 SAME_SOURCE = "Every compared cell ran the same operator and kernel source in both: what differs is not the code."
 
 
-def compare_runs(base: Arm, head: Arm, threshold: float = DEFAULT_THRESHOLD, allow: Collection[str] = ()) -> Comparison:
+def compare_runs(
+    base: Arm,
+    head: Arm,
+    threshold: float = DEFAULT_THRESHOLD,
+    allow: Collection[str] = (),
+    noise: Noise | None = None,
+) -> Comparison:
     """Compare every cell of the base with the same cell of the head.
 
     Args:
@@ -39,14 +59,18 @@ def compare_runs(base: Arm, head: Arm, threshold: float = DEFAULT_THRESHOLD, all
         head: what is judged.
         threshold: relative change that is accepted, 0.1 for 10 %.
         allow: circumstances that may differ, by name, and settings as operator.name; `-` and `_` stand for blanks.
+        noise: how far two processes of the same code differ on this device; None where that was not measured.
 
     Returns:
         Verdicts as opbench.verdicts says; a cell with no meaning in either arm is only counted.
     """
     allowed = {plain_key(key) for key in allow}
     partners = _partners(base, head)
-    cells, not_applicable = [], []
+    cells: list[CellComparison] = []
+    not_applicable = []
     tolerated: dict[str, str] = {}
+    spread = noise.spread if noise else ASSUMED_SPREAD
+    repeated: dict[int, tuple[Reading, Reading]] = {}
     for key, reading in base.readings.items():
         partner = head.readings.get(partners.get(key, ""))
         if partner and reading.status is partner.status is Status.NOT_APPLICABLE:
@@ -55,7 +79,10 @@ def compare_runs(base: Arm, head: Arm, threshold: float = DEFAULT_THRESHOLD, all
         found = _differences(reading, partner) if partner else {}
         strict = {name: text for name, text in found.items() if plain_key(name) not in allowed}
         tolerated |= {name: text for name, text in found.items() if name not in strict}
-        cells.append(_compare(reading, partner, list(strict.values()), threshold))
+        if partner and not strict and min(len(one.process_ms) for one in (reading, partner)) >= LEAST_PROCESSES:
+            repeated[len(cells)] = (reading, partner)
+        cells.append(_compare(reading, partner, list(strict.values()), threshold, spread))
+    _judge_between_processes(cells, repeated, threshold)
     taken = set(partners.values())
     return Comparison(
         base=base.name,
@@ -70,7 +97,7 @@ def compare_runs(base: Arm, head: Arm, threshold: float = DEFAULT_THRESHOLD, all
         ),
         not_applicable=tuple(not_applicable),
         notes=(
-            WEAK_CASE,
+            *_how(cells, repeated, noise),
             *([SAME_SOURCE] if _same_source(cells) else []),
             *(f"Allowed to differ: {text}." for text in tolerated.values()),
         ),
@@ -140,7 +167,49 @@ def geometric_mean(changes: Sequence[Estimate]) -> Estimate:
     ).exp(Unit.RATIO)
 
 
-def _compare(base: Reading, head: Reading | None, differences: Sequence[str], threshold: float) -> CellComparison:
+def _judge_between_processes(
+    cells: list[CellComparison], repeated: Mapping[int, tuple[Reading, Reading]], threshold: float
+) -> None:
+    """Replace verdicts and changes of the cells that both arms measured in several processes, by their place."""
+    pairs = {
+        place: [math.log(b / a) for a, b in zip(base.process_ms, head.process_ms, strict=False)]
+        for place, (base, head) in repeated.items()
+        if min(*base.process_ms, *head.process_ms) > 0
+    }
+    if not pairs:
+        return
+    from opbench.gate.rules import Rules, settle
+
+    for place, verdict, change in zip(pairs, *settle([*pairs.values()], Rules(tolerance=threshold)), strict=True):
+        count = len(pairs[place])
+        reason = f"{count} processes of each do not settle it" if verdict is Verdict.INCONCLUSIVE else ""
+        cells[place] = replace(cells[place], verdict=verdict, change=change, reason=reason)
+
+
+def _how(cells: Sequence[CellComparison], repeated: Collection[int], noise: Noise | None) -> list[str]:
+    """How the figures came about, and how far to trust them."""
+    notes = []
+    if repeated:
+        every = len(repeated) == sum(cell.change is not None for cell in cells)
+        notes.append(BETWEEN_PROCESSES.format(cells="All cells are" if every else f"{len(repeated)} cells are"))
+        if every:
+            return notes
+    if noise:
+        known = (
+            f"Two processes of the same code differ by up to {percent_text(noise.spread)} on this device, as `opbench "
+            f"noise` measured it {noise.measured_at[:10]} in {noise.processes} processes"
+        )
+    else:
+        known = (
+            f"It was not measured how far two processes of the same code differ on this device: "
+            f"{percent_text(ASSUMED_SPREAD)} are assumed, and `opbench noise` measures it"
+        )
+    return [*notes, WEAK_CASE, f"{known}. A ratio within that is never called slower or faster."]
+
+
+def _compare(
+    base: Reading, head: Reading | None, differences: Sequence[str], threshold: float, spread: float
+) -> CellComparison:
     if head is None:
         return CellComparison(
             base.cell, Verdict.MISSING, "the head does not have it", base.median_ms, base_source=base.source,
@@ -166,12 +235,37 @@ def _compare(base: Reading, head: Reading | None, differences: Sequence[str], th
     if a is None or b is None:
         return outcome(Verdict.INCONCLUSIVE, "a median of 0: shorter than the timer's step")
     change = ratio_interval(a, b)
-    if min(base.samples, head.samples) < LEAST_SAMPLES:
-        few = f"{base.samples} and {head.samples} samples: a 95 % interval needs {LEAST_SAMPLES}"
+    if few := _too_few(base, head):
         return outcome(Verdict.INCONCLUSIVE, few, replace(change, low=0.0, high=math.inf))
+    disturbed = is_disturbed((*base.warnings, *head.warnings))
+    return outcome(*_weak_verdict(change, threshold, spread, disturbed=disturbed), change)
+
+
+def _too_few(base: Reading, head: Reading) -> str:
+    """Why there is no interval; empty where there is one."""
+    if min(base.samples, head.samples) >= LEAST_SAMPLES:
+        return ""
+    if base.process_ms or head.process_ms:
+        counts = " and ".join(str(len(one.process_ms) or 1) for one in (base, head))
+        return f"{counts} processes: a verdict between processes needs {LEAST_PROCESSES} of each"
+    return f"{base.samples} and {head.samples} samples: a 95 % interval needs {LEAST_SAMPLES}"
+
+
+def _weak_verdict(change: Estimate, threshold: float, spread: float, *, disturbed: bool) -> tuple[Verdict, str]:
+    """The verdict on one process against one, with its reason: what processes of the same code do is no finding."""
     verdict = judge(change, threshold)
-    wide = f"the interval reaches across a bound of ±{percent_text(threshold)}"
-    return outcome(verdict, wide if verdict is Verdict.INCONCLUSIVE else "", change)
+    if verdict is Verdict.INCONCLUSIVE:
+        return verdict, f"the interval reaches across a bound of ±{percent_text(threshold)}"
+    if verdict is Verdict.SAME:
+        return verdict, ""
+    if disturbed:
+        return Verdict.INCONCLUSIVE, DISTURBED
+    if 1 / (1 + spread) <= change.value <= 1 + spread:
+        return (
+            Verdict.INCONCLUSIVE,
+            f"within ±{percent_text(spread)}, by which two processes of the same code may differ",
+        )
+    return verdict, ""
 
 
 def _partners(base: Arm, head: Arm) -> dict[str, str]:

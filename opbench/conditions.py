@@ -6,13 +6,25 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from opbench.interference import others_share
 from opbench.nvml import nvml_of
 from opbench.system import SILENT
 
-__all__ = ["GATE_VARIABLE", "busy_counters", "conditions", "cpu_conditions", "gpu_conditions", "scaling_governor"]
+__all__ = [
+    "GATE_VARIABLE",
+    "busy_counters",
+    "conditions",
+    "cpu_conditions",
+    "gpu_conditions",
+    "others_now",
+    "scaling_governor",
+]
 
 GATE_VARIABLE = "OPBENCH_GATE_PID"
 """In the environment of a gate's processes: who started them, and so which others are its own."""
+
+WATCHED_S = 0.25
+"""The system counts in steps of 10 ms: half a core's worth of others is 12 steps."""
 
 CPU0 = Path("/sys/devices/system/cpu/cpu0")
 
@@ -51,16 +63,29 @@ def cpu_conditions() -> dict[str, Any]:
     }
 
 
-def busy_counters() -> dict[str, Any]:
+def others_now() -> float | None:
+    """Share of all cores that other processes use at this moment, watched for WATCHED_S; None if not known.
+
+    What this process has started is not among the others. A load average would not do: it holds for a minute what
+    has ended, a sweep before this one say.
+    """
+    before = busy_counters(children=True)
+    time.sleep(WATCHED_S)
+    return others_share(before, busy_counters(children=True))
+
+
+def busy_counters(*, children: bool = False) -> dict[str, Any]:
     """Seconds on the clock (clock_s), of all processes on all cores (busy_s), and of this process (own_busy_s).
 
-    {} where the system does not tell.
+    {} where the system does not tell. With `children`, what this process has started is its own, too.
     """
     import psutil
 
     try:
         times = psutil.cpu_times()
-        own = psutil.Process().cpu_times()
+        process = psutil.Process()
+        own = process.cpu_times()
+        family = [_cpu_times(child) for child in process.children(recursive=True)] if children else []
     except (psutil.Error, *SILENT):
         return {}
     # user holds guest and nice holds guest_nice; what the hypervisor steals is busy for us.
@@ -69,8 +94,17 @@ def busy_counters() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "clock_s": time.monotonic(),
         "busy_s": sum(getattr(times, name, 0.0) for name in busy),
-        "own_busy_s": own.user + own.system,
+        "own_busy_s": own.user + own.system + sum(family),
     }
+
+
+def _cpu_times(child: Any) -> float:  # noqa: ANN401 - psutil has no types
+    import psutil
+
+    with suppress(psutil.Error):  # it has just ended
+        times = child.cpu_times()
+        return float(times.user + times.system)
+    return 0.0
 
 
 def scaling_governor() -> str | None:

@@ -26,6 +26,7 @@ __all__ = [
     "device_slug",
     "environment_differences",
     "git_revision",
+    "measured_revision",
     "resolve_device",
     "value_text",
 ]
@@ -42,11 +43,12 @@ VARIABLES = re.compile(
 )
 
 
-def collect_environment(device: str | None = None) -> dict[str, Any]:
+def collect_environment(device: str | None = None, threads: int | None = None) -> dict[str, Any]:
     """Describe what a run on `device` depends on, as JSON values; None or [] where something does not answer.
 
     Args:
         device: as resolve_device takes it; None means auto.
+        threads: of torch, where a run sets them; None for as many as torch uses now.
 
     Returns:
         Sizes in bytes, clocks in MHz, power in W, temperature in degrees Celsius.
@@ -60,7 +62,7 @@ def collect_environment(device: str | None = None) -> dict[str, Any]:
     cpu = {
         **_cpu(),
         "capability": torch.backends.cpu.get_cpu_capability(),
-        "torch_threads": torch.get_num_threads(),
+        "torch_threads": threads or torch.get_num_threads(),
     }
     properties = torch.cuda.get_device_properties(device) if device != "cpu" else None
     unusable_gpu = _unusable_gpu() if device == "cpu" else None
@@ -166,11 +168,32 @@ def environment_differences(there: Mapping[str, Any], here: Mapping[str, Any], *
         for identity, environment in ((a, there), (b, here)):
             identity["opbench"] = value_text(environment.get("opbench_version"))
             identity["git revision"] = value_text(environment.get("git_revision"))
+        theirs = (_elsewhere(there), _elsewhere(here))
+        if all("operator_revisions" in environment for environment in (there, here)) and theirs[0] != theirs[1]:
+            for identity, revisions in zip((a, b), theirs, strict=True):
+                identity |= {f"revision of {name}": value_text(revision) for name, revision in revisions.items()}
     return [
         f"{name}: {a.get(name, 'none')} there, {b.get(name, 'none')} here"
         for name in dict.fromkeys([*a, *b])
         if a.get(name) != b.get(name)
     ]
+
+
+def measured_revision(environment: Mapping[str, Any]) -> str:
+    """Revision of what a run measured: of the repository that its operators come from, several with commas.
+
+    Opbench's own counts where all operators are opbench's, and in runs from before operators had theirs; empty where
+    there is no checkout.
+    """
+    revisions = _elsewhere(environment) or {"": environment.get("git_revision")}
+    return ", ".join(dict.fromkeys(str(revision) for revision in revisions.values() if revision))
+
+
+def _elsewhere(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Operators whose files are tracked by another checkout than opbench's, or by none, with their revisions."""
+    revisions, own = environment.get("operator_revisions"), environment.get("git_revision")
+    given = revisions if isinstance(revisions, Mapping) else {}
+    return {name: revision for name, revision in given.items() if revision != own}
 
 
 def value_text(value: object) -> str:

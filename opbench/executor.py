@@ -32,6 +32,10 @@ class Executor(Protocol):
         """Measure one cell; on_stage hears "set-up", "check", "build" and "timing"."""
         ...
 
+    def renew(self) -> None:
+        """Run the next cell in a process that shares nothing with those before."""
+        ...
+
     def close(self) -> None:
         """Release what it holds."""
         ...
@@ -54,6 +58,9 @@ class InProcessExecutor:
         if os.getpid() != self._pid:
             os._exit(0)  # the cell forked; its child must not go on with the sweep
         return measurement
+
+    def renew(self) -> None:
+        """This process is the only one."""
 
     def close(self) -> None:
         """Nothing to release."""
@@ -108,6 +115,11 @@ class WorkerExecutor:
             self._leave_group()  # the cell wrote among the answers
             status, reason = Status.ERROR, f"the worker process answered nonsense in {stage}: {error!r:.200}"
         return Measurement(cell, status, reason, seconds=time.monotonic() - started)
+
+    def renew(self) -> None:
+        """End the worker and the supervisor: workers forked from one supervisor have its memory layout in common."""
+        self._leave_group()
+        self._workers.close()
 
     def close(self) -> None:
         """Kill the worker, if there is one, and everything that it started."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from opbench.arms import Arm, Reading
 from opbench.case import Cell
 from opbench.change_points import LEAST_RUNS, change_points, noise_scale, require_ruptures
+from opbench.environment import measured_revision
 from opbench.errors import ResultsError
 from opbench.journal import JOURNAL
 from opbench.measurement import one_line, warning_kind
@@ -40,19 +41,22 @@ class RunEntry:
         name: path of its folder, from the folder that was read.
         run_id: as run.json has it.
         started_at: with a time zone.
-        revision: git revision of opbench, possibly with `+dirty`; empty where it was not in a checkout.
+        revision: git revision of the project whose operators were measured, possibly with `+dirty`; empty where they
+            were not in a checkout.
+        opbench_revision: likewise of opbench, which may be the same.
     """
 
     name: str
     run_id: str
     started_at: datetime
     revision: str
+    opbench_revision: str = ""
 
     @property
     def short_revision(self) -> str:
         """The first digits of the revision, `+` after them for a dirty checkout; `no revision` without one."""
-        commit, _, dirty = self.revision.partition("+")
-        return commit[:SHORT_REVISION] + ("+" if dirty else "") or "no revision"
+        parts = [revision.partition("+") for revision in self.revision.split(", ")]
+        return ", ".join(commit[:SHORT_REVISION] + plus for commit, plus, _ in parts) or "no revision"
 
 
 ReadRun = tuple[RunEntry, list[tuple[Cell, Reading]]]
@@ -252,9 +256,11 @@ def _read(path: Path, folder: Path) -> ReadRun:
         raise ResultsError(f"{path / 'run.json'}: damaged: started_at must be a date, got {text!r:.60}") from None
     if started_at.tzinfo is None:
         started_at = started_at.replace(tzinfo=UTC)
-    revision = one_line(str(run.run["environment"].get("git_revision") or ""), 60)
+    environment = run.run["environment"]
+    revision = one_line(measured_revision(environment), 100)
+    own = one_line(str(environment.get("git_revision") or ""), 60)
     name = path.relative_to(folder).as_posix() if path != folder else path.resolve().name
-    return RunEntry(one_line(name), run.run["run_id"], started_at, revision), readings
+    return RunEntry(one_line(name), run.run["run_id"], started_at, revision, own), readings
 
 
 def _set_up(reading: Reading) -> SetUp:

@@ -1,9 +1,11 @@
 """What disturbed a cell's samples, from the snapshots around them: said in the row, never a reason to drop it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-__all__ = ["interference"]
+from opbench.measurement import warning_kind
+
+__all__ = ["DISTURBING", "OTHER_LOAD", "interference", "is_disturbed", "others_share"]
 
 OTHER_LOAD = 0.1
 """Share of all cores that other processes may use."""
@@ -13,6 +15,15 @@ CLOCK_MOVE = 0.05
 """Part of its first reading by which a clock may move during the samples."""
 HARMLESS_LIMITS = frozenset({"gpu_idle", "applications_clocks_setting", "sync_boost", "display_clock_setting"})
 """Clock event reasons that somebody set, or that mean no work; every other one slows a busy GPU."""
+
+DISTURBING = frozenset(
+    {
+        "CPU load", "CPU heat", "CPU clock", "GPU shared", "GPU clocks limited", "GPU SM clock", "GPU memory clock",
+        "resumed elsewhere",
+    }
+)  # fmt: skip
+"""Kinds of warnings that say that other figures would have come out a moment before or after; the other kinds
+(a governor, a power cap, a MIG slice) hold for every process on the device."""
 
 Snapshot = Mapping[str, Any]
 
@@ -27,15 +38,26 @@ def interference(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
     return tuple(f"{kind}: {detail}" for kind, detail in (*_on_cpu(before, after), *_on_gpu(before, after)))
 
 
+def is_disturbed(warnings: Iterable[str]) -> bool:
+    """Whether something disturbed the samples of a row with these warnings."""
+    return any(warning_kind(warning) in DISTURBING for warning in warnings)
+
+
+def others_share(before: Snapshot, after: Snapshot) -> float | None:
+    """Share of all cores that other processes used between two snapshots with busy_counters(); None if not known.
+
+    0 where it is too little to tell, LEAST_OTHER_LOAD_S.
+    """
+    if not {"clock_s", "busy_s", "own_busy_s", "cores"} <= before.keys() & after.keys():
+        return None
+    others_s = (after["busy_s"] - before["busy_s"]) - (after["own_busy_s"] - before["own_busy_s"])
+    available_s = (after["clock_s"] - before["clock_s"]) * after["cores"]
+    return float(others_s / available_s) if others_s > LEAST_OTHER_LOAD_S else 0.0
+
+
 def _on_cpu(before: Snapshot, after: Snapshot) -> Iterator[tuple[str, str]]:
-    if {"clock_s", "busy_s", "own_busy_s", "cores"} <= before.keys() & after.keys():
-        others_s = (after["busy_s"] - before["busy_s"]) - (after["own_busy_s"] - before["own_busy_s"])
-        available_s = (after["clock_s"] - before["clock_s"]) * after["cores"]
-        if others_s > max(LEAST_OTHER_LOAD_S, OTHER_LOAD * available_s):
-            yield (
-                "CPU load",
-                f"other processes used {others_s / available_s:.0%} of all cores during warm-up and samples",
-            )
+    if (share := others_share(before, after) or 0) > OTHER_LOAD:
+        yield "CPU load", f"other processes used {share:.0%} of all cores during warm-up and samples"
     governor = after.get("governor")
     if governor not in (None, "performance"):
         yield "CPU governor", f"{governor}, so the clock follows the load"

@@ -75,6 +75,10 @@ class Measurement:
     """Clocks, power, load and throttling around the samples, where the device reports them."""
     warnings: tuple[str, ...] = ()
     """What disturbed the samples, and what the cell left changed, each as `kind: detail`; the figures stand."""
+    repetition: int = 1
+    """Which of the fresh processes that a cell is measured in, from 1."""
+    processes: int = 1
+    """Above 1 the latencies are this many processes' medians: opbench.repetitions. Never in a journal."""
 
     def __post_init__(self) -> None:
         if self.status is not Status.OK and not self.reason:
@@ -85,6 +89,7 @@ class Measurement:
     def to_json_line(self) -> str:
         """One line of strict JSON; a non-finite error becomes null (the reason says what it was)."""
         data = asdict(self) | {"cell": self.cell.to_json()}
+        del data["processes"]
         if self.max_rel_error is not None and not math.isfinite(self.max_rel_error):
             data["max_rel_error"] = None
         return json.dumps(data, allow_nan=False, ensure_ascii=False)
@@ -98,7 +103,7 @@ class Measurement:
         Raises:
             KeyError, TypeError, ValueError: to_json_line did not write that.
         """
-        values = {name: data[name] for name in cls.__slots__ if name in data}
+        values = {name: data[name] for name in cls.__slots__ if name in data and name != "processes"}
         values["cell"] = Cell.from_json(data["cell"])
         values["status"] = Status(data["status"])
         values["latencies_ms"] = _latencies(data["latencies_ms"])
@@ -119,6 +124,8 @@ class Measurement:
         for count in (self.launches_per_sample, self.peak_memory_bytes):
             if count is not None and not (isinstance(count, int) and 0 <= count < MAX_COUNT):
                 raise ValueError(f"must be a count, got {count!r:.60}")
+        if not (type(self.repetition) is int and self.repetition >= 1):
+            raise ValueError(f"repetition must be a positive integer, got {self.repetition!r:.60}")
         if not isinstance(self.conditions, dict):
             raise TypeError(f"conditions must be an object, got {self.conditions!r:.60}")
         if self.status is Status.OK and not self.latencies_ms:

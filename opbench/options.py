@@ -23,12 +23,17 @@ __all__ = [
     "make_request",
     "request_differences",
     "request_of_command",
+    "require_threads",
 ]
 
 Options = Mapping[str, Any]
 Choice = TypeVar("Choice", bound=StrEnum)
 MAX_SEED = 2**62
 """Leaves room below what torch takes for what each case adds."""
+MAX_THREADS = 1024
+MAX_REPEAT = 1000
+LATER_PARTS = {"threads": None, "repeat": 1}
+"""Of a request, with what runs have whose command is from before them."""
 
 
 class Isolation(StrEnum):
@@ -114,6 +119,8 @@ def make_request(options: Options, operators: Mapping[str, Operator]) -> SweepRe
     dtypes = _choices("--dtypes", Dtype, given["dtypes"]) if "dtypes" in given else None
     _require_positive("--time-budget", given.get("time_budget"))
     _require_positive("--memory-limit", given.get("memory_limit"))
+    require_threads(given.get("threads"))
+    _require_count("--repeat", given.get("repeat"), MAX_REPEAT)
     device = resolve_device(given.get("device", "auto"))
     device_type = device.partition(":")[0]
     timer, cache = resolve_timer(given.get("timer", "auto"), given.get("cache"), device_type)
@@ -131,6 +138,8 @@ def make_request(options: Options, operators: Mapping[str, Operator]) -> SweepRe
         time_budget_s=float(given.get("time_budget", DEFAULT_TIME_BUDGET_S[device_type])),
         memory_limit_gib=given.get("memory_limit"),
         seed=int(given.get("seed", 0)),
+        threads=given.get("threads"),
+        repeat=given.get("repeat", 1),
     )
     if not 0 <= request.seed <= MAX_SEED:
         raise UsageError(f"--seed must be an integer from 0 to {MAX_SEED}, got {request.seed}")
@@ -151,6 +160,20 @@ def _choices(option: str, kind: type[Choice], given: Sequence[str]) -> tuple[Cho
 def _require_positive(option: str, value: float | None) -> None:
     if value is not None and not 0 < value < float("inf"):
         raise UsageError(f"{option} must be a positive number, got {value:g}")
+
+
+def require_threads(value: object) -> None:
+    """Refuse what is no number of threads; None means torch's own choice.
+
+    Raises:
+        UsageError: it is none.
+    """
+    _require_count("--threads", value, MAX_THREADS)
+
+
+def _require_count(option: str, value: object, most: int) -> None:
+    if value is not None and not (type(value) is int and 1 <= value <= most):
+        raise UsageError(f"{option} must be an integer from 1 to {most}, got {value!r:.60}")
 
 
 def _assignment(option: str, text: str, form: str) -> tuple[str, str]:
@@ -178,10 +201,11 @@ def request_differences(request: SweepRequest, command: Mapping[str, Any]) -> li
     """One line for each part of the request that a run's command has otherwise."""
     # Through JSON's types, as the stored one went.
     asked = {name: _plain(value) for name, value in request.to_json().items()}
+    stored = {**LATER_PARTS, **command}
     return [
-        f"{name}: {command.get(name)!r} there, {value!r} now"
+        f"{name}: {stored.get(name)!r} there, {value!r} now"
         for name, value in asked.items()
-        if command.get(name) != value
+        if stored.get(name) != value
     ]
 
 
@@ -195,6 +219,7 @@ def _options_of(command: Mapping[str, Any]) -> dict[str, Any]:
         "settings": [f"{operator}.{name}={text}" for operator, name, text in command["settings"]],
         "time_budget": command["time_budget_s"],
         "memory_limit": command["memory_limit_gib"],
+        **{name: command.get(name, value) for name, value in LATER_PARTS.items()},
     }
 
 

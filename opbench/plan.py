@@ -43,6 +43,8 @@ class SweepRequest:
         time_budget_s: sampling time per cell, seconds.
         memory_limit_gib: per-process limit, GiB (2**30 bytes); None for none.
         seed: of inputs and parameters.
+        threads: of torch on the CPU; None for torch's own choice.
+        repeat: fresh processes in which each cell is measured.
     """
 
     shapes: tuple[str, ...]
@@ -58,6 +60,8 @@ class SweepRequest:
     time_budget_s: float = 1.0
     memory_limit_gib: float | None = None
     seed: int = 0
+    threads: int | None = None
+    repeat: int = 1
 
     @property
     def device_type(self) -> str:

@@ -2,15 +2,19 @@
 
 import importlib
 import pkgutil
+import sys
+from collections.abc import Iterable
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 
 from opbench import operators
+from opbench.environment import git_revision
 from opbench.errors import RegistryError, UnknownNameError
 from opbench.measurement import one_line
 from opbench.operator import Operator
 
-__all__ = ["ENTRY_POINT_GROUP", "collect", "find", "left_out", "operator_module", "registered"]
+__all__ = ["ENTRY_POINT_GROUP", "collect", "find", "left_out", "operator_module", "registered", "revisions"]
 
 ENTRY_POINT_GROUP = "opbench.operators"
 
@@ -87,3 +91,24 @@ def find(name: str) -> Operator:
 def operator_module(operator: Operator) -> str:
     """Name of the module that defines the operator, from the function that makes its inputs."""
     return operator.make_inputs.__module__
+
+
+def revisions(chosen: Iterable[Operator], own: str | None) -> dict[str, str | None]:
+    """Of each operator by name the revision of the repository that tracks its file, as git_revision gives it.
+
+    Args:
+        chosen: which.
+        own: opbench's revision, which its own operators share.
+    """
+    known: dict[str | None, str | None] = {None: None}
+    found = {}
+    for operator in chosen:
+        module = operator_module(operator)
+        if module.startswith(f"{operators.__name__}."):
+            found[operator.name] = own
+            continue
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if file and file not in known:
+            known[file] = git_revision(Path(file))
+        found[operator.name] = known[file]
+    return found

@@ -24,6 +24,7 @@ from opbench.files import remove_leftovers, storage_errors, write_whole
 from opbench.journal import JOURNAL, JournalWriter, lock, open_journal, read_journal
 from opbench.measurement import Measurement, Status, one_line
 from opbench.metrics import derived_metrics
+from opbench.repetitions import by_cell
 
 if TYPE_CHECKING:
     import pandas
@@ -134,7 +135,7 @@ class RunFolder:
         return list(self._plan)
 
     def measurements(self) -> Iterator[Measurement]:
-        """Every line of the journal, in the order in which the cells ended; of a cell that was retried, each.
+        """Every line of the journal, in the order in which the cells ended; of a cell retried or repeated, each.
 
         A last line that a kill cut short is left out; any other damage is an error.
 
@@ -142,6 +143,14 @@ class RunFolder:
             ResultsError: there is no journal, or a line of it is not a measurement.
         """
         return (measurement for measurement, _ in read_journal(self.path / JOURNAL))
+
+    def finished(self) -> dict[str, Measurement]:
+        """What is known of each cell that has a line, by its key, as opbench.repetitions.by_cell says.
+
+        Raises:
+            ResultsError: as measurements().
+        """
+        return by_cell(self.measurements())
 
     @contextmanager
     def append(self) -> Iterator[JournalWriter]:
@@ -173,7 +182,7 @@ class RunFolder:
 
     def rows(self) -> list[dict[str, Any]]:
         """One dictionary per planned cell with every column; None where there is no value."""
-        finished = {measurement.cell.key: measurement for measurement in self.measurements()}
+        finished = self.finished()
         rows = []
         for cell in self.plan():
             measurement = finished.get(cell.key) or Measurement(
@@ -225,6 +234,7 @@ class RunFolder:
             "kernel_source_hash": measurement.kernel_source_hash or None,
             "configuration": measurement.configuration or None,
             **derived_metrics(measurement),
+            "processes": measurement.processes if measurement.status is Status.OK else None,
         }
         values |= limit_columns(self.ceilings, values)
         return {column: values[column] for column in COLUMNS}

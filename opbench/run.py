@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from opbench import registry
+from opbench.advice import cells_advice, way_out
 from opbench.case import Cell
 from opbench.ceiling_step import ceilings_for, default_budget_s
-from opbench.ceilings import Ceilings, emulated_dtypes, missing_notes
+from opbench.ceilings import BUSY_LOAD, Ceilings, emulated_dtypes, missing_notes
+from opbench.conditions import others_now
 from opbench.environment import collect_environment, device_slug, environment_differences
 from opbench.errors import DeviceLostError, ResultsError, UsageError
 from opbench.executor import Executor, InProcessExecutor, WorkerExecutor, cell_limit_s
-from opbench.measurement import Measurement, one_line
+from opbench.interference import OTHER_LOAD
+from opbench.measurement import Measurement, Status, one_line
 from opbench.native_dtypes import default_dtypes
 from opbench.operator import Operator
 from opbench.options import (
@@ -31,6 +34,7 @@ from opbench.plan import SweepRequest, plan_cells, plan_differences
 from opbench.report import write_plots, write_tables
 from opbench.results import CEILINGS, RunFolder, free_run_path
 from opbench.shapes import load_shape_lists
+from opbench.stats import relative_half_width
 from opbench.worker_process import Workers
 
 __all__ = [
@@ -99,8 +103,9 @@ def start_run(
     Raises:
         OpbenchError: the request cannot be planned, or the folder holds a run or cannot be written.
     """
+    _require_processes(request.repeat, conduct)
     cells = plan(request, operators)
-    environment = collect_environment(request.device)
+    environment = _environment(request, operators)
     path = out or free_run_path(RESULTS, device_slug(environment["device_name"], request.device_type))
     command = {**request.to_json(), **conduct.to_json()}
     return RunFolder.create(path, command=command, environment=environment, plan=cells)
@@ -132,7 +137,7 @@ def continue_run(
     if others:
         raise ResultsError(f"{path}: cannot resume with another {one_line('; '.join(others))}")
     differences = [
-        *environment_differences(run.run["environment"], collect_environment(request.device), code=True),
+        *environment_differences(run.run["environment"], _environment(request, operators), code=True),
         *plan_differences(run.plan(), planned),
     ]
     if differences and not accept_differences:
@@ -142,6 +147,18 @@ def continue_run(
         )
     run.differences = tuple(map(one_line, differences))
     return run
+
+
+def _environment(request: SweepRequest, operators: Mapping[str, Operator]) -> dict[str, Any]:
+    """Where a request is carried out, and the revisions of the operators' own repositories."""
+    environment = collect_environment(request.device, request.threads)
+    chosen = [operators[name] for name in request.ops]
+    return environment | {"operator_revisions": registry.revisions(chosen, environment["git_revision"])}
+
+
+def _require_processes(repeat: int, conduct: Conduct) -> None:
+    if repeat > 1 and conduct.isolation is not Isolation.PROCESS:
+        raise UsageError("--repeat needs --isolation process: each repetition is a fresh process")
 
 
 def dtypes_note(options: Options, run: RunFolder) -> str:
@@ -159,7 +176,8 @@ def run_cells(
 ) -> None:
     """Measure the cells that the run's journal lacks; each is in the journal before the next begins.
 
-    The device's ceilings come first: kept ones, or measured now.
+    The device's ceilings come first: kept ones, or measured now. Where cells are repeated, all are measured once, then
+    all again in new processes, so that what changes slowly hits all alike. A cell that is not ok is not repeated.
 
     Args:
         run: the run.
@@ -173,28 +191,59 @@ def run_cells(
         StorageError: a row cannot be written; those before stay readable.
         DeviceLostError: cells are not isolated, and one broke the device; those after it stay unmeasured.
     """
-    cells = run.plan()
+    cells, repeat = run.plan(), int(run.run["command"].get("repeat", 1))
+    _require_processes(repeat, conduct)
     workers = workers or Workers()
     executor = _executor(run, operators, conduct, workers)
     try:
         with run.append() as journal:
+            advised = _advise_at_start(run, progress)
             if not (run.path / CEILINGS).exists():
                 _write_ceilings(run, conduct, workers, progress)
-            last_status = {measurement.cell.key: measurement.status for measurement in run.measurements()}
-            finished = {key for key, status in last_status.items() if status not in conduct.retry}
-            for number, cell in enumerate(cells, start=1):
-                if cell.key in finished:
-                    continue
-                progress.started(cell, number, len(cells))
-                measurement = executor.run(cell, progress.stage)
-                if run.differences:
-                    notes = (f"resumed elsewhere: {difference}" for difference in run.differences)
-                    measurement = replace(measurement, warnings=(*measurement.warnings, *notes))
-                journal.write(measurement)
-                progress.ended(measurement)
+            status = {(line.cell.key, line.repetition): line.status for line in run.measurements()}
+            for repetition in range(1, repeat + 1):
+                if repetition > 1:
+                    executor.renew()
+                for number, cell in enumerate(cells, start=1 + (repetition - 1) * len(cells)):
+                    known = status.get((cell.key, repetition))
+                    done = known is not None and known not in conduct.retry
+                    earlier = [status.get((cell.key, other)) for other in range(1, repetition)]
+                    if done or any(one is not Status.OK for one in earlier):
+                        continue
+                    progress.started(cell, number, repeat * len(cells))
+                    measurement = replace(executor.run(cell, progress.stage), repetition=repetition)
+                    if run.differences:
+                        notes = (f"resumed elsewhere: {difference}" for difference in run.differences)
+                        measurement = replace(measurement, warnings=(*measurement.warnings, *notes))
+                    journal.write(measurement)
+                    status[cell.key, repetition] = measurement.status
+                    progress.ended(measurement)
+                    advised = advised or _advise(run, measurement, progress)
     finally:
         executor.close()
         workers.close()
+
+
+def _advise_at_start(run: RunFolder, progress: Progress) -> bool:
+    """Say what helps where other programs use the CPU before the first cell; whether it was said."""
+    environment = run.run["environment"]
+    helps = way_out(environment)
+    load = ((environment.get("cpu") or {}).get("load_average") or [0.0])[0]
+    if not helps or load < BUSY_LOAD:  # idle for a minute: not worth a look
+        return False
+    share = others_now()
+    if share is None or share <= OTHER_LOAD:
+        return False
+    progress.note(f"other programs use {share:.0%} of all cores: {helps}")
+    return True
+
+
+def _advise(run: RunFolder, measurement: Measurement, progress: Progress) -> bool:
+    """Say what helps where this cell's samples scatter or others used the CPU; whether it was said."""
+    width = relative_half_width(measurement.latencies_ms) if measurement.latencies_ms else None
+    if text := cells_advice([(width, measurement.warnings)], run.run["environment"]):
+        progress.note(text)
+    return bool(text)
 
 
 def _write_ceilings(run: RunFolder, conduct: Conduct, workers: Workers, progress: Progress) -> None:
@@ -240,6 +289,8 @@ def sweep(
     time_budget: float | None = None,
     memory_limit: float | None = None,
     seed: int | None = None,
+    threads: int | None = None,
+    repeat: int | None = None,
     isolation: str | None = None,
     cell_timeout: float | None = None,
     ceilings_budget: float | None = None,
@@ -270,6 +321,8 @@ def sweep(
         time_budget: sampling time per cell, seconds; 1 on CUDA, 0.5 on the CPU.
         memory_limit: GiB that a cell may take.
         seed: of inputs and parameters.
+        threads: of torch on the CPU; as many as torch chooses by default.
+        repeat: fresh processes for each cell, in turns; `opbench compare` then judges between processes.
         isolation: process (a worker for each operator and shape) or none; none is the default with `operators`.
         cell_timeout: seconds after which a cell is a timeout.
         ceilings_budget: seconds for the device's ceilings where none are kept, 0 for none; 15 on the CPU, 30 on CUDA.
@@ -294,6 +347,7 @@ def sweep(
         "direction": _listed(direction), "device": device, "timer": timer, "cache": cache,
         "settings": [settings] if isinstance(settings, str) else settings,
         "time_budget": time_budget, "memory_limit": memory_limit, "seed": seed,
+        "threads": threads, "repeat": repeat,
     }  # fmt: skip
     known = registry.collect(
         [(registry.operator_module(operator), operator) for operator in (*registry.registered().values(), *operators)]
@@ -331,7 +385,7 @@ def _listed(given: str | Sequence[str] | None) -> Sequence[str] | None:
 
 
 def _executor(run: RunFolder, operators: Mapping[str, Operator], conduct: Conduct, workers: Workers) -> Executor:
-    from opbench.runner import CellRunner, RunOptions, memory_limit
+    from opbench.runner import CellRunner, RunOptions, memory_limit, torch_threads
 
     options = RunOptions.of(run.run["command"])
     if conduct.isolation is Isolation.PROCESS:
@@ -347,7 +401,7 @@ def _executor(run: RunFolder, operators: Mapping[str, Operator], conduct: Conduc
                 f"{options.device} no longer answers this process since the last cell; what is left was not measured: "
                 f"start again to go on (sweep: --resume --out {run.path}), or take --isolation process"
             )
-        with memory_limit(options.memory_limit_gib, options.device):
+        with torch_threads(options.threads), memory_limit(options.memory_limit_gib, options.device):
             return runner.run(cell, on_stage)
 
     return InProcessExecutor(run_cell)

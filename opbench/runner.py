@@ -27,7 +27,7 @@ from opbench.registry import operator_module
 from opbench.system import data_limit, says_out_of_memory
 from opbench.timing import Launch, SpoiledProcessError, StoppingRule, Timer, collect_samples, make_timer
 
-__all__ = ["CellRunner", "RunOptions", "memory_limit", "source_hash"]
+__all__ = ["CellRunner", "RunOptions", "memory_limit", "source_hash", "torch_threads"]
 
 WARM_UP_FRACTION = 0.2
 """Warm-up time, as a fraction of the time budget."""
@@ -45,6 +45,7 @@ class RunOptions:
     time_budget_s: float
     memory_limit_gib: float | None
     seed: int
+    threads: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary that the constructor takes back."""
@@ -53,7 +54,7 @@ class RunOptions:
     @classmethod
     def of(cls, command: Mapping[str, Any]) -> Self:
         """The options in a run's command."""
-        return cls(**{name: command[name] for name in cls.__slots__})
+        return cls(**{name: command[name] for name in cls.__slots__ if name in command})
 
 
 class CellRunner:
@@ -268,6 +269,20 @@ def _source_path(module: str) -> Path | None:
         spec = importlib.util.find_spec(module)
         origin = spec.origin if spec else None
     return Path(origin) if origin else None
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Let torch use that many threads of the CPU; None leaves it as it is."""
+    if count is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

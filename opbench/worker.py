@@ -15,11 +15,12 @@ from typing import Any
 from opbench import registry
 from opbench.case import Cell
 from opbench.ceiling_step import serve_ceilings
-from opbench.runner import CellRunner, RunOptions, memory_limit
+from opbench.runner import CellRunner, RunOptions, memory_limit, torch_threads
 from opbench.system import available_memory_bytes
 
 __all__ = ["serve"]
 
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 OUT_OF_MEMORY_SCORE = Path("/proc/self/oom_score_adj")
 
 
@@ -41,7 +42,10 @@ def serve(connection: socket.socket) -> None:
     options = RunOptions(**first)
     runner = CellRunner(options, registry.find)
     limit_gib = _limit_gib(options)
-    with memory_limit(limit_gib, options.device) as held:
+    if options.threads:
+        # What a cell loads or starts reads these; torch itself is here already.
+        os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(options.threads)))
+    with torch_threads(options.threads), memory_limit(limit_gib, options.device) as held:
         if limit_gib is not None and not held:
             runner.estimate_limit_bytes = int(limit_gib * 2**30)
         answer(ready=True)

@@ -7,6 +7,7 @@ from typing import Any
 from opbench.case import Case, Cell, Direction, Dtype, Level, Shape
 from opbench.journal import JOURNAL
 from opbench.measurement import Measurement, Status
+from opbench.noise import Noise
 from opbench.results import RunFolder
 
 DEVICE = "Example GPU 40GB"
@@ -38,6 +39,18 @@ def measurement(
     return Measurement(cell, Status.OK, latencies_ms=samples, timer="cuda-event", cache="cold", reason=reason)
 
 
+def made_noise(spread: float, **changes: Any) -> Noise:
+    """What `opbench noise` would keep of a device on which processes differ by so much."""
+    values = {
+        "device_name": DEVICE,
+        "identity": {"device": DEVICE},
+        "measured_at": "2026-01-02T03:04:05+00:00",
+        "medians_ms": {"a cell": (1.0, 1.0 + spread, 1.0)},
+        "spread": spread,
+    }
+    return Noise(**{**values, **changes})
+
+
 def make_run(path: Path, measurements: Iterable[Measurement]) -> RunFolder:
     """A run folder with these cells planned; those that are not_run have no line in the journal."""
     cells = list(measurements)
@@ -45,7 +58,7 @@ def make_run(path: Path, measurements: Iterable[Measurement]) -> RunFolder:
         path,
         command={"timer": "auto", "cache": "cold"},
         environment={"device_name": DEVICE},
-        plan=[entry.cell for entry in cells],
+        plan=list({entry.cell.key: entry.cell for entry in cells}.values()),
     )
     # In one piece: a sweep pushes each line to the disk, which takes a test of thousands of rows long.
     lines = (entry.to_json_line() + "\n" for entry in cells if entry.status is not Status.NOT_RUN)

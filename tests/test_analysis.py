@@ -162,6 +162,64 @@ def test_a_gain_is_named_with_its_errors_in_words_and_other_dtypes_are_not_hidde
     )
 
 
+def cells_of(*cells, wide=()):
+    return [
+        measurement(operator, shape, "fp32", ms, provider=provider, wide=(operator, provider) in wide)
+        for operator, provider, shape, ms in cells
+    ]
+
+
+def test_a_column_whose_best_two_overlap_has_no_fastest(tmp_path):
+    wide = {("conv3x3", "torch"), ("dcnv4", "torch")}
+    cells = cells_of(
+        ("conv3x3", "torch", SMALL, 1.0), ("dcnv4", "torch", SMALL, 1.1), ("dcnv3", "torch", SMALL, 9.0),
+        ("conv3x3", "torch", LARGE, 1.0), ("dcnv4", "torch", LARGE, 5.0),
+        wide=wide,
+    )  # fmt: skip
+    run = make_run(tmp_path, cells)
+    assert [found and found["operator"] for found in fastest(run.rows())] == [None, "conv3x3"]
+    assert summary_line(run) == "fastest of 2 columns: Conv (3×3) in 1, undecided in 1."
+    assert summary_line(make_run(tmp_path / "one", cells[:3])) == "fastest of 1 columns: undecided in 1."
+
+
+def test_the_provider_is_named_where_an_operator_has_several(tmp_path):
+    cells = cells_of(
+        ("rmsnorm", "torch", SMALL, 2.0), ("rmsnorm", "triton", SMALL, 1.0), ("rmsnorm", "torch", LARGE, 1.0),
+        ("rmsnorm", "triton", LARGE, 3.0), ("rmsnorm", "torch", Shape(1, 32, 32, 16), 1.0),
+        ("rmsnorm", "triton", Shape(1, 32, 32, 16), 3.0),
+    )  # fmt: skip
+    assert summary_line(make_run(tmp_path / "one", cells)) == (
+        "fastest provider of 3 columns: torch in 2, triton in 1."
+    )
+    others = cells_of(("dcnv4", "torch", SMALL, 5.0))
+    assert summary_line(make_run(tmp_path / "two", [*cells, *others])) == (
+        "fastest of 3 columns: rmsnorm [torch] in 2, rmsnorm [triton] in 1."
+    )
+
+
+def test_the_largest_gain_is_not_that_of_an_uncertain_cell(tmp_path):
+    def gain(operator, ms, *, wide):
+        return [measurement(operator, SMALL, dtype, value, wide=wide) for dtype, value in (("fp32", ms), ("bf16", 1.0))]
+
+    uncertain, certain = gain("conv3x3", 55.8, wide=True), gain("dcnv4", 2.0, wide=False)
+    summary = summary_line(make_run(tmp_path / "both", [*uncertain, *certain]))
+    assert "largest precision gain: 2.00× from bf16 (DCNv4 " in summary
+    alone = summary_line(make_run(tmp_path / "one", uncertain))
+    assert "largest precision gain: ~55.8× from bf16 (Conv (3×3) " in alone
+
+
+def test_the_cell_closest_to_its_limit_is_named_only_where_it_is_closer_beyond_the_noise(tmp_path):
+    cells = [
+        measurement("conv3x3", SMALL, "fp32", 1.0, flop_count=10**9, wide=True),
+        measurement("dcnv4", SMALL, "fp32", 1.02, flop_count=10**9, wide=True),
+    ]
+    run = make_run(tmp_path, cells)
+    run.write_ceilings(example_ceilings())
+    assert summary_line(run) == (
+        "fastest of 1 columns: undecided in 1; 1 of 2 cells below 10 % of their limit, closest at about 10.0 %."
+    )
+
+
 def test_a_run_without_a_value_has_a_summary_too(tmp_path):
     assert (
         summary_line(make_run(tmp_path, [measurement("dcnv4", SMALL, "fp32", Status.ERROR)])) == "No cell has a value."

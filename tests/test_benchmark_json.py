@@ -13,7 +13,7 @@ from test_compare_command import LARGE, conv
 from test_fuzz import call
 
 from opbench.arms import open_arm
-from opbench.benchmark_json import _statistics
+from opbench.benchmark_json import _statistics, run_as_benchmark_json
 from opbench.measurement import Status
 
 
@@ -42,6 +42,15 @@ def test_statistics_are_those_of_pytest_benchmark(count):
     ours = _statistics(samples, 3)
     for field, value in theirs.as_dict().items():
         assert ours[field] == (value if isinstance(value, str) else pytest.approx(value, rel=1e-12)), field
+
+
+def test_an_export_names_the_project_that_was_measured(place):
+    run = make_run(place / "run", [conv(1.0)])
+    revisions = {"git_revision": "own", "operator_revisions": {"conv3x3": "theirs"}}
+    run.run = {**run.run, "environment": {**run.run["environment"], **revisions}}
+    document = run_as_benchmark_json(run)
+    assert document["commit_info"]["id"] == "theirs"
+    assert document["opbench"]["opbench_revision"] == "own"
 
 
 def test_pytest_benchmark_compare_reads_an_export(place):

@@ -9,13 +9,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import torch
 from ceiling_fixtures import ceilings, example_ceilings, probe
 from report_fixtures import make_run, measurement
 
 from opbench.case import Dtype, Shape
 from opbench.ceiling_cache import ceilings_path, keep, known_ceilings
 from opbench.ceiling_probes import DeviceFacts, cpu_caches, device_facts, measure_ceilings, probe_families
-from opbench.ceiling_step import ceilings_for
+from opbench.ceiling_step import ceilings_for, serve_ceilings
 from opbench.ceilings import (
     BOUNDS,
     Ceilings,
@@ -378,6 +379,15 @@ def test_a_busy_machine_is_said():
     assert "other processes were on the GPU" in notes(**gpu, other_gpu_processes=[{"pid": 1}])
 
 
+def test_what_ran_beside_the_ceilings_counts_more_than_the_load():
+    assert ceilings(conditions={"load_average_1min": 3.0, "other_cpu_share": 0.02}).busy == ""
+    share = ceilings(conditions={"load_average_1min": 0.1, "other_cpu_share": 0.4})
+    assert share.busy == "other processes used 40% of all cores"
+    assert "too low: other processes used 40% of all cores when" in " ".join(ceiling_table(share).notes)
+    with pytest.raises(TypeError, match="other_cpu_share must be a number"):
+        Ceilings.from_json(ceilings(conditions={"other_cpu_share": "much"}).to_json())
+
+
 def test_ceilings_are_kept_per_device_and_versions(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     environment = collect_environment("cpu")
@@ -461,6 +471,63 @@ def test_what_is_kept_is_not_measured_again(tmp_path, monkeypatch):
     assert the_cpus(ScriptedWorkers(), monkeypatch, tmp_path) == found
     again = the_cpus(ScriptedWorkers(answers), monkeypatch, tmp_path, again=True)
     assert names(again.probes) == CPU_PROBES
+
+
+def beside(share):
+    """A script in which other processes use that share of the CPU."""
+
+    def script(todo):
+        for answer in answers(todo):
+            yield {**answer, "other_cpu_share": share} if "probe" in answer else answer
+
+    return script
+
+
+def test_ceilings_of_a_busy_machine_are_measured_again_once_it_is_idle(tmp_path, monkeypatch):
+    now = [0.6]
+    monkeypatch.setattr("opbench.ceiling_step.others_now", lambda: now[0])
+    busy = the_cpus(ScriptedWorkers(beside(0.5)), monkeypatch, tmp_path)
+    assert busy.conditions["other_cpu_share"] == 0.5
+    assert the_cpus(ScriptedWorkers(), monkeypatch, tmp_path) == busy  # still busy
+    now[0] = 0.02
+    assert the_cpus(ScriptedWorkers(), monkeypatch, tmp_path, 0) == busy  # no budget
+    heard = []
+    workers = ScriptedWorkers(beside(0.3))
+    better = the_cpus(workers, monkeypatch, tmp_path, on_note=heard.append)
+    assert len(workers.requests) == 1  # once per sweep, whatever comes of it
+    assert workers.requests[0]["skip"] == []
+    assert heard[0] == (
+        "the device's limits are measured again: other processes used 50% of all cores when they were measured before"
+    )
+    assert better.conditions["other_cpu_share"] == 0.3
+    assert the_cpus(ScriptedWorkers(beside(0.7)), monkeypatch, tmp_path) == better  # the load came back: no better
+    calm = the_cpus(ScriptedWorkers(beside(0.0)), monkeypatch, tmp_path)
+    assert calm.busy == ""
+    assert the_cpus(ScriptedWorkers(), monkeypatch, tmp_path) == calm
+
+
+def test_ceilings_are_measured_with_the_threads_of_the_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    workers = ScriptedWorkers(answers)
+    found = ceilings_for(collect_environment("cpu", 3), workers, 15.0)
+    assert workers.requests[0]["threads"] == 3
+    assert found.identity["torch threads"] == "3"
+    assert known_ceilings(collect_environment("cpu", 4)) is None
+
+
+def test_a_worker_measures_with_the_threads_that_it_is_told(monkeypatch):
+    seen, said = [], []
+    result = Missing("compute", "fp32", "made up", "2026-01-01T00:00:00+00:00", begun=True)
+
+    def measure(*arguments, **options):
+        seen.append(torch.get_num_threads())
+        yield result
+
+    monkeypatch.setattr("opbench.ceiling_probes.measure_ceilings", measure)
+    serve_ceilings({"device": "cpu", "budget_s": 1.0, "skip": [], "threads": 5}, lambda **answer: said.append(answer))
+    assert seen == [5]
+    assert said[1]["missing"] == dataclasses.asdict(result)
+    assert said[1]["other_cpu_share"] >= 0
 
 
 def test_a_probe_that_kills_its_process_costs_itself_and_not_the_others(tmp_path, monkeypatch):

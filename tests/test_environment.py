@@ -1,5 +1,6 @@
 """The environment record: complete without a GPU, right with a (fake) one, and free of names and paths."""
 
+import importlib
 import json
 import os
 import re
@@ -11,8 +12,9 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from builders import doubling
 
-from opbench import environment
+from opbench import environment, registry
 from opbench.conditions import gpu_conditions
 from opbench.environment import (
     collect_environment,
@@ -21,6 +23,7 @@ from opbench.environment import (
     device_slug,
     environment_differences,
     git_revision,
+    measured_revision,
     resolve_device,
 )
 from opbench.environment_lines import environment_lines, machine_lines
@@ -485,6 +488,43 @@ def test_git_revision(git, tmp_path):
     assert git_revision(tmp_path / "module.py") == head
     (tmp_path / "module.py").write_text("second\n")
     assert git_revision(tmp_path / "module.py") == f"{head}+dirty"
+
+
+def test_an_operators_revision_is_that_of_its_own_repository(git, tmp_path, monkeypatch):
+    (tmp_path / "my_operators.py").write_text(
+        "def make_inputs(case, generator):\n    return {}\n\ndef other_inputs(case, generator):\n    return {}\n"
+    )
+    git("add", ".")
+    git("commit", "--quiet", "-m", "operators")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module("my_operators")
+    monkeypatch.delitem(sys.modules, "my_operators")
+    head = git("rev-parse", "HEAD")
+    mine = doubling(name="mine", make_inputs=module.make_inputs)
+    assert registry.revisions([mine], "opbench's") == {"mine": None}  # no file is known
+    monkeypatch.setitem(sys.modules, "my_operators", module)
+    yours = doubling(name="yours", make_inputs=module.other_inputs)
+    found = registry.revisions([mine, yours, registry.find("conv3x3")], "opbench's")
+    assert found == {"mine": head, "yours": head, "conv3x3": "opbench's"}
+
+
+def test_the_revision_of_what_was_measured():
+    own = {"git_revision": "own"}
+    assert measured_revision(own) == "own"
+    assert measured_revision({}) == ""
+    assert measured_revision(own | {"operator_revisions": {"conv3x3": "own"}}) == "own"
+    assert measured_revision(own | {"operator_revisions": {"conv3x3": "own", "a": "x", "b": "x", "c": "y"}}) == "x, y"
+    assert measured_revision(own | {"operator_revisions": {"a": None}}) == ""  # not opbench's
+    assert measured_revision(own | {"operator_revisions": "damaged"}) == "own"
+
+
+def test_a_run_does_not_go_on_with_another_revision_of_its_operators():
+    own = {"git_revision": "own", "device": "cpu"}
+    there, here = (own | {"operator_revisions": {"mine": revision}} for revision in ("x", "y"))
+    assert environment_differences(there, here, code=True) == ["revision of mine: x there, y here"]
+    assert environment_differences(there, here) == []
+    assert environment_differences(there, there, code=True) == []
+    assert environment_differences(own, here, code=True) == []  # from before it was kept
 
 
 def test_git_revision_in_a_hook_of_another_repository(git, tmp_path, monkeypatch):

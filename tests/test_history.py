@@ -71,6 +71,22 @@ def copied(nights, tmp_path):
     return shutil.copytree(nights, tmp_path / "runs")
 
 
+def test_the_revision_is_that_of_the_project_whose_operators_were_measured(tmp_path):
+    theirs = {"operator_revisions": {"conv3x3": revision(1), "mine": "ab" * 20 + "+dirty", "yours": None}}
+    add_run(tmp_path, 1, [measurement("mine", SHAPE, "fp16", 1.0)], environment=theirs)
+    add_run(tmp_path, 2, [measurement("mine", SHAPE, "fp16", 1.0)])  # from before the project's revision was kept
+    [series] = read_history(tmp_path).series
+    first, second = series.runs
+    assert (first.revision, first.short_revision) == ("ab" * 20 + "+dirty", "ababababab+")
+    assert (first.opbench_revision, second.opbench_revision) == (revision(1), revision(2))
+    assert second.revision == revision(2)
+    code, _, err = call("history", tmp_path, "--out", tmp_path / "out")
+    assert code == 0, err
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "history.csv").read_text())))
+    assert [row["git_revision"] for row in rows] == ["ab" * 20 + "+dirty", revision(2)]
+    assert [row["opbench_revision"] for row in rows] == [revision(1), revision(2)]
+
+
 def test_a_step_is_found_with_its_revision_and_run(nights):
     [series] = read_history(nights).series
     assert [run.revision for run in series.runs] == [revision(day) for day in range(20)]

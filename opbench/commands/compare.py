@@ -44,12 +44,16 @@ def compare(
 ) -> None:
     """Compare two stored runs cell by cell: ratios of medians with intervals, and a verdict on each.
 
+    Runs of `sweep --repeat` are judged between processes. Of others, a change within what two processes of the same
+    code differ by on the device (`opbench noise`), or in cells that were disturbed, is inconclusive at most.
+
     Exit codes: 0 same or faster, 1 some cell slower, 2 usage or bad input, 3 inconclusive, 4 not comparable, 5 cells
     missing or failed in either run, 74 a file cannot be written.
     """
     from opbench.arms import open_arm
     from opbench.baselines import is_baseline_folder, newest_baseline, no_baseline
     from opbench.compare import compare_runs
+    from opbench.noise import known_noise
     from opbench.percent import parse_percent
 
     tolerance = parse_percent("--threshold", threshold)
@@ -58,6 +62,8 @@ def compare(
     with verdict_exit_codes():
         against = newest_baseline(base, judged, allow or ()) if is_baseline_folder(base) else open_arm(base)
         comparison = (
-            compare_runs(against, judged, tolerance, allow or ()) if against else no_baseline(base, judged, tolerance)
+            compare_runs(against, judged, tolerance, allow or (), known_noise(judged.environment))
+            if against
+            else no_baseline(base, judged, tolerance)
         )
         conclude(comparison, formats, out, accept_inconclusive=accepted, no_color=no_color)

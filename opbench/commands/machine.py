@@ -49,18 +49,23 @@ def ceilings(
     budget: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="For all probes. [default: 15 on the CPU, 30 on CUDA]")
     ] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Of PyTorch on the CPU. [default: PyTorch's own choice]")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print what a run keeps in ceilings.json.")] = False,
     no_color: NoColor = False,
 ) -> None:
     """Measure this device's own limits: matrix throughput, memory and cache bandwidth, shortest launch.
 
-    Kept per device and versions; sweeps take them along. A probe that failed is tried again after a day.
+    Kept per device, versions and threads; sweeps take them along. A probe that failed is tried again after a day, and
+    all are when other programs used the device while they ran and have ended.
     """
     import json
 
     from opbench.ceiling_step import ceilings_for, default_budget_s
     from opbench.environment import collect_environment, resolve_device
     from opbench.errors import UsageError
+    from opbench.options import require_threads
     from opbench.progress import ConsoleProgress
     from opbench.user_cache import say_if_nothing_is_kept
     from opbench.worker_process import Workers
@@ -68,9 +73,10 @@ def ceilings(
     name = resolve_device(device)
     if budget is not None and not 0 < budget < float("inf"):
         raise UsageError(f"--budget must be a positive number, got {budget:g}")
+    require_threads(threads)
     with closing(Workers()) as workers, ConsoleProgress(quiet=json_, no_color=no_color) as progress:
         found = ceilings_for(
-            collect_environment(name),
+            collect_environment(name, threads),
             workers,
             budget or default_budget_s(name),
             again=again,

@@ -112,6 +112,16 @@ def sweep(
         float | None, typer.Option(metavar="GIB", help="Memory that a cell may take. [default: no limit]")
     ] = None,
     seed: Annotated[int | None, typer.Option(metavar="N", help="Of inputs and parameters. [default: 0]")] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Of PyTorch on the CPU. [default: PyTorch's own choice]")
+    ] = None,
+    repeat: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Fresh processes for each cell, in turns; compare then judges between processes. [default: 1]",
+        ),
+    ] = None,
     isolation: Annotated[
         str | None,
         typer.Option(
@@ -162,6 +172,7 @@ def sweep(
         "dtypes": split("--dtypes", dtypes), "level": split("--level", level),
         "direction": split("--direction", direction), "device": device, "timer": timer, "cache": cache,
         "settings": settings, "time_budget": time_budget, "memory_limit": memory_limit, "seed": seed,
+        "threads": threads, "repeat": repeat,
     }  # fmt: skip
     ways = {
         "isolation": isolation, "cell_timeout": cell_timeout, "retry": split("--retry", retry),

@@ -17,7 +17,7 @@ from scipy import stats
 from opbench.estimate import Estimate, Unit
 from opbench.verdicts import Verdict
 
-__all__ = ["Decision", "Rules", "Screen", "decide", "holm", "interval", "moved", "screen"]
+__all__ = ["Decision", "Rules", "Screen", "decide", "holm", "interval", "moved", "screen", "settle"]
 
 Rounds = NDArray[np.float64]
 """Log ratios, one row per round, one column per cell."""
@@ -136,12 +136,9 @@ def decide(first: Rounds, second: Rounds | None, kept: Flags, rules: Rules) -> D
         limit = np.log1p(rules.tolerance)
         both = np.vstack([first[:, kept], second])
         outcome = _settled(_same(both, rules))
+        p_faster, p_slower = _p_above(-second, limit), _p_above(second, limit)
         for family, level in ((result.suspect[kept], rules.level), (~result.suspect[kept], rules.late_level)):
-            columns = np.flatnonzero(family)
-            for index in columns[holm(_p_above(-second[:, columns], limit), level)]:
-                outcome[index] = Verdict.FASTER
-            for index in columns[holm(_p_above(second[:, columns], limit), level)]:
-                outcome[index] = Verdict.SLOWER
+            _reject(outcome, np.flatnonzero(family), p_faster, p_slower, level)
         verdicts[kept] = outcome
         for index, column, all_rounds, verdict in zip(np.flatnonzero(kept), second.T, both.T, outcome, strict=True):
             changes[index] = interval(all_rounds if verdict is Verdict.SAME else column)
@@ -150,6 +147,21 @@ def decide(first: Rounds, second: Rounds | None, kept: Flags, rules: Rules) -> D
             p = _p_above(suite_rounds[:, None], rules.suite_limit)[0]
             suite_slower = bool(p < rules.level)
     return Decision(tuple(verdicts), tuple(changes), interval(suite_rounds), suite_slower)
+
+
+def settle(columns: Sequence[Sequence[float]], rules: Rules) -> tuple[tuple[Verdict, ...], tuple[Estimate, ...]]:
+    """Verdicts and changes by the second stage's tests where there was no first stage: all cells are one family.
+
+    Args:
+        columns: of each cell its log ratios, two or more.
+        rules: levels; the tolerance.
+    """
+    limit = np.log1p(rules.tolerance)
+    rounds = [np.asarray(column, dtype=np.float64)[:, None] for column in columns]
+    outcome = _settled(np.array([_same(one, rules)[0] for one in rounds]))
+    p_faster, p_slower = (np.array([_p_above(sign * one, limit)[0] for one in rounds]) for sign in (-1, 1))
+    _reject(outcome, np.arange(len(rounds)), p_faster, p_slower, rules.level)
+    return tuple(outcome), tuple(interval(one[:, 0]) for one in rounds)
 
 
 def moved(rounds: Sequence[float], rules: Rules) -> bool:
@@ -176,6 +188,13 @@ def holm(p_values: NDArray[np.float64], level: float) -> Flags:
     rejected: Flags = np.zeros(len(p_values), dtype=bool)
     rejected[order[: len(passed) if passed.all() else int(np.argmin(passed))]] = True
     return rejected
+
+
+def _reject(outcome: Any, family: Any, p_faster: Any, p_slower: Any, level: float) -> None:  # noqa: ANN401 - numpy's
+    """Mark the cells of a family that are shown to be faster or slower."""
+    for p_values, verdict in ((p_faster, Verdict.FASTER), (p_slower, Verdict.SLOWER)):
+        for index in family[holm(p_values[family], level)]:
+            outcome[index] = verdict
 
 
 def _settled(same: Flags) -> NDArray[np.object_]:

@@ -19,6 +19,7 @@ __all__ = [
     "Split",
     "intensity",
     "is_clear",
+    "is_faster",
     "launches",
     "measured",
     "precision_gains",
@@ -161,8 +162,15 @@ def precision_gains(rows: Iterable[Row]) -> list[Gain]:
 
 def is_clear(gain: Gain) -> bool:
     """Whether the dtype is faster beyond the noise: the medians' intervals lie apart."""
-    high, low = gain.row["ci_high_ms"], gain.full["ci_low_ms"]
-    return gain.speedup > 1 if high is None or low is None else bool(high < low)  # None: a published figure
+    return is_faster(gain.row, gain.full)
+
+
+def is_faster(row: Row, other: Row) -> bool:
+    """Whether a row is faster than another beyond the noise: the medians' intervals lie apart."""
+    high, low = row["ci_high_ms"], other["ci_low_ms"]
+    if high is None or low is None:  # a published figure
+        return bool(row["latency_ms"] < other["latency_ms"])
+    return bool(high < low)
 
 
 def launches(rows: Iterable[Row]) -> list[Launches]:

@@ -1,13 +1,11 @@
 """A device's measured ceilings as a table."""
 
-from opbench.ceilings import BOUNDS, Ceilings, emulated_dtypes, missing_notes
+from opbench.ceilings import BOUNDS, BUSY_LOAD, Ceilings, emulated_dtypes, missing_notes
 from opbench.report.layout import ABSENT, three_digits
 from opbench.report.render import Table
 
-__all__ = ["busy_note", "ceiling_table"]
+__all__ = ["BUSY_LOAD", "busy_note", "ceiling_table"]
 
-BUSY_LOAD = 0.5
-"""One-minute load average above which another process had about half a core or more."""
 UNITS = {"compute": "TFLOP/s", "memory": "GB/s", "cache": "GB/s", "launch": "µs"}
 
 
@@ -47,17 +45,11 @@ def ceiling_table(ceilings: Ceilings) -> Table:
 
 def busy_note(ceilings: Ceilings) -> list[str]:
     """A warning where other work ran while the ceilings were measured: they may then be too low."""
-    on_gpu = "sm_clock_mhz" in ceilings.conditions
-    load = ceilings.conditions.get("load_average_1min") or 0.0
-    if on_gpu and ceilings.conditions.get("other_gpu_processes"):
-        why = "other processes were on the GPU"
-    elif not on_gpu and load >= BUSY_LOAD:
-        why = f"the machine was busy, load {load:.2f}"
-    else:
+    if not ceilings.busy:
         return []
     return [
-        f"Ceilings may be too low: {why} when they were measured. When it is idle, measure again with "
-        "`opbench ceilings --again`."
+        f"Ceilings may be too low: {ceilings.busy} when they were measured. The next sweep on an idle machine measures "
+        "them again, or `opbench ceilings --again`."
     ]
 
 

@@ -16,6 +16,7 @@ __all__ = ["HISTORY_COLUMNS", "cell_names", "history_csv", "history_tables", "se
 HISTORY_COLUMNS = (
     "series", "operator", "provider", "level", "direction", "shape_list", "shape", "dtype", "settings", "run", "run_id",
     "started_at", "git_revision", "latency_ms", "ci_low_ms", "ci_high_ms", "warnings", "level_ms", "step_change",
+    "opbench_revision",
 )  # fmt: skip
 """Of history.csv: `level_ms` is the median of the level that the run belongs to, `step_change` is relative (0.05 is 5 %
 slower) in the run where a level begins and empty elsewhere."""
@@ -168,6 +169,7 @@ def _csv_rows(trend: Trend) -> Iterator[dict[str, object]]:
             "run_id": point.run.run_id,
             "started_at": point.run.started_at.isoformat(),
             "git_revision": point.run.revision,
+            "opbench_revision": point.run.opbench_revision,
             "latency_ms": point.latency_ms,
             "ci_low_ms": point.low_ms,
             "ci_high_ms": point.high_ms,

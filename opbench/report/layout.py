@@ -3,12 +3,13 @@
 import math
 import re
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
+from opbench.advice import cells_advice
 from opbench.case import Dtype, Shape
 from opbench.measurement import FAILURES, Status
 from opbench.results import RunFolder
@@ -21,6 +22,7 @@ __all__ = [
     "Group",
     "Row",
     "Series",
+    "advice_notes",
     "cell_text",
     "count_cells",
     "failure_lines",
@@ -33,6 +35,8 @@ __all__ = [
     "suspicious_notes",
     "three_digits",
     "warning_notes",
+    "wide_mark",
+    "wide_notes",
 ]
 
 Row = dict[str, Any]
@@ -201,15 +205,29 @@ def cell_text(row: Row | None) -> str:
 
 def marks(row: Row) -> str:
     """What stands before the figure of an ok cell: `~` uncertain, `!` suspicious."""
-    return (WIDE_MARK if is_wide(row) else "") + (SUSPICIOUS_MARK if row.get("suspicious") else "")
+    return wide_mark(row) + (SUSPICIOUS_MARK if row.get("suspicious") else "")
+
+
+def wide_mark(row: Row) -> str:
+    """`~` for an ok cell that is uncertain."""
+    return WIDE_MARK if is_wide(row) else ""
 
 
 def is_wide(row: Row) -> bool:
     """The median of an ok cell is uncertain by more than WIDE_INTERVAL."""
+    width = half_width(row)
+    return width is not None and width > WIDE_INTERVAL
+
+
+def half_width(row: Row) -> float | None:
+    """The longer arm of an ok cell's interval over its median; None for a published figure."""
     middle = row["latency_ms"]
-    if row["ci_low_ms"] is None:  # a published figure
-        return False
-    return bool(max(row["ci_high_ms"] - middle, middle - row["ci_low_ms"]) > WIDE_INTERVAL * middle)
+    if row["ci_low_ms"] is None:
+        return None
+    longer = max(row["ci_high_ms"] - middle, middle - row["ci_low_ms"])
+    if not middle:
+        return math.inf if longer else 0.0
+    return float(longer / middle)
 
 
 def provenance(run: RunFolder, rows: Sequence[Row]) -> str:
@@ -256,16 +274,29 @@ def reason_notes(group: Group, without: Collection[Status] = ()) -> list[str]:
             f"{hidden} more reasons: see the column `reason` of measurements.csv.",
         ]
     notes += suspicious_notes(group.rows)
-    wide = sum(row["status"] == Status.OK and is_wide(row) for row in group.rows)
-    if wide:
-        notes.append(
-            f"{WIDE_MARK}: the median's 95 % interval is wider than ±{100 * WIDE_INTERVAL:g} % ({count_cells(wide)}): "
-            "a busy machine, or too small a time budget."
-        )
+    notes += wide_notes(group.rows)
     not_run = sum(row["status"] == Status.NOT_RUN for row in group.rows)
     if not_run:
         notes.append(f"{count_cells(not_run)} planned but not run: the run ended before.")
     return notes
+
+
+def wide_notes(rows: Iterable[Row]) -> list[str]:
+    """What `~` means, where a cell has it."""
+    wide = sum(row["status"] == Status.OK and is_wide(row) for row in rows)
+    if not wide:
+        return []
+    return [
+        f"{WIDE_MARK}: the median's 95 % interval is wider than ±{100 * WIDE_INTERVAL:g} % ({count_cells(wide)}): "
+        "a busy machine, or too small a time budget."
+    ]
+
+
+def advice_notes(rows: Iterable[Row], environment: Mapping[str, Any]) -> list[str]:
+    """What helps where samples scatter or other programs used the CPU."""
+    cells = [(half_width(row), filter(None, row["warnings"].split("; "))) for row in rows if row["status"] == Status.OK]
+    text = cells_advice(cells, environment)
+    return [f"{text[0].upper()}{text[1:]}."] if text else []
 
 
 def warning_notes(group: Group) -> list[str]:

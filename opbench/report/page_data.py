@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from opbench.ceilings import Ceilings
+from opbench.environment import measured_revision
 from opbench.measurement import FAILURES, Status
 from opbench.report import analysis
 from opbench.report.layout import OPERATOR_LABELS, Group, Row, group_rows, shape_text
@@ -66,7 +67,7 @@ def _run(run: RunFolder, tag: str) -> dict[str, Any]:
         "run_id": run.run["run_id"],
         "device": run.device_name,
         "started": str(run.run.get("started_at", ""))[:10],
-        "revision": str(run.run["environment"].get("git_revision") or "")[:12],
+        "revision": measured_revision(run.run["environment"])[:12],
         "environment": flat(run.run["environment"]),
         "command": flat(run.run["command"]),
         "warnings": run_warnings(run),
@@ -176,9 +177,9 @@ def _samples(
     """Per ok row its samples in ms, in order of time; where they are more than MOST_SAMPLES, the percentiles."""
     samples = {}
     for run, rows in zip(runs, per_run, strict=True):
-        finished = {measurement.cell.key: measurement.latencies_ms for measurement in run.measurements()}
+        finished = run.finished()
         for cell, row in zip(run.plan(), rows, strict=False):
-            if latencies := finished.get(cell.key):
+            if (measurement := finished.get(cell.key)) and (latencies := measurement.latencies_ms):
                 kept: Iterable[float] = latencies
                 if len(latencies) > MOST_SAMPLES:
                     ordered = sorted(latencies)

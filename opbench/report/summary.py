@@ -1,11 +1,20 @@
 """One line about a run: who is fastest, what half precision gave, and how far cells are from what the device can do."""
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from decimal import Decimal
 
 from opbench.report import analysis
-from opbench.report.layout import OPERATOR_LABELS, Row, count_cells, row_shape, shape_text, three_digits
+from opbench.report.layout import (
+    OPERATOR_LABELS,
+    WIDE_MARK,
+    Row,
+    count_cells,
+    is_wide,
+    row_shape,
+    shape_text,
+    three_digits,
+)
 from opbench.results import RunFolder
 
 __all__ = ["fastest", "summary_line"]
@@ -15,38 +24,57 @@ FAR = 0.1
 
 
 def summary_line(run: RunFolder) -> str:
-    """What was learnt: fastest per column, largest precision gain, cells far from their limit."""
+    """What was learnt: fastest per column, largest precision gain, cells far from their limit.
+
+    A cell is named for what sets it apart only where its interval lies apart from the others'.
+    """
     rows = run.rows()
-    parts = [part for part in (_fastest_part(rows), _gain_part(rows), _limit_part(rows), _failed_part(rows)) if part]
+    label = _labels(rows)
+    found = (_fastest_part(rows, label), _gain_part(rows, label), _limit_part(rows, label), _failed_part(rows))
+    parts = [part for part in found if part]
     return "; ".join(parts) + "." if parts else "No cell has a value."
 
 
-def fastest(rows: Sequence[Row]) -> list[Row]:
-    """The fastest row of each column (shape and dtype of one table) that has two rows or more."""
+def fastest(rows: Sequence[Row]) -> list[Row | None]:
+    """The fastest row of each column (shape and dtype of one table) that has two rows or more.
+
+    None where the intervals of the two best overlap: which is faster was not found out.
+    """
     columns: defaultdict[tuple[object, ...], list[Row]] = defaultdict(list)
     for row in analysis.measured(rows):
         columns[tuple(row[c] for c in ("shape_list", "level", "direction", "shape", "dtype"))].append(row)
-    return [min(column, key=lambda row: float(row["latency_ms"])) for column in columns.values() if len(column) > 1]
+    best: list[Row | None] = []
+    for column in columns.values():
+        if len(column) > 1:
+            first, second = sorted(column, key=lambda row: float(row["latency_ms"]))[:2]
+            best.append(first if analysis.is_faster(first, second) else None)
+    return best
 
 
-def _fastest_part(rows: Sequence[Row]) -> str:
+def _fastest_part(rows: Sequence[Row], label: Callable[[Row], str]) -> str:
     best = fastest(rows)
-    counts = Counter(_label(row) for row in best)
-    if not counts:
+    if not best:
         return ""
-    texts = ", ".join(f"{label} in {count}" for label, count in counts.most_common())
-    return f"fastest of {len(best)} columns: {texts}"
+    counts = Counter(label(row) for row in best if row)
+    texts = [f"{name} in {count}" for name, count in counts.most_common()]
+    if undecided := best.count(None):
+        texts.append(f"undecided in {undecided}")
+    one_operator = len({row["operator"] for row in rows}) == 1
+    return f"fastest{' provider' if one_operator else ''} of {len(best)} columns: {', '.join(texts)}"
 
 
-def _gain_part(rows: Sequence[Row]) -> str:
+def _gain_part(rows: Sequence[Row], label: Callable[[Row], str]) -> str:
     """What each dtype gives over fp32: the largest gain, or that there is none. Within the noise is no gain."""
     gains = [gain for gain in analysis.precision_gains(rows) if gain.row["dtype"] != "fp32"]
     parts = []
     if real := [gain for gain in gains if analysis.is_clear(gain)]:
-        most = max(real, key=lambda gain: gain.speedup)
+        # A gain of an uncertain cell is largest by chance: it is named only where there is no other.
+        most = max(real, key=lambda gain: (not _is_uncertain(gain), gain.speedup))
+        mark = WIDE_MARK if _is_uncertain(most) else ""
+        shape = shape_text(row_shape(most.row), batch=True)
         parts.append(
-            f"largest precision gain: {three_digits(most.speedup)}× from {most.row['dtype']} "
-            f"({_label(most.row)} {most.row['level']} {shape_text(row_shape(most.row), batch=True)}{_error_text(most)})"
+            f"largest precision gain: {mark}{three_digits(most.speedup)}× from {most.row['dtype']} "
+            f"({label(most.row)} {most.row['level']} {shape}{_error_text(most)})"
         )
     for dtype in dict.fromkeys(gain.row["dtype"] for gain in gains):
         speedups = [gain.speedup for gain in gains if gain.row["dtype"] == dtype]
@@ -54,6 +82,10 @@ def _gain_part(rows: Sequence[Row]) -> str:
             low, high = three_digits(min(speedups)), three_digits(max(speedups))
             parts.append(f"{dtype} gains nothing here: " + (f"{low}×" if low == high else f"{low}× to {high}×"))
     return "; ".join(parts)
+
+
+def _is_uncertain(gain: analysis.Gain) -> bool:
+    return is_wide(gain.row) or is_wide(gain.full)
 
 
 def _error_text(gain: analysis.Gain) -> str:
@@ -68,17 +100,25 @@ def _two_digits(value: float) -> str:
     return format(Decimal(f"{value:.1e}"), "f")
 
 
-def _limit_part(rows: Sequence[Row]) -> str:
+def _limit_part(rows: Sequence[Row], label: Callable[[Row], str]) -> str:
     found = [row for row in analysis.measured(rows) if row["limit_fraction"]]
     if not found:
         return ""
     far = [row for row in found if row["limit_fraction"] < FAR]
-    closest = max(found, key=lambda row: float(row["limit_fraction"]))
-    return (
-        f"{len(far)} of {count_cells(len(found))} below {100 * FAR:g} % of their limit, closest "
-        f"{_label(closest)} {closest['level']} {shape_text(row_shape(closest), batch=True)} {closest['dtype']} at "
-        f"{three_digits(100 * closest['limit_fraction'])} % ({closest['bound_by']})"
-    )
+    ordered = sorted(found, key=lambda row: float(row["limit_fraction"]), reverse=True)
+    closest = ordered[0]
+    text = f"{len(far)} of {count_cells(len(found))} below {100 * FAR:g} % of their limit, closest "
+    share = f"{three_digits(100 * closest['limit_fraction'])} %"
+    if len(ordered) > 1 and not _is_closer(closest, ordered[1]):
+        return f"{text}at about {share}"
+    name = f"{label(closest)} {closest['level']} {shape_text(row_shape(closest), batch=True)} {closest['dtype']}"
+    return f"{text}{name} at {share} ({closest['bound_by']})"
+
+
+def _is_closer(row: Row, other: Row) -> bool:
+    """Whether a row is closer to its limit than another beyond the noise of both."""
+    high, low = row["ci_high_ms"], other["ci_low_ms"]
+    return high is None or low is None or not low or row["limit_ms"] / high > other["limit_ms"] / low
 
 
 def _failed_part(rows: Sequence[Row]) -> str:
@@ -86,5 +126,21 @@ def _failed_part(rows: Sequence[Row]) -> str:
     return f"{count_cells(suspicious)} suspicious: faster than the measured limits allow" if suspicious else ""
 
 
-def _label(row: Row) -> str:
-    return OPERATOR_LABELS.get(row["operator"], str(row["operator"]))
+def _labels(rows: Sequence[Row]) -> Callable[[Row], str]:
+    """What a row is called: its operator, with the provider where that has several; of one operator the provider."""
+    providers: defaultdict[str, set[str]] = defaultdict(set)
+    settings: defaultdict[str, set[str]] = defaultdict(set)
+    for row in rows:
+        providers[row["operator"]].add(row["provider"])
+        settings[row["operator"]].add(row["settings"])
+
+    def label(row: Row) -> str:
+        several = len(providers[row["operator"]]) > 1
+        extra = (row["settings"] or "no settings") if len(settings[row["operator"]]) > 1 else ""
+        if len(providers) == 1 and several:
+            return " ".join(filter(None, (str(row["provider"]), extra)))
+        extras = ", ".join(filter(None, (row["provider"] if several else "", extra)))
+        name = OPERATOR_LABELS.get(row["operator"], str(row["operator"]))
+        return f"{name} [{extras}]" if extras else name
+
+    return label

@@ -11,6 +11,7 @@ from opbench.report.layout import (
     Group,
     Row,
     Series,
+    advice_notes,
     cell_text,
     group_rows,
     provenance,
@@ -20,6 +21,8 @@ from opbench.report.layout import (
     suspicious_notes,
     three_digits,
     warning_notes,
+    wide_mark,
+    wide_notes,
 )
 from opbench.report.paper import matched_tables
 from opbench.report.render import SEPARATOR, SUFFIXES, Table, render
@@ -43,7 +46,7 @@ def run_tables(run: RunFolder, *, without_reasons_of: Collection[Status] = ()) -
 
 def sample_table(run: RunFolder) -> Table:
     """Every ok cell with the spread of its samples and their histogram, fastest left."""
-    finished = {measurement.cell.key: measurement for measurement in run.measurements()}
+    finished = run.finished()
     rows = []
     for cell, row in zip(run.plan(), run.rows(), strict=False):
         if row["status"] == Status.OK:
@@ -119,7 +122,12 @@ def _latency_table(run: RunFolder, group: Group, without_reasons_of: Collection[
             *(f"{_heading(group, shape)}\n{dtypes} (ms)" for shape in group.shapes),
         ),
         rows=rows,
-        notes=(provenance(run, group.rows), *reason_notes(group, without_reasons_of), *warning_notes(group)),
+        notes=(
+            provenance(run, group.rows),
+            *reason_notes(group, without_reasons_of),
+            *warning_notes(group),
+            *advice_notes(group.rows, run.run["environment"]),
+        ),
         ranks=_ranks(group, first_column=2),
     )
 
@@ -155,15 +163,16 @@ def _speedup_table(run: RunFolder, group: Group, half: str) -> Table:
             provenance(run, [row for row in group.rows if row["dtype"] in ("fp32", half)]),
             f"Above 1: {half} is faster. Where a cell has no value, the dtype without one says why.",
             *suspicious_notes(row for row in group.rows if row["dtype"] in ("fp32", half)),
+            *wide_notes(row for row in group.rows if row["dtype"] in ("fp32", half)),
         ),
     )
 
 
 def _speedup_text(full: Row | None, half: Row | None) -> str:
-    """The speed-up to three digits, or why there is none."""
+    """The speed-up to three digits, marked where either figure is uncertain, or why there is none."""
     ratio = speedup(full, half)
-    if ratio is not None:
-        return three_digits(ratio)
+    if ratio is not None and full and half:
+        return (wide_mark(full) or wide_mark(half)) + three_digits(ratio)
     if full is None or half is None:
         return ABSENT
     without = {dtype: row for dtype, row in (("fp32", full), (half["dtype"], half)) if row["status"] != Status.OK}

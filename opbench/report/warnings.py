@@ -3,9 +3,10 @@
 import json
 from typing import Any
 
+from opbench.environment import measured_revision
 from opbench.measurement import Status
 from opbench.report.ceiling_table import BUSY_LOAD, busy_note
-from opbench.report.layout import Row, count_cells, group_rows, is_wide, suspicious_notes, warning_notes
+from opbench.report.layout import Row, advice_notes, count_cells, group_rows, is_wide, suspicious_notes, warning_notes
 from opbench.results import CEILINGS, RunFolder
 
 __all__ = ["run_warnings"]
@@ -14,7 +15,13 @@ __all__ = ["run_warnings"]
 def run_warnings(run: RunFolder) -> list[str]:
     """Warnings of one run: uncertain and suspicious cells, the machine's state, the code's state."""
     rows = run.rows()
-    return [*_row_warnings(rows), *_environment_warnings(run.run["environment"]), *_ceiling_warnings(run)]
+    environment = run.run["environment"]
+    return [
+        *_row_warnings(rows),
+        *advice_notes(rows, environment),
+        *_environment_warnings(environment),
+        *_ceiling_warnings(run),
+    ]
 
 
 def _row_warnings(rows: list[Row]) -> list[str]:
@@ -32,7 +39,7 @@ def _row_warnings(rows: list[Row]) -> list[str]:
 def _environment_warnings(environment: dict[str, Any]) -> list[str]:
     cpu = environment.get("cpu") or {}
     warnings = []
-    if str(environment.get("git_revision") or "").endswith("+dirty"):
+    if "+dirty" in f"{environment.get('git_revision')}, {measured_revision(environment)}":
         warnings.append("The code differed from its revision (+dirty).")
     if processes := environment.get("other_gpu_processes"):
         warnings.append(f"{len(processes)} other processes were on the GPU when the run started.")
