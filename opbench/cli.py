@@ -7,7 +7,14 @@ from contextlib import redirect_stderr, redirect_stdout
 import typer
 
 from opbench.commands import register_all
-from opbench.commands._shared import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_STORAGE, EXIT_USAGE, fail
+from opbench.commands._shared import (
+    EXIT_INTERNAL,
+    EXIT_INTERRUPTED,
+    EXIT_STORAGE,
+    EXIT_USAGE,
+    TRACEBACK_VARIABLE,
+    fail,
+)
 from opbench.errors import OpbenchError, StorageError
 from opbench.streams import guarded
 from opbench.user_cache import places_for_libraries
@@ -23,8 +30,6 @@ app = typer.Typer(
     help="Micro-benchmarks of vision operators: every value checked, every failure a row.",
 )
 register_all(app)
-
-TRACEBACK_VARIABLE = "OPBENCH_TRACEBACK"
 
 
 def main() -> None:

@@ -64,6 +64,11 @@ class Measurement:
     max_rel_error: float | None = None
     """Largest error against the fp64 reference; None where there was no comparison or no finite value."""
     tolerance: float | None = None
+    """The largest one allowed."""
+    mean_rel_error: float | None = None
+    """Mean of the signed errors, of the output or the gradient where it is the largest part of what is allowed."""
+    mean_tolerance: float | None = None
+    """The largest size of it allowed."""
     checked_shape: str = ""
     peak_memory_bytes: int | None = None
     kernel_source_hash: str = ""
@@ -75,6 +80,8 @@ class Measurement:
     """Clocks, power, load and throttling around the samples, where the device reports them."""
     warnings: tuple[str, ...] = ()
     """What disturbed the samples, and what the cell left changed, each as `kind: detail`; the figures stand."""
+    traceback: str = ""
+    """Of a cell that raised: printable lines."""
 
     def __post_init__(self) -> None:
         if self.status is not Status.OK and not self.reason:
@@ -113,7 +120,10 @@ class Measurement:
         texts = (self.reason, self.timer, self.cache, self.checked_shape, self.kernel_source_hash, *self.warnings)
         if not all(isinstance(text, str) and text.isprintable() for text in texts):
             raise ValueError(f"must be printable texts: {texts!r:.100}")
-        for number in (self.max_rel_error, self.tolerance, self.seconds):
+        if not (isinstance(self.traceback, str) and all(map(str.isprintable, self.traceback.split("\n")))):
+            raise ValueError(f"traceback must be printable lines, got {self.traceback!r:.60}")
+        numbers = (self.max_rel_error, self.tolerance, self.mean_rel_error, self.mean_tolerance, self.seconds)
+        for number in numbers:
             if number is not None and not _is_number(number):
                 raise ValueError(f"must be a number, got {number!r:.60}")
         for count in (self.launches_per_sample, self.peak_memory_bytes):

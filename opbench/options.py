@@ -131,6 +131,7 @@ def make_request(options: Options, operators: Mapping[str, Operator]) -> SweepRe
         time_budget_s=float(given.get("time_budget", DEFAULT_TIME_BUDGET_S[device_type])),
         memory_limit_gib=given.get("memory_limit"),
         seed=int(given.get("seed", 0)),
+        sources=tuple(given.get("sources", ())),
     )
     if not 0 <= request.seed <= MAX_SEED:
         raise UsageError(f"--seed must be an integer from 0 to {MAX_SEED}, got {request.seed}")
@@ -195,6 +196,7 @@ def _options_of(command: Mapping[str, Any]) -> dict[str, Any]:
         "settings": [f"{operator}.{name}={text}" for operator, name, text in command["settings"]],
         "time_budget": command["time_budget_s"],
         "memory_limit": command["memory_limit_gib"],
+        "sources": command.get("sources", ()),
     }
 
 

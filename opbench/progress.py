@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -99,9 +99,18 @@ class ConsoleBar:
 
 
 class ConsoleProgress(ConsoleBar):
-    """Progress of a sweep: what comes before and after the cells, and cell by cell."""
+    """Progress of a sweep: what comes before and after the cells, and cell by cell.
+
+    Args:
+        tracebacks: print that of each cell that raised.
+        options: as ConsoleBar's.
+    """
 
     _heading = ""
+
+    def __init__(self, *, tracebacks: bool = False, **options: Any) -> None:  # noqa: ANN401
+        super().__init__(**options)
+        self._tracebacks = tracebacks
 
     def started(self, cell: Cell, number: int, total: int) -> None:
         """Name the cell."""
@@ -124,6 +133,8 @@ class ConsoleProgress(ConsoleBar):
     def ended(self, measurement: Measurement) -> None:
         """Print the cell's line."""
         self.note(f"{self._heading}: {_outcome(measurement)}")
+        if self._tracebacks and measurement.traceback:
+            self._console.print(escape(plain(measurement.traceback, self._console.encoding)))
         self._heading = ""
         self.doing("")
         self._bar.advance(self._task)

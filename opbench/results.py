@@ -36,7 +36,8 @@ COLUMNS = (
     "run_id", "operator", "provider", "level", "direction", "shape_list", "shape", "batch", "height", "width",
     "channels", "dtype", "device", "timer", "cache", "settings", "status", "reason", "warnings", "latency_ms",
     "latency_ms_p20", "latency_ms_p80", "latency_ms_min", "ci_low_ms", "ci_high_ms", "samples", "stop_reason",
-    "flop_count", "bytes_moved", "tflops", "gbps", "peak_memory_bytes", "max_rel_error", "kernel_source_hash",
+    "flop_count", "bytes_moved", "tflops", "gbps", "peak_memory_bytes", "max_rel_error", "tolerance",
+    "kernel_source_hash",
     "configuration", "limit_ms", "limit_fraction", "bound_by", "suspicious",
 )  # fmt: skip
 INTEGER_COLUMNS = (
@@ -44,7 +45,7 @@ INTEGER_COLUMNS = (
 )  # fmt: skip
 FLOAT_COLUMNS = (
     "latency_ms", "latency_ms_p20", "latency_ms_p80", "latency_ms_min", "ci_low_ms", "ci_high_ms", "tflops",
-    "gbps", "max_rel_error", "limit_ms", "limit_fraction",
+    "gbps", "max_rel_error", "tolerance", "limit_ms", "limit_fraction",
 )  # fmt: skip
 
 
@@ -86,8 +87,10 @@ class RunFolder:
                         f"{path} already holds a run; choose another --out, or continue it with --resume"
                     )
                 remove_leftovers(path)
-                write_whole(path / RUN, json.dumps(run, indent=1, allow_nan=False) + "\n")
-        return cls(path, run)
+                text = json.dumps(run, indent=1, allow_nan=False)
+                created = cls(path, json.loads(text))  # what cannot be read back is not written
+                write_whole(path / RUN, text + "\n")
+        return created
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -232,6 +235,7 @@ class RunFolder:
             "bytes_moved": measurement.cell.bytes_moved,
             "peak_memory_bytes": measurement.peak_memory_bytes,
             "max_rel_error": measurement.max_rel_error,
+            "tolerance": measurement.tolerance,
             "kernel_source_hash": measurement.kernel_source_hash or None,
             "configuration": measurement.configuration or None,
             **derived_metrics(measurement),

@@ -13,6 +13,7 @@ from opbench.commands._shared import (
     EXIT_INTERRUPTED,
     NoColor,
     interrupt_on_termination,
+    shows_tracebacks,
     split,
     stdout,
 )
@@ -50,7 +51,10 @@ def sweep(
         ),
     ] = None,
     ops: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Operators, such as dcnv3,dcnv4. [default: all]")
+        str | None,
+        typer.Option(
+            metavar="LIST", help="Operators, such as dcnv3,dcnv4; also FILE.py and MODULE:OPERATOR. [default: all]"
+        ),
     ] = None,
     providers: Annotated[
         str | None,
@@ -159,15 +163,18 @@ def sweep(
     from opbench.progress import ConsoleProgress
     from opbench.worker_process import Workers
 
-    with closing(Workers()) as workers, ConsoleProgress(quiet=quiet or dry_run, no_color=no_color) as progress:
+    with (
+        closing(Workers()) as workers,
+        ConsoleProgress(quiet=quiet or dry_run, no_color=no_color, tracebacks=shows_tracebacks(isolation)) as progress,
+    ):
         progress.doing("loading PyTorch")
         if isolation != "none" and not dry_run:
             workers.launch()  # they import torch while this process does
-        from opbench import registry
         from opbench import run as api
+        from opbench.places import resolve_ops
         from opbench.report import write_plots
 
-        known = registry.registered()
+        options, known = resolve_ops(options)
         conduct = api.make_conduct(ways, resume=resume)
         if dry_run:
             _print_plan(api.plan(api.make_request(options, known), known))
@@ -246,6 +253,9 @@ def _conclude(run: "RunFolder", *, interrupted: bool, refused: StorageError | No
     if refused:
         raise refused
     if interrupted:
-        print(f"interrupted; continue with: opbench sweep --resume --out {run.path}", file=sys.stderr)
+        from opbench.places import ops_option
+
+        ops = ops_option(run.run["command"])
+        print(f"interrupted; continue with: opbench sweep --resume --out {run.path}{ops}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(EXIT_FAILED_CELLS if any(row["status"] in FAILURES for row in rows) else 0)
