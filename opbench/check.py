@@ -45,7 +45,7 @@ class CheckResult:
         mean_rel_error: the mean relative error, with its sign, of the output or the gradient where it is the largest
             part of what is allowed there; None where nothing could be compared.
         mean_tolerance: what is allowed there.
-        note: what a reader should know although it is right.
+        result_dtype: torch's name of the output's dtype; empty where nothing could be compared.
     """
 
     max_rel_error: float
@@ -54,7 +54,7 @@ class CheckResult:
     reason: str
     mean_rel_error: float | None = None
     mean_tolerance: float | None = None
-    note: str = ""
+    result_dtype: str = ""
 
 
 class WrongResultError(Exception):
@@ -152,7 +152,7 @@ def check(operator: Operator, provider: Provider, case: Case, device: str, seed:
         reason=_complaint(deviations, got, expected, tolerance) or _bias_complaint(biased, mean, means[biased]),
         mean_rel_error=mean if math.isfinite(mean) else None,
         mean_tolerance=means[biased],
-        note=_other_dtype(got["output"], tensors),
+        result_dtype=str(got["output"].dtype).removeprefix("torch."),
     )
 
 
@@ -254,16 +254,6 @@ def _bias_complaint(name: str, mean: float, allowed: float) -> str:
         f"{name} is too {'large' if mean > 0 else 'small'} on average: mean relative error {mean:+.3g}, allowed "
         f"{allowed:.3g} by rounding (no single element is beyond its own limit)"
     )
-
-
-def _other_dtype(out: torch.Tensor, tensors: Tensors) -> str:
-    """That the output has another dtype than what it was computed from."""
-    asked = next(iter(tensors.values())).dtype
-    return "" if out.dtype == asked else f"the output is {_name(out.dtype)}, the case asks for {_name(asked)}"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _bytes_available(device: str) -> int:

@@ -70,6 +70,8 @@ class Measurement:
     mean_tolerance: float | None = None
     """The largest size of it allowed."""
     checked_shape: str = ""
+    result_dtype: str = ""
+    """torch's name of the dtype that the provider's output had in the comparison."""
     peak_memory_bytes: int | None = None
     kernel_source_hash: str = ""
     configuration: str = ""
@@ -88,6 +90,12 @@ class Measurement:
             raise ValueError(f"a cell that is {self.status} needs a reason")
         if isinstance(self.reason, str) and not self.reason.isprintable():  # it may quote what a cell printed
             object.__setattr__(self, "reason", one_line(self.reason, MAX_REASON_LENGTH) or "unprintable")
+
+    @property
+    def other_dtype(self) -> str:
+        """That the output has another dtype than the case, in words; empty where it has not."""
+        asked = self.cell.case.dtype.torch_name
+        return f"the output is {self.result_dtype}, not {asked}" if self.result_dtype not in ("", asked) else ""
 
     def to_json_line(self) -> str:
         """One line of strict JSON; a non-finite error becomes null (the reason says what it was)."""
@@ -117,7 +125,8 @@ class Measurement:
 
     def _check_types(self) -> None:
         """Refuse what a journal that was not written by this class may hold."""
-        texts = (self.reason, self.timer, self.cache, self.checked_shape, self.kernel_source_hash, *self.warnings)
+        names = (self.timer, self.cache, self.checked_shape, self.result_dtype, self.kernel_source_hash)
+        texts = (self.reason, *names, *self.warnings)
         if not all(isinstance(text, str) and text.isprintable() for text in texts):
             raise ValueError(f"must be printable texts: {texts!r:.100}")
         if not (isinstance(self.traceback, str) and all(map(str.isprintable, self.traceback.split("\n")))):

@@ -103,14 +103,16 @@ class ConsoleProgress(ConsoleBar):
 
     Args:
         tracebacks: print that of each cell that raised.
+        outcomes: print a line for each cell that ended.
         options: as ConsoleBar's.
     """
 
     _heading = ""
 
-    def __init__(self, *, tracebacks: bool = False, **options: Any) -> None:  # noqa: ANN401
+    def __init__(self, *, tracebacks: bool = False, outcomes: bool = True, **options: Any) -> None:  # noqa: ANN401
         super().__init__(**options)
         self._tracebacks = tracebacks
+        self._outcomes = outcomes
 
     def started(self, cell: Cell, number: int, total: int) -> None:
         """Name the cell."""
@@ -132,7 +134,8 @@ class ConsoleProgress(ConsoleBar):
 
     def ended(self, measurement: Measurement) -> None:
         """Print the cell's line."""
-        self.note(f"{self._heading}: {_outcome(measurement)}")
+        if self._outcomes:
+            self.note(f"{self._heading}: {_outcome(measurement)}")
         if self._tracebacks and measurement.traceback:
             self._console.print(escape(plain(measurement.traceback, self._console.encoding)))
         self._heading = ""

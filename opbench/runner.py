@@ -164,6 +164,7 @@ class CellRunner:
             tolerance=result.tolerance,
             mean_rel_error=result.mean_rel_error,
             mean_tolerance=result.mean_tolerance,
+            result_dtype=result.result_dtype,
             checked_shape=result.checked_shape,
             kernel_source_hash=source_hash(operator, provider),
         )
@@ -192,7 +193,7 @@ class CellRunner:
         return replace(
             common,
             status=Status.OK,
-            reason="; ".join(filter(None, (result.note, "" if whole else cropped))),
+            reason="; ".join(filter(None, (common.other_dtype, "" if whole else cropped))),
             latencies_ms=samples.latencies_ms,
             launches_per_sample=timer.launches_per_sample,
             stop_reason=samples.stop_reason,

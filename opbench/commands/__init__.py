@@ -30,5 +30,17 @@ def _list_whole_sentences(app: typer.Typer) -> None:
             _list_whole_sentences(group.typer_instance)
 
 
-ORDER = ("sweep", "listing", "report", "compare", "gate", "baseline", "history", "export", "machine", "inspect")
+ORDER = (
+    "sweep",
+    "check",
+    "listing",
+    "report",
+    "compare",
+    "gate",
+    "baseline",
+    "history",
+    "export",
+    "machine",
+    "inspect",
+)
 """As `opbench --help` lists them; what is not named comes last."""
