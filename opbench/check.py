@@ -11,10 +11,23 @@ from unittest.mock import patch
 import torch
 
 from opbench.case import Case, Direction
+from opbench.deviation import Deviation, deviation, relative_error, where_worst
+from opbench.errors import OperatorError
 from opbench.operator import Operator, Provider, Tensors
+from opbench.plan import cost
 from opbench.system import available_memory_bytes
+from opbench.tolerance import mean_budget
 
-__all__ = ["CheckResult", "check", "crop_to_fit", "make_tensors", "poisoned_allocations", "relative_error"]
+__all__ = [
+    "CheckResult",
+    "allowed_error",
+    "check",
+    "crop_to_fit",
+    "make_tensors",
+    "poisoned_allocations",
+    "reference_values",
+    "relative_error",
+]
 
 CPU_REFERENCE_FLOPS = 2e10
 """Most work of a reference on the CPU: about a second in fp64 on two cores."""
@@ -29,32 +42,41 @@ class CheckResult:
         tolerance: the largest one allowed.
         checked_shape: the shape compared, smaller than the case's where the reference does not fit.
         reason: why it failed, empty where it did not.
+        mean_rel_error: the mean relative error, with its sign, of the output or the gradient where it is the largest
+            part of what is allowed there; None where nothing could be compared.
+        mean_tolerance: what is allowed there.
+        result_dtype: torch's name of the output's dtype; empty where nothing could be compared.
     """
 
     max_rel_error: float
     tolerance: float
     checked_shape: str
     reason: str
+    mean_rel_error: float | None = None
+    mean_tolerance: float | None = None
+    result_dtype: str = ""
+
+
+class WrongResultError(Exception):
+    """What a provider gave cannot be compared: it is no tensor."""
 
 
 def make_tensors(operator: Operator, case: Case, device: str, seed: int) -> Tensors:
-    """Inputs and parameters of a case in its dtype: the same for every provider, and for every order of cells."""
+    """Inputs and parameters of a case in its dtype: the same for every provider, and for every order of cells.
+
+    Raises:
+        OperatorError: make_inputs gives something else than tensors by name.
+    """
     generator = torch.Generator(device=device)
     generator.manual_seed(seed)
     dtype = getattr(torch, case.dtype.torch_name)
-    return {name: tensor.to(dtype) for name, tensor in operator.make_inputs(case, generator).items()}
-
-
-def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Largest |got - expected| / (|expected| + root mean square of expected); inf where got is not finite."""
-    got = got.to(expected.dtype)
-    if got.shape != expected.shape or not bool(got.isfinite().all()):
-        return math.inf
-    if not expected.numel():
-        return 0.0
-    scale = expected.abs() + expected.square().mean().sqrt()
-    error = (got - expected).abs()
-    return float(torch.where(error > 0, error / scale, 0).max())
+    made: object = operator.make_inputs(case, generator)
+    if not isinstance(made, dict) or not made:
+        raise OperatorError(f"make_inputs must give a dict of tensors by name, got {_what(made)}")
+    for name, tensor in made.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise OperatorError(f"make_inputs must give tensors, got {_what(tensor)} for {name!r}")
+    return {name: tensor.to(dtype) for name, tensor in made.items()}
 
 
 def crop_to_fit(operator: Operator, case: Case, bytes_available: int, max_flops: float) -> Case:
@@ -63,7 +85,8 @@ def crop_to_fit(operator: Operator, case: Case, bytes_available: int, max_flops:
     Channels stay: they decide which code a provider takes.
     """
     while (
-        8 * operator.reference_elements(case) > bytes_available or operator.flop_count(case) > max_flops
+        8 * cost(operator, "reference_elements", case) > bytes_available
+        or cost(operator, "flop_count", case) > max_flops
     ) and case.shape.pixels > 1:
         shape = case.shape
         side = max(
@@ -97,24 +120,93 @@ def poisoned_allocations() -> Iterator[None]:
 
 
 def check(operator: Operator, provider: Provider, case: Case, device: str, seed: int) -> CheckResult:
-    """Run a provider and the reference on the same values and compare; gradients too where the case has them."""
+    """Run a provider and the reference on the same values and compare; gradients too where the case has them.
+
+    Raises:
+        OperatorError: make_inputs, reference or tolerance give what they may not.
+        Exception: whatever a function of the operator or the provider raises.
+    """
     max_flops = CPU_REFERENCE_FLOPS if device == "cpu" else math.inf
     cropped = crop_to_fit(operator, case, _bytes_available(device) // 2, max_flops)
+    tolerance = allowed_error(operator, cropped)
     tensors = make_tensors(operator, cropped, device, seed)
     if cropped.direction is not Direction.FWD:
         tensors = operator.smooth_inputs(cropped, tensors)
-    with poisoned_allocations():
-        got = _values(cropped, lambda leaves: provider.build(cropped, leaves)(), tensors)
-    exact = {name: tensor.double() for name, tensor in tensors.items()}
-    expected = _values(cropped, lambda leaves: operator.reference(cropped, leaves), exact)
-    errors = {name: relative_error(got[name], expected[name]) for name in expected}
-    tolerance = operator.tolerance(cropped)
+    try:
+        with poisoned_allocations():
+            got = _values(cropped, lambda leaves: _provided(provider, cropped, leaves), tensors)
+    except WrongResultError as error:
+        return CheckResult(math.inf, tolerance, str(cropped.shape), str(error))
+    expected = reference_values(operator, cropped, tensors)
+    deviations = {name: deviation(got[name], expected[name]) for name in expected}
+    means = {
+        name: mean_budget(cropped, _tolerance_of(name, operator, cropped), found.mean_spread)
+        for name, found in deviations.items()
+    }
+    biased = max(means, key=lambda name: abs(deviations[name].mean_rel_error) / means[name])
+    mean = deviations[biased].mean_rel_error
     return CheckResult(
-        max_rel_error=max(errors.values()),
+        max_rel_error=max(found.max_rel_error for found in deviations.values()),
         tolerance=tolerance,
         checked_shape=str(cropped.shape),
-        reason=_complaint(errors, got, expected, tolerance),
+        reason=_complaint(deviations, got, expected, tolerance) or _bias_complaint(biased, mean, means[biased]),
+        mean_rel_error=mean if math.isfinite(mean) else None,
+        mean_tolerance=means[biased],
+        result_dtype=str(got["output"].dtype).removeprefix("torch."),
     )
+
+
+def allowed_error(operator: Operator, case: Case) -> float:
+    """The operator's tolerance for a case.
+
+    Raises:
+        OperatorError: it is no number that an error could be compared with.
+    """
+    tolerance: object = operator.tolerance(case)
+    if isinstance(tolerance, bool) or not isinstance(tolerance, int | float) or not 0 <= tolerance < math.inf:
+        raise OperatorError(f"tolerance must give a number of at least 0, got {tolerance!r:.60}")
+    return float(tolerance)
+
+
+def reference_values(operator: Operator, case: Case, tensors: Tensors) -> Tensors:
+    """What the reference computes in float64 from tensors of any dtype: the output, and the gradients of a backward.
+
+    Raises:
+        OperatorError: it gives something else than a tensor.
+    """
+
+    def compute(leaves: Tensors) -> torch.Tensor:
+        out: object = operator.reference(case, leaves)
+        if not isinstance(out, torch.Tensor):
+            raise OperatorError(f"reference must give a tensor, got {_what(out)}")
+        return out
+
+    return _values(case, compute, {name: tensor.double() for name, tensor in tensors.items()})
+
+
+def _provided(provider: Provider, case: Case, tensors: Tensors) -> torch.Tensor:
+    """What a provider computes, once.
+
+    Raises:
+        WrongResultError: that is no tensor.
+    """
+    launch: object = provider.build(case, tensors)
+    if not callable(launch):
+        raise WrongResultError(f"build must return the closure to time, got {_what(launch)}")
+    out: object = launch()
+    if not isinstance(out, torch.Tensor):
+        raise WrongResultError(f"the closure must return the output, a tensor, got {_what(out)}")
+    return out
+
+
+def _what(value: object) -> str:
+    """A value's type, or that it is None or empty."""
+    return "None" if value is None else f"an empty {type(value).__name__}" if value == {} else type(value).__name__
+
+
+def _tolerance_of(name: str, operator: Operator, case: Case) -> float:
+    """Allowed error of the output or a gradient: a backward case's output passes the forward's roundings alone."""
+    return allowed_error(operator, replace(case, direction=Direction.FWD) if name == "output" else case)
 
 
 def _values(case: Case, compute: Callable[[Tensors], torch.Tensor], tensors: Tensors) -> Tensors:
@@ -139,16 +231,29 @@ def output_gradient(out: torch.Tensor) -> torch.Tensor:
     return (steps / 128).to(out.dtype)
 
 
-def _complaint(errors: dict[str, float], got: Tensors, expected: Tensors, tolerance: float) -> str:
-    worst = max(errors, key=errors.__getitem__)
-    if errors[worst] <= tolerance:
+def _complaint(deviations: dict[str, Deviation], got: Tensors, expected: Tensors, tolerance: float) -> str:
+    worst = max(deviations, key=lambda name: deviations[name].max_rel_error)
+    error = deviations[worst].max_rel_error
+    if error <= tolerance:
         return ""
     if got[worst].shape != expected[worst].shape:
         return f"{worst} has shape {tuple(got[worst].shape)}, expected {tuple(expected[worst].shape)}"
     bad = int((~got[worst].isfinite()).sum())
     if bad:
         return f"{bad} of {got[worst].numel()} values of the {worst} are not finite (unwritten, or overflowed)"
-    return f"{worst} is off by {errors[worst]:.3g}, allowed {tolerance:.3g} (relative, against the fp64 reference)"
+    return (
+        f"{worst} is off by {error:.3g}, allowed {tolerance:.3g} (relative, against the fp64 reference); "
+        f"{where_worst(got[worst], expected[worst], tolerance)}"
+    )
+
+
+def _bias_complaint(name: str, mean: float, allowed: float) -> str:
+    if abs(mean) <= allowed:
+        return ""
+    return (
+        f"{name} is too {'large' if mean > 0 else 'small'} on average: mean relative error {mean:+.3g}, allowed "
+        f"{allowed:.3g} by rounding (no single element is beyond its own limit)"
+    )
 
 
 def _bytes_available(device: str) -> int:

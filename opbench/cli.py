@@ -9,7 +9,14 @@ from typing import Annotated, NoReturn
 import typer
 
 from opbench.commands import register_all
-from opbench.commands._shared import EXIT_INTERNAL, EXIT_INTERRUPTED, EXIT_STORAGE, EXIT_USAGE, fail
+from opbench.commands._shared import (
+    EXIT_INTERNAL,
+    EXIT_INTERRUPTED,
+    EXIT_STORAGE,
+    EXIT_USAGE,
+    TRACEBACK_VARIABLE,
+    fail,
+)
 from opbench.errors import OpbenchError, StorageError
 from opbench.streams import fill_closed_descriptors, guarded
 from opbench.user_cache import places_for_libraries
@@ -43,9 +50,6 @@ def _options(
     ] = False,
 ) -> None:
     """Micro-benchmarks of vision operators: every value checked, every failure a row."""
-
-
-TRACEBACK_VARIABLE = "OPBENCH_TRACEBACK"
 
 
 def main() -> None:

@@ -96,6 +96,13 @@ COLUMNS = (
         float,
     ),
     Column(
+        "tolerance",
+        "the largest `max_rel_error` that is right, from the dtype's rounding and the operator's arithmetic",
+        "",
+        "nothing was compared",
+        float,
+    ),
+    Column(
         "kernel_source_hash",
         "SHA-256 of the operator's file and the provider's sources, 16 digits",
         empty="the cell ended before it was known",

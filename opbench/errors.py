@@ -8,6 +8,7 @@ OpbenchError                 one line for a person; the command line prints it a
 ├── StorageError             a file that cannot be written: exit code 3; 74 where 3 is a verdict (compare, gate)
 ├── DeviceLostError          a GPU that no longer answers the process that sweeps
 ├── RegistryError            an operator that cannot be registered
+├── OperatorError            a function of an operator that raises or gives what it may not
 └── GateError                a gate that cannot be run: a revision that does not install, an arm that does not start
     └── NotComparableError   a revision that this gate cannot drive: exit code 4
 
@@ -22,6 +23,7 @@ __all__ = [
     "GateError",
     "NotComparableError",
     "OpbenchError",
+    "OperatorError",
     "RegistryError",
     "ResultsError",
     "ShapeFileError",
@@ -67,6 +69,10 @@ class DeviceLostError(OpbenchError):
 
 class RegistryError(OpbenchError):
     """An operator that cannot be registered."""
+
+
+class OperatorError(OpbenchError):
+    """A function of an operator that raises, or gives what it may not."""
 
 
 class GateError(OpbenchError):

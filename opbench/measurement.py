@@ -64,7 +64,14 @@ class Measurement:
     max_rel_error: float | None = None
     """Largest error against the fp64 reference; None where there was no comparison or no finite value."""
     tolerance: float | None = None
+    """The largest one allowed."""
+    mean_rel_error: float | None = None
+    """Mean of the signed errors, of the output or the gradient where it is the largest part of what is allowed."""
+    mean_tolerance: float | None = None
+    """The largest size of it allowed."""
     checked_shape: str = ""
+    result_dtype: str = ""
+    """torch's name of the dtype that the provider's output had in the comparison."""
     peak_memory_bytes: int | None = None
     kernel_source_hash: str = ""
     configuration: str = ""
@@ -79,12 +86,20 @@ class Measurement:
     """Which of the fresh processes that a cell is measured in, from 1."""
     processes: int = 1
     """Above 1 the latencies are this many processes' medians: opbench.repetitions. Never in a journal."""
+    traceback: str = ""
+    """Of a cell that raised: printable lines."""
 
     def __post_init__(self) -> None:
         if self.status is not Status.OK and not self.reason:
             raise ValueError(f"a cell that is {self.status} needs a reason")
         if isinstance(self.reason, str) and not self.reason.isprintable():  # it may quote what a cell printed
             object.__setattr__(self, "reason", one_line(self.reason, MAX_REASON_LENGTH) or "unprintable")
+
+    @property
+    def other_dtype(self) -> str:
+        """That the output has another dtype than the case, in words; empty where it has not."""
+        asked = self.cell.case.dtype.torch_name
+        return f"the output is {self.result_dtype}, not {asked}" if self.result_dtype not in ("", asked) else ""
 
     def to_json_line(self) -> str:
         """One line of strict JSON; a non-finite error becomes null (the reason says what it was)."""
@@ -115,10 +130,14 @@ class Measurement:
 
     def _check_types(self) -> None:
         """Refuse what a journal that was not written by this class may hold."""
-        texts = (self.reason, self.timer, self.cache, self.checked_shape, self.kernel_source_hash, *self.warnings)
+        names = (self.timer, self.cache, self.checked_shape, self.result_dtype, self.kernel_source_hash)
+        texts = (self.reason, *names, *self.warnings)
         if not all(isinstance(text, str) and text.isprintable() for text in texts):
             raise ValueError(f"must be printable texts: {texts!r:.100}")
-        for number in (self.max_rel_error, self.tolerance, self.seconds):
+        if not (isinstance(self.traceback, str) and all(map(str.isprintable, self.traceback.split("\n")))):
+            raise ValueError(f"traceback must be printable lines, got {self.traceback!r:.60}")
+        numbers = (self.max_rel_error, self.tolerance, self.mean_rel_error, self.mean_tolerance, self.seconds)
+        for number in numbers:
             if number is not None and not _is_number(number):
                 raise ValueError(f"must be a number, got {number!r:.60}")
         for count in (self.launches_per_sample, self.peak_memory_bytes):

@@ -32,7 +32,7 @@ MAX_SEED = 2**62
 """Leaves room below what torch takes for what each case adds."""
 MAX_THREADS = 1024
 MAX_REPEAT = 1000
-LATER_PARTS = {"threads": None, "repeat": 1}
+LATER_PARTS: dict[str, Any] = {"threads": None, "repeat": 1, "sources": []}
 """Of a request, with what runs have whose command is from before them."""
 
 
@@ -140,6 +140,7 @@ def make_request(options: Options, operators: Mapping[str, Operator]) -> SweepRe
         seed=int(given.get("seed", 0)),
         threads=given.get("threads"),
         repeat=given.get("repeat", 1),
+        sources=tuple(given.get("sources", ())),
     )
     if not 0 <= request.seed <= MAX_SEED:
         raise UsageError(f"--seed must be an integer from 0 to {MAX_SEED}, got {request.seed}")

@@ -1,13 +1,16 @@
 """From what was asked to the list of cells: which operators, shapes, dtypes and providers, and what each needs."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from operator import index
 from typing import Any
 
-from opbench.case import Case, Cell, Direction, Dtype, Level
-from opbench.errors import UnknownNameError, UsageError
-from opbench.measurement import Status
+from opbench.case import MAX_COUNT, Case, Cell, Direction, Dtype, Level
+from opbench.errors import OperatorError, UnknownNameError, UsageError
+from opbench.measurement import Status, one_line
 from opbench.operator import Operator, Provider
+from opbench.raised import place_of
 from opbench.shapes import ShapeList
 
 __all__ = [
@@ -15,6 +18,8 @@ __all__ = [
     "DEFAULT_TIME_BUDGET_S",
     "SweepRequest",
     "applicability",
+    "cost",
+    "costs",
     "plan_cells",
     "plan_differences",
     "swept_operators",
@@ -45,6 +50,7 @@ class SweepRequest:
         seed: of inputs and parameters.
         threads: of torch on the CPU; None for torch's own choice.
         repeat: fresh processes in which each cell is measured.
+        sources: places of operators that are not registered: files, or MODULE:OPERATOR; workers load them too.
     """
 
     shapes: tuple[str, ...]
@@ -62,6 +68,7 @@ class SweepRequest:
     seed: int = 0
     threads: int | None = None
     repeat: int = 1
+    sources: tuple[str, ...] = ()
 
     @property
     def device_type(self) -> str:
@@ -70,7 +77,10 @@ class SweepRequest:
 
     def to_json(self) -> dict[str, Any]:
         """The request as run.json keeps it."""
-        return asdict(self)
+        values = asdict(self)
+        if not self.sources:
+            del values["sources"]
+        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +93,72 @@ class Choice:
 
 
 def applicability(operator: Operator, provider: Provider, case: Case, device_type: str) -> tuple[Status, str] | None:
-    """Why a provider does not run a case on a kind of device: not_applicable or unavailable, with the reason."""
-    if reason := operator.not_applicable(case):
-        return Status.NOT_APPLICABLE, reason
+    """Why a provider does not run a case on a kind of device: not_applicable or unavailable, with the reason.
+
+    Raises:
+        OperatorError: a cost of the operator is no count, or what says whether it applies raises.
+    """
+    if reason := _answer(operator, "not_applicable", partial(operator.not_applicable, case), case):
+        return Status.NOT_APPLICABLE, str(reason)
     if case.dtype is Dtype.TF32 and device_type != "cuda":
         return Status.NOT_APPLICABLE, f"tf32 is a mode of CUDA devices, this is {device_type}"
-    if reason := provider.unavailable(device_type):
-        return Status.UNAVAILABLE, reason
-    if reason := provider.not_applicable(case, device_type):
-        return Status.NOT_APPLICABLE, reason
+    for name, count in costs(operator, case).items():
+        if count >= MAX_COUNT:
+            shown = f"{min(count, 10**300):.3g}"
+            return Status.NOT_APPLICABLE, f"{name} would be {shown}, and 2**63 - 1 is the largest count that is kept"
+    name = f"provider {provider.name}: "
+    if reason := _answer(operator, f"{name}unavailable", partial(provider.unavailable, device_type), case):
+        return Status.UNAVAILABLE, str(reason)
+    if reason := _answer(operator, f"{name}not_applicable", partial(provider.not_applicable, case, device_type), case):
+        return Status.NOT_APPLICABLE, str(reason)
     return None
+
+
+def cost(operator: Operator, name: str, case: Case) -> int:
+    """What a cost function of an operator says of a case.
+
+    Args:
+        operator: whose it is.
+        name: flop_count, bytes_moved, memory_bytes or reference_elements.
+        case: of which.
+
+    Raises:
+        OperatorError: it raises, or gives something else than a whole number of at least 0.
+    """
+    value = _answer(operator, name, partial(getattr(operator, name), case), case)
+    try:
+        count = None if isinstance(value, bool) else index(value)  # NumPy's integers are whole numbers too
+    except TypeError:
+        count = None
+    if count is None or count < 0:
+        raise OperatorError(
+            f"operator {operator.name}: {name} of {case.key} must be a whole number of at least 0, "
+            f"got {one_line(repr(value), 60)}"
+        )
+    return count
+
+
+def costs(operator: Operator, case: Case) -> dict[str, int]:
+    """The costs of a case that its cell keeps, however large.
+
+    Raises:
+        OperatorError: as cost.
+    """
+    found = {name: cost(operator, name, case) for name in ("flop_count", "bytes_moved", "memory_bytes")}
+    if case.direction is not Direction.FWD:
+        # Autograd keeps the forward's activations while the backward makes gradients of about the same size.
+        found["memory_bytes"] *= 2
+    return found
+
+
+def _answer(operator: Operator, name: str, function: Callable[[], Any], case: Case) -> Any:  # noqa: ANN401
+    """What a function of the user's gives, before any cell runs that could be the row of what it raises."""
+    try:
+        return function()
+    except Exception as error:
+        place = place_of(error, (operator.make_inputs.__module__,))
+        raised = one_line(f"{type(error).__name__}: {error}") + (f", at {place}" if place else "")
+        raise OperatorError(f"operator {operator.name}: {name} of {case.key} raises {raised}") from error
 
 
 def plan_cells(
@@ -103,6 +169,7 @@ def plan_cells(
     Raises:
         UnknownNameError: an operator, provider or setting that does not exist.
         UsageError: a setting or provider for an operator that is not swept, or a value that is not allowed.
+        OperatorError: a cost of an operator is no count.
     """
     cells = []
     for choice in _choices(request, operators):
@@ -192,12 +259,10 @@ def _providers(choice: Choice, case: Case, device_type: str) -> Sequence[Provide
 
 
 def _cell(operator: Operator, provider: Provider, case: Case) -> Cell:
-    forward = operator.memory_bytes(case)
-    return Cell(
-        case=case,
-        provider=provider.name,
-        flop_count=operator.flop_count(case),
-        bytes_moved=operator.bytes_moved(case),
-        # Autograd keeps the forward's activations while the backward makes gradients of about the same size.
-        memory_bytes=forward if case.direction is Direction.FWD else 2 * forward,
-    )
+    try:
+        counts = costs(operator, case)
+    except OperatorError:
+        if not operator.not_applicable(case):
+            raise
+        counts = dict.fromkeys(("flop_count", "bytes_moved", "memory_bytes"), 0)  # of what has no meaning
+    return Cell(case, provider.name, **{name: min(count, MAX_COUNT - 1) for name, count in counts.items()})

@@ -99,13 +99,21 @@ class ConsoleBar:
 
 
 class ConsoleProgress(ConsoleBar):
-    """Progress of a sweep: what comes before and after the cells, and cell by cell."""
+    """Progress of a sweep: what comes before and after the cells, and cell by cell.
+
+    Args:
+        tracebacks: print that of each cell that raised.
+        outcomes: print a line for each cell that ended.
+        options: as ConsoleBar's.
+    """
 
     _heading = ""
     _number = ""
 
-    def __init__(self, **options: Any) -> None:  # noqa: ANN401 - as ConsoleBar has them
+    def __init__(self, *, tracebacks: bool = False, outcomes: bool = True, **options: Any) -> None:  # noqa: ANN401
         super().__init__(**options)
+        self._tracebacks = tracebacks
+        self._outcomes = outcomes
         self._numbers: dict[tuple[Status, str], str] = {}
         """Of the first cell that ended with a status and a reason."""
 
@@ -129,7 +137,10 @@ class ConsoleProgress(ConsoleBar):
 
     def ended(self, measurement: Measurement) -> None:
         """Print the cell's line."""
-        self.note(f"{self._heading}: {self._outcome(measurement)}")
+        if self._outcomes:
+            self.note(f"{self._heading}: {self._outcome(measurement)}")
+        if self._tracebacks and measurement.traceback:
+            self._console.print(escape(plain(measurement.traceback, self._console.encoding)))
         self._heading = ""
         self.doing("")
         self._bar.advance(self._task)

@@ -77,8 +77,10 @@ class RunFolder:
                         f"{path} already holds a run; choose another --out, or continue it with --resume"
                     )
                 remove_leftovers(path)
-                write_whole(path / RUN, json.dumps(run, indent=1, allow_nan=False) + "\n")
-        return cls(path, run)
+                text = json.dumps(run, indent=1, allow_nan=False)
+                created = cls(path, json.loads(text))  # what cannot be read back is not written
+                write_whole(path / RUN, text + "\n")
+        return created
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
@@ -231,6 +233,7 @@ class RunFolder:
             "bytes_moved": measurement.cell.bytes_moved,
             "peak_memory_bytes": measurement.peak_memory_bytes,
             "max_rel_error": measurement.max_rel_error,
+            "tolerance": measurement.tolerance,
             "kernel_source_hash": measurement.kernel_source_hash or None,
             "configuration": measurement.configuration or None,
             **derived_metrics(measurement),

@@ -30,6 +30,7 @@ from opbench.options import (
     request_differences,
     request_of_command,
 )
+from opbench.places import resolve_ops
 from opbench.plan import SweepRequest, plan_cells, plan_differences
 from opbench.report import write_plots, write_tables
 from opbench.results import CEILINGS, RunFolder, free_run_path
@@ -125,9 +126,15 @@ def continue_run(
 
     Raises:
         ResultsError: no run there, other options, or a plan or an environment that differs and was not accepted.
+        UsageError: it measured operators of a file, which the options do not name.
     """
     run = RunFolder.open(path)
     command = run.run["command"]
+    if missing := [place for place in command.get("sources", ()) if place not in (options.get("sources") or ())]:
+        # What a results folder names is not run before the user has named it.
+        raise UsageError(
+            f"{path}: its operators are not registered; name them again: --ops {one_line(str(missing[0]))}"
+        )
     try:
         request = request_of_command(command, options, operators)
         others = request_differences(request, command)
@@ -309,7 +316,8 @@ def sweep(
     Args:
         shapes: shape lists by name or path of a YAML file; standard and high_resolution on CUDA, standard_batch1 on the
             CPU.
-        ops: operators by name; all of them, or those of `operators` where that is given.
+        ops: operators by name, or as FILE.py or MODULE:OPERATOR; all registered ones, or those of `operators` where
+            that is given.
         providers: "operator=provider" texts; several per operator add up, "operator=all" takes every one.
         dtypes: of fp32, tf32, fp16, bf16; by default fp32, and fp16 on CUDA, or on the CPU what is native there.
         level: of module, core.
@@ -349,8 +357,9 @@ def sweep(
         "time_budget": time_budget, "memory_limit": memory_limit, "seed": seed,
         "threads": threads, "repeat": repeat,
     }  # fmt: skip
+    options, registered = resolve_ops(options)
     known = registry.collect(
-        [(registry.operator_module(operator), operator) for operator in (*registry.registered().values(), *operators)]
+        [(registry.operator_module(operator), operator) for operator in (*registered.values(), *operators)]
     )
     for line in registry.left_out():
         warnings.warn(f"{line}; its operator is left out", stacklevel=2)
@@ -392,7 +401,8 @@ def _executor(run: RunFolder, operators: Mapping[str, Operator], conduct: Conduc
         providers = {cell.provider for cell in run.plan()}
         workers.preload = tuple(name for name in PRELOADED if name in providers and find_spec(name))
         limit_s = conduct.cell_timeout_s or cell_limit_s(options.time_budget_s)
-        return WorkerExecutor(options.to_json(), limit_s, workers)
+        sources = run.run["command"].get("sources", ())
+        return WorkerExecutor({**options.to_json(), "sources": list(sources)}, limit_s, workers)
     runner = CellRunner(options, operators.__getitem__)
 
     def run_cell(cell: Cell, on_stage: Any) -> Measurement:  # noqa: ANN401

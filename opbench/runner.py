@@ -7,7 +7,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
@@ -23,6 +23,7 @@ from opbench.measurement import Measurement, Status, one_line
 from opbench.operator import Operator, Provider, Tensors
 from opbench.plan import applicability
 from opbench.precision import torch_precision
+from opbench.raised import place_of, traceback_text
 from opbench.registry import operator_module
 from opbench.system import data_limit, says_out_of_memory
 from opbench.timing import Launch, SpoiledProcessError, StoppingRule, Timer, collect_samples, make_timer
@@ -96,9 +97,11 @@ class CellRunner:
                     measurement = self._run(cell, enter)
             except (Exception, SystemExit) as error:
                 self.device_broken |= isinstance(error, SpoiledProcessError)
-                # The traceback's frames hold the cell's tensors, so only the text of the error is kept.
+                # The traceback's frames hold the cell's tensors, so only texts are kept.
                 status, reason = _failure(error, stage, cell.memory_bytes)
-                measurement = Measurement(cell, status, reason)
+                if place := place_of(error, self._modules(cell)):
+                    reason = f"{reason}, at {place}"
+                measurement = Measurement(cell, status, reason, traceback=traceback_text(error))
         self._clean_up()
         self.spent = self.device_broken or bool(changes.names)
         if changes.names:
@@ -110,6 +113,13 @@ class CellRunner:
         """One seed per case, whatever the order of the cells or where a run resumed."""
         return self.options.seed + zlib.crc32(cell.case.key.encode())
 
+    def _modules(self, cell: Cell) -> tuple[str, ...]:
+        """Names of the modules that define the cell's operator and provider."""
+        with suppress(Exception):
+            operator = self._find_operator(cell.case.operator)
+            return operator_module(operator), operator.provider(cell.provider).build_module
+        return ()
+
     def _run(self, cell: Cell, enter: OnStage) -> Measurement:
         enter("set-up")
         operator = self._find_operator(cell.case.operator)
@@ -120,7 +130,7 @@ class CellRunner:
         if self.estimate_limit_bytes is not None and cell.memory_bytes > self.estimate_limit_bytes:
             needed, limit = (f"{size / 2**30:.3g} GiB" for size in (cell.memory_bytes, self.estimate_limit_bytes))
             return Measurement(cell, Status.OUT_OF_MEMORY, f"not run: needs {needed} by estimate, {limit} are left")
-        with self._current_device(), torch_precision(cell.case.dtype):
+        with self._current_device(), torch_precision(cell.case.dtype), _kept_buffers(cell.case):
             timer = self._timer or make_timer(self.options.timer, self.options.cache, self.options.device)
             return self._check_and_time(cell, operator, provider, timer, enter)
 
@@ -153,6 +163,9 @@ class CellRunner:
             cache=timer.cache,
             max_rel_error=result.max_rel_error,
             tolerance=result.tolerance,
+            mean_rel_error=result.mean_rel_error,
+            mean_tolerance=result.mean_tolerance,
+            result_dtype=result.result_dtype,
             checked_shape=result.checked_shape,
             kernel_source_hash=source_hash(operator, provider),
         )
@@ -177,10 +190,11 @@ class CellRunner:
             samples = collect_samples(timer, launch, rule)
             after = conditions(device)
         cropped = f"checked at {result.checked_shape}: the fp64 reference of the full shape is too large"
+        whole = result.checked_shape == str(case.shape)
         return replace(
             common,
             status=Status.OK,
-            reason="" if result.checked_shape == str(case.shape) else cropped,
+            reason="; ".join(filter(None, (common.other_dtype, "" if whole else cropped))),
             latencies_ms=samples.latencies_ms,
             launches_per_sample=timer.launches_per_sample,
             stop_reason=samples.stop_reason,
@@ -214,6 +228,16 @@ def _release_memory() -> None:
     if hasattr(torch._C, "_cuda_clearCublasWorkspaces"):  # not in a torch without CUDA
         torch._C._cuda_clearCublasWorkspaces()
     torch.cuda.empty_cache()
+
+
+def _kept_buffers(case: Case) -> AbstractContextManager[object]:
+    """Compiled, a backward pass would write over what its forward pass left; the timed one runs again and again."""
+    if case.direction is not Direction.BWD:
+        return nullcontext()
+    from torch._functorch import config
+
+    kept: AbstractContextManager[object] = config.patch(donated_buffer=False)
+    return kept
 
 
 def _launch(case: Case, provider: Provider, tensors: Tensors) -> tuple[Launch, Callable[[], tuple[torch.Tensor, ...]]]:

@@ -15,6 +15,7 @@ from typing import Any
 from opbench import registry
 from opbench.case import Cell
 from opbench.ceiling_step import serve_ceilings
+from opbench.places import resolve_ops
 from opbench.runner import CellRunner, RunOptions, memory_limit, torch_threads
 from opbench.system import available_memory_bytes
 
@@ -39,8 +40,9 @@ def serve(connection: socket.socket) -> None:
     if "ceilings" in first:
         serve_ceilings(first["ceilings"], answer)
         return
+    sources = first.pop("sources", ())
     options = RunOptions(**first)
-    runner = CellRunner(options, registry.find)
+    runner = CellRunner(options, resolve_ops({"ops": sources})[1].__getitem__ if sources else registry.find)
     limit_gib = _limit_gib(options)
     if options.threads:
         # What a cell loads or starts reads these; torch itself is here already.

@@ -141,8 +141,11 @@ EXPECTED = {
     nan: ("wrong", r"values of the output are not finite"),
     wrong: ("wrong", r"output is off by"),
     wrong_shape: ("wrong", r"output has shape \(\d+, \d+, \d+, \d+\), expected"),
-    raise_at_length: ("error", r"ValueError in \w+: (long ){50}.*…$"),
-    raise_unprintable: ("error", r"ValueError in \w+: bad \\udcff\\x1b\[2J\\x00 text of two lines$"),
+    raise_at_length: ("error", r"ValueError in \w+: (long ){50}.*…, at fault_operators.py:\d+$"),
+    raise_unprintable: (
+        "error",
+        r"ValueError in \w+: bad \\udcff\\x1b\[2J\\x00 text of two lines, at fault_operators.py:\d+$",
+    ),
     raise_mute: ("error", r"MuteError in \w+: no message"),
     chatter: ("ok", None),
     change_flags: ("ok", None),

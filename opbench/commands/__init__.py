@@ -32,6 +32,7 @@ def _list_whole_sentences(app: typer.Typer) -> None:
 
 ORDER = (
     "sweep",
+    "check",
     "listing",
     "report",
     "compare",

@@ -1,5 +1,6 @@
 """What several commands need: exit codes, consoles, options of one form."""
 
+import os
 import shutil
 import signal
 import sys
@@ -26,6 +27,9 @@ EXIT_INTERNAL = 70
 EXIT_VERDICT_STORAGE = 74
 """Of commands that end in a verdict, where 3 means inconclusive; sysexits.h calls it EX_IOERR."""
 EXIT_INTERRUPTED = 130
+
+TRACEBACK_VARIABLE = "OPBENCH_TRACEBACK"
+"""Shows where something was raised: by a mistake of ours, or in a cell by the user's code."""
 
 NoColor = Annotated[bool, typer.Option("--no-color", help="No colours; the variable NO_COLOR does the same.")]
 
@@ -64,6 +68,11 @@ def known_operators() -> "dict[str, Operator]":
     for line in registry.left_out():
         print(f"opbench: warning: {line}; its operator is left out", file=sys.stderr)
     return registry.registered()
+
+
+def shows_tracebacks(isolation: str | None) -> bool:
+    """Whether the traceback of a cell that raises is printed: in the sweep's own process, and where it is asked for."""
+    return isolation == "none" or bool(os.environ.get(TRACEBACK_VARIABLE))
 
 
 def interrupt_on_termination() -> None:

@@ -15,6 +15,7 @@ from opbench.commands._shared import (
     NoColor,
     interrupt_on_termination,
     known_operators,
+    shows_tracebacks,
     split,
     stdout,
 )
@@ -47,7 +48,9 @@ def sweep(
     ops: Annotated[
         str | None,
         typer.Option(
-            metavar="LIST", autocompletion=complete.operators, help="Operators, such as dcnv3,dcnv4. [default: all]"
+            metavar="LIST",
+            autocompletion=complete.operators,
+            help="Operators, such as dcnv3,dcnv4; also FILE.py and MODULE:OPERATOR. [default: all]",
         ),
     ] = None,
     providers: Annotated[
@@ -186,14 +189,18 @@ def sweep(
     from opbench.progress import ConsoleProgress
     from opbench.worker_process import Workers
 
-    with closing(Workers()) as workers, ConsoleProgress(quiet=quiet or dry_run, no_color=no_color) as progress:
+    with (
+        closing(Workers()) as workers,
+        ConsoleProgress(quiet=quiet or dry_run, no_color=no_color, tracebacks=shows_tracebacks(isolation)) as progress,
+    ):
         progress.doing("loading PyTorch")
         if isolation != "none" and not dry_run:
             workers.launch()  # they import torch while this process does
         from opbench import run as api
-        from opbench.report import write_plots
+        from opbench.places import resolve_ops
 
-        known = known_operators()
+        known_operators()
+        options, known = resolve_ops(options)
         conduct = api.make_conduct(ways, resume=resume)
         if dry_run:
             _print_plan(api.plan(api.make_request(options, known), known))
@@ -222,12 +229,7 @@ def sweep(
     if not quiet:
         _print_results(run, no_color=no_color)
     if plots and not refused:
-        with ConsoleProgress(quiet=quiet, no_color=no_color) as progress:
-            progress.stage("drawing plots")
-            try:
-                write_plots(run)
-            except StorageError as error:
-                refused = error
+        refused = _draw_plots(run, quiet=quiet, no_color=no_color)
     _conclude(run, interrupted=interrupted, refused=refused, quiet=quiet)
 
 
@@ -248,6 +250,20 @@ def _print_results(run: "RunFolder", *, no_color: bool) -> None:
     # Why cells failed comes at the end, for all tables together.
     print_tables([*run_tables(run, without_reasons_of=FAILURES), *speedup_tables(run)], "terminal", stdout(no_color))
     print(f"\n{summary_line(run)}", flush=True)
+
+
+def _draw_plots(run: "RunFolder", *, quiet: bool, no_color: bool) -> StorageError | None:
+    """Gives why the plots could not all be written, once the tables are on the screen."""
+    from opbench.progress import ConsoleProgress
+    from opbench.report import write_plots
+
+    with ConsoleProgress(quiet=quiet, no_color=no_color) as progress:
+        progress.stage("drawing plots")
+        try:
+            write_plots(run)
+        except StorageError as error:
+            return error
+    return None
 
 
 def _conclude(run: "RunFolder", *, interrupted: bool, refused: StorageError | None, quiet: bool) -> NoReturn:
@@ -273,6 +289,9 @@ def _conclude(run: "RunFolder", *, interrupted: bool, refused: StorageError | No
     if refused:
         raise refused
     if interrupted:
-        print(f"interrupted; continue with: opbench sweep --resume --out {run.path}", file=sys.stderr)
+        from opbench.places import ops_option
+
+        ops = ops_option(run.run["command"])
+        print(f"interrupted; continue with: opbench sweep --resume --out {run.path}{ops}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(EXIT_FAILED_CELLS if any(row["status"] in FAILURES for row in rows) else 0)
