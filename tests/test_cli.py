@@ -149,7 +149,9 @@ def test_a_memory_limit_gives_a_row_and_the_next_cell_runs(folder, monkeypatch):
 
 def test_a_provider_that_is_not_here_is_a_row_and_exit_code_1(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    code, _, err = call("sweep", *FAST, "--ops", "dcnv4", "--providers", "dcnv4=triton", "--out", "run")
+    code, _, err = call(
+        "sweep", *FAST, "--ops", "dcnv4", "--providers", "dcnv4=triton", "--dtypes", "fp32", "--out", "run"
+    )
     assert code == 1
     assert "unavailable: dcnv4 module fwd 1x4x4x32 fp32 (triton): the Triton kernels need a CUDA device" in err
 
