@@ -160,7 +160,7 @@ def _environment(request: SweepRequest, operators: Mapping[str, Operator]) -> di
     """Where a request is carried out, and the revisions of the operators' own repositories."""
     environment = collect_environment(request.device, request.threads)
     chosen = [operators[name] for name in request.ops]
-    return environment | {"operator_revisions": registry.revisions(chosen, environment["git_revision"])}
+    return environment | {"operator_revisions": registry.revisions(chosen, environment.get("git_revision"))}
 
 
 def _require_processes(repeat: int, conduct: Conduct) -> None:

@@ -179,7 +179,7 @@ def test_a_column_whose_best_two_overlap_has_no_fastest(tmp_path):
     run = make_run(tmp_path, cells)
     assert [found and found["operator"] for found in fastest(run.rows())] == [None, "conv3x3"]
     assert summary_line(run) == "fastest of 2 columns: Conv (3×3) in 1, undecided in 1."
-    assert summary_line(make_run(tmp_path / "one", cells[:3])) == "fastest of 1 columns: undecided in 1."
+    assert summary_line(make_run(tmp_path / "one", cells[:3])) == "fastest of 1 column: undecided in 1."
 
 
 def test_the_provider_is_named_where_an_operator_has_several(tmp_path):
@@ -216,7 +216,7 @@ def test_the_cell_closest_to_its_limit_is_named_only_where_it_is_closer_beyond_t
     run = make_run(tmp_path, cells)
     run.write_ceilings(example_ceilings())
     assert summary_line(run) == (
-        "fastest of 1 columns: undecided in 1; 1 of 2 cells below 10 % of their limit, closest at about 10.0 %."
+        "fastest of 1 column: undecided in 1; 1 of 2 cells below 10 % of their limit, closest at about 10.0 %."
     )
 
 

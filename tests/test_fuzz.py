@@ -238,7 +238,7 @@ def test_any_command_in_run_json_is_resumed_or_refused_in_one_line(place, data, 
     document = json.loads((run / "run.json").read_text())
     document["command"] = data.draw(changed(document["command"]))
     (run / "run.json").write_text(json.dumps(document))
-    monkeypatch.setattr("opbench.run.collect_environment", lambda device: document["environment"])
+    monkeypatch.setattr("opbench.run.collect_environment", lambda *_: document["environment"])
     known = opbench.run.registry.registered()
     with pytest.raises(OpbenchError) as refusal:  # its plan is of another operator, so it never matches
         continue_run(run, {}, known)

@@ -59,8 +59,9 @@ def _fastest_part(rows: Sequence[Row], label: Callable[[Row], str]) -> str:
     texts = [f"{name} in {count}" for name, count in counts.most_common()]
     if undecided := best.count(None):
         texts.append(f"undecided in {undecided}")
-    one_operator = len({row["operator"] for row in rows}) == 1
-    return f"fastest{' provider' if one_operator else ''} of {len(best)} columns: {', '.join(texts)}"
+    of_one = len({row["operator"] for row in rows}) == 1 and len({row["provider"] for row in rows}) > 1
+    columns = f"{len(best)} column{'' if len(best) == 1 else 's'}"
+    return f"fastest{' provider' if of_one else ''} of {columns}: {', '.join(texts)}"
 
 
 def _gain_part(rows: Sequence[Row], label: Callable[[Row], str]) -> str:

@@ -7,6 +7,7 @@ it knew of noise between processes. Exits with 1 where a pair came out slower or
 """
 
 import argparse
+import csv
 import math
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from opbench.arms import open_arm
 from opbench.compare import DEFAULT_THRESHOLD, compare_runs, judge, ratio_interval
+from opbench.interference import is_disturbed
 from opbench.noise import known_noise
 from opbench.results import RunFolder
 from opbench.verdicts import Verdict
@@ -29,6 +31,7 @@ def main():
     parser.add_argument("--pairs", type=int, default=20)
     parser.add_argument("--repeat", type=int, default=1)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--table", type=Path, help="CSV with a row per pair and cell")
     parser.add_argument("more", nargs="*")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -37,6 +40,8 @@ def main():
     print(f"pairs: {counts(one.verdict for one, _ in found)}")
     print(f"cells: {counts(cell.verdict for one, _ in found for cell in one.cells)}")
     print(f"cells, by their intervals alone: {counts(verdict for _, alone in found for verdict in alone)}")
+    if asked.table:
+        write_table(asked.table, found)
     ratios = [cell.change.value for one, _ in found for cell in one.cells if cell.change]
     print(f"ratios: {min(ratios):.3f} to {max(ratios):.3f}")
     sys.exit(any(one.verdict in (Verdict.SLOWER, Verdict.FASTER) for one, _ in found))
@@ -57,6 +62,18 @@ def pair(folder, asked):
     worst = max((abs(math.log(cell.change.value)) for cell in found.cells if cell.change), default=0.0)
     print(f"{folder.name}: {found.verdict}, farthest ratio {math.exp(worst):.3f}", flush=True)
     return found, alone
+
+
+def write_table(path, found):
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        names = "pair,cell,base_ms,head_ms,ratio,low,high,verdict,by_interval,disturbed"
+        writer.writerow(names.split(","))
+        for number, (comparison, alone) in enumerate(found, start=1):
+            for cell, verdict in zip(comparison.cells, alone, strict=True):
+                figures = (cell.base_ms, cell.head_ms, cell.change.value, cell.change.low, cell.change.high)
+                place = (number, cell.cell.key, *(f"{figure:.4g}" for figure in figures))
+                writer.writerow((*place, cell.verdict, verdict, is_disturbed(cell.warnings)))
 
 
 def counts(verdicts):
