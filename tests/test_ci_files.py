@@ -207,8 +207,8 @@ def test_inputs_are_words_and_never_commands(tmp_path):
     assert not (tmp_path / "pwned").exists()
     assert arguments == [
         "gate", f"--base={branch}", "--head=--aa", "--tolerance=$(touch pwned)", "--inconclusive=fail",
-        "--nothing-to-measure=fail", "--format=github,junit,markdown", "--out=a folder", "--ops", "dcnv4", "$(touch", "pwned)", "--set",
-        "dcnv4.group=*", "--dtypes", "fp16", "--budget=30",
+        "--nothing-to-measure=fail", "--format=github,junit,markdown", "--out=a folder", "--ops", "dcnv4", "$(touch",
+        "pwned)", "--set", "dcnv4.group=*", "--dtypes", "fp16", "--budget=30",
     ]  # fmt: skip
 
 
