@@ -80,6 +80,8 @@ class Choice:
 
 def applicability(operator: Operator, provider: Provider, case: Case, device_type: str) -> tuple[Status, str] | None:
     """Why a provider does not run a case on a kind of device: not_applicable or unavailable, with the reason."""
+    if case.level not in operator.levels:
+        return Status.NOT_APPLICABLE, f"{operator.name} has no such level: all of it is timed as {operator.levels[0]}"
     if reason := operator.not_applicable(case):
         return Status.NOT_APPLICABLE, reason
     if case.dtype is Dtype.TF32 and device_type != "cuda":
