@@ -37,8 +37,8 @@ COLUMNS = (
     Column("provider", "which implementation of the operator, as in `--providers`"),
     Column(
         "level",
-        "`module`: with its linear projections; `core`: the operator alone. An operator that knows no such "
-        "difference is the same at both",
+        "`module`: with its linear projections; `core`: the operator alone. An operator with one level "
+        "is timed as a whole and called `module`",
     ),
     Column("direction", "`fwd`, `bwd`, or `fwd_bwd` for both in one launch"),
     Column("shape_list", "the list of `--shapes` that the shape is from"),

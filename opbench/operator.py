@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from opbench.case import Case, Direction, SettingValue
+from opbench.case import Case, Direction, Level, SettingValue
 from opbench.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
@@ -154,6 +154,8 @@ class Operator:
         providers: in order of preference.
         settings: by name.
         not_applicable: (case) -> why the operator has no meaning for the case, or None.
+        levels: those that it tells apart. One that has no projections around it names one alone, under which its rows
+            then stand, by default `module`; at the other it is not applicable.
     """
 
     name: str
@@ -170,6 +172,7 @@ class Operator:
     settings: Mapping[str, Setting] = field(default_factory=dict)
     not_applicable: Callable[[Case], str | None] = _always
     smooth_inputs: Callable[[Case, Tensors], Tensors] = _unchanged
+    levels: tuple[Level, ...] = tuple(Level)
 
     def provider(self, name: str) -> Provider:
         """The provider of that name.

@@ -98,6 +98,8 @@ def applicability(operator: Operator, provider: Provider, case: Case, device_typ
     Raises:
         OperatorError: a cost of the operator is no count, or what says whether it applies raises.
     """
+    if case.level not in operator.levels:
+        return Status.NOT_APPLICABLE, f"{operator.name} has no such level: all of it is timed as {operator.levels[0]}"
     if reason := _answer(operator, "not_applicable", partial(operator.not_applicable, case), case):
         return Status.NOT_APPLICABLE, str(reason)
     if case.dtype is Dtype.TF32 and device_type != "cuda":

@@ -25,12 +25,14 @@ from opbench.plan import applicability
 from opbench.precision import torch_precision
 from opbench.raised import place_of, traceback_text
 from opbench.registry import operator_module
-from opbench.system import data_limit, says_out_of_memory
+from opbench.system import available_memory_bytes, data_limit, says_out_of_memory
 from opbench.timing import Launch, SpoiledProcessError, StoppingRule, Timer, collect_samples, make_timer
 
 __all__ = ["CellRunner", "RunOptions", "memory_limit", "source_hash", "torch_threads"]
 
 WARM_UP_FRACTION = 0.2
+TRIED_FIRST = 0.5
+"""Share of the memory that is left beyond which a cell is launched once before it is checked."""
 """Warm-up time, as a fraction of the time budget."""
 
 OnStage = Callable[[str], None]
@@ -153,6 +155,9 @@ class CellRunner:
     ) -> Measurement:
         case, device = cell.case, self.options.device
         seed = self._seed(cell)
+        if self._may_not_fit(cell):
+            enter("build")
+            self._try_memory(cell, operator, provider, seed)
         enter("check")
         result = check(operator, provider, case, device, seed)
         common = Measurement(
@@ -203,6 +208,25 @@ class CellRunner:
             conditions={"before": before, "after": after},
             warnings=(*interference(before, after), *timer.warnings),
         )
+
+    def _may_not_fit(self, cell: Cell) -> bool:
+        """Whether to try the memory of a CPU, where the check of a large shape takes long."""
+        left = available_memory_bytes() if self._device_type == "cpu" else None  # this process's limit counts
+        return left is not None and cell.memory_bytes > TRIED_FIRST * left
+
+    def _try_memory(self, cell: Cell, operator: Operator, provider: Provider, seed: int) -> None:
+        """Launch once at the full shape, so that a cell that does not fit ends before its check.
+
+        Whatever else goes wrong is for the check to find.
+        """
+        try:
+            tensors = make_tensors(operator, cell.case, self.options.device, seed)
+            with torch.set_grad_enabled(cell.case.direction is not Direction.FWD):
+                launch, _ = _launch(cell.case, provider, tensors)
+                launch()
+        except Exception as error:
+            if _failure(error, "build", cell.memory_bytes)[0] is Status.OUT_OF_MEMORY:
+                raise
 
     def _peak_memory_bytes(self, launch: Launch) -> int | None:
         """Most memory allocated during one launch, inputs included; None where the device does not tell."""

@@ -102,6 +102,7 @@ class Comparison:
         only_in_head: keys of cells that the base does not plan; they count for nothing.
         not_applicable: keys of cells that have no meaning in either arm; they count for nothing.
         notes: lines that a reader must see: how the figures came about, and how far to trust them.
+        same_source: nothing was compared, since both arms ran the same source of every operator.
     """
 
     base: str
@@ -114,6 +115,7 @@ class Comparison:
     only_in_head: tuple[str, ...] = ()
     not_applicable: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    same_source: bool = False
 
     @property
     def exit_code(self) -> int:

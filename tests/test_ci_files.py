@@ -1,12 +1,16 @@
 """The workflows, the composite action and the examples of docs/ci.md: they parse, name what exists, and run as said."""
 
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 import typer.main
 import yaml
 
@@ -124,12 +128,12 @@ def test_the_options_that_workflows_hand_to_the_gate_exist():
 
 def test_the_guide_lists_every_input_with_its_default_and_every_exit_code():
     text = GUIDE.read_text()
-    rows = dict(re.findall(r"^\| `([a-z]+)` \| (\S*) ?\| .* \|$", text, re.MULTILINE))
+    rows = dict(re.findall(r"^\| `([a-z-]+)` \| (\S*) ?\| .* \|$", text, re.MULTILINE))
     inputs = DOCUMENTS[ACTION.relative_to(ROOT).as_posix()]["inputs"]
     assert {name: default.strip("`") for name, default in rows.items()} == {
         name: value["default"] for name, value in inputs.items()
     }
-    used = set(re.findall(r"inputs\.([a-z]+)", ACTION.read_text()))
+    used = set(re.findall(r"inputs\.([a-z-]+)", ACTION.read_text()))
     assert used == set(inputs)
     for code in {*EXIT_CODES.values(), 2}:
         assert re.search(rf"^\| {code} \| ", text, re.MULTILINE)
@@ -140,16 +144,23 @@ def run_action(folder, status, **inputs):
 
     Returns the exit code of the job, what was printed, and the arguments that opbench got (None if it never ran).
     """
-    document = DOCUMENTS[ACTION.relative_to(ROOT).as_posix()]
-    values = {name: value["default"] for name, value in document["inputs"].items()} | inputs
     stub = folder / "bin" / "opbench"
     stub.parent.mkdir(exist_ok=True)
     if status is not None:
         stub.write_text(f'#!/bin/bash\nprintf "%s\\0" "$@" >"{folder}/arguments"\nexit {status}\n')
         stub.chmod(0o755)
-    output = folder / "output"
-    output.write_text("")
     path = f"{stub.parent}:{Path(shutil.which('bash')).parent}"
+    code, printed = action_scripts(folder, {"PATH": path}, inputs)
+    kept = folder / "arguments"
+    return code, printed, kept.read_text().split("\0")[:-1] if kept.exists() else None
+
+
+def action_scripts(folder, environment, inputs):
+    """The exit code of the action's scripts, run one after the other in a folder, and what they printed."""
+    document = DOCUMENTS[ACTION.relative_to(ROOT).as_posix()]
+    values = {name: value["default"] for name, value in document["inputs"].items()} | inputs
+    output = folder.parent / f"{folder.name}-output"
+    output.write_text("")
     printed = ""
     code = 0
     for step in document["runs"]["steps"]:
@@ -160,14 +171,13 @@ def run_action(folder, status, **inputs):
         variables = {name: context[text.strip("${ }")] for name, text in step["env"].items()}
         done = subprocess.run(
             ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]], cwd=folder, text=True,
-            capture_output=True, env={"PATH": path, "GITHUB_OUTPUT": str(output), **variables},
+            capture_output=True, env={**environment, "GITHUB_OUTPUT": str(output), **variables},
         )  # fmt: skip
         printed += done.stdout + done.stderr
         code = done.returncode
         if code:
             break
-    kept = folder / "arguments"
-    return code, printed, kept.read_text().split("\0")[:-1] if kept.exists() else None
+    return code, printed
 
 
 @pytest.mark.parametrize("inconclusive", ["fail", "warn", "pass"])
@@ -197,8 +207,8 @@ def test_inputs_are_words_and_never_commands(tmp_path):
     assert not (tmp_path / "pwned").exists()
     assert arguments == [
         "gate", f"--base={branch}", "--head=--aa", "--tolerance=$(touch pwned)", "--inconclusive=fail",
-        "--format=github,junit,markdown", "--out=a folder", "--ops", "dcnv4", "$(touch", "pwned)", "--set",
-        "dcnv4.group=*", "--dtypes", "fp16", "--budget=30",
+        "--nothing-to-measure=fail", "--format=github,junit,markdown", "--out=a folder", "--ops", "dcnv4", "$(touch",
+        "pwned)", "--set", "dcnv4.group=*", "--dtypes", "fp16", "--budget=30",
     ]  # fmt: skip
 
 
@@ -216,20 +226,16 @@ def test_pass_is_for_the_command_to_decide_and_other_words_are_refused(tmp_path)
     ("file", "measure"), [("README.md", "no"), ("kernels/dcnv4.py", "yes"), ("opbench/operators/x.py", "yes")]
 )
 def test_a_change_of_no_operator_is_not_measured_and_said_so(tmp_path, file, measure):
-    def git(*words):
-        identity = ("-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "commit.gpgsign=false")
-        subprocess.run(["git", *identity, *words], cwd=tmp_path, check=True, capture_output=True)
-
     (tmp_path / "kernels").mkdir()
     (tmp_path / "opbench" / "operators").mkdir(parents=True)
     for name in ("README.md", "kernels/dcnv4.py", "opbench/operators/x.py"):
         (tmp_path / name).write_text("1\n")
-    git("init", "-q")
-    git("add", ".")
-    git("commit", "-qm", "base")
-    git("update-ref", "refs/remotes/origin/main", "HEAD")
+    git(tmp_path, "init", "-q")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "base")
+    git(tmp_path, "update-ref", "refs/remotes/origin/main", "HEAD")
     (tmp_path / file).write_text("2\n")
-    git("commit", "-qam", "head")
+    git(tmp_path, "commit", "-qam", "head")
     [script] = [step["run"] for _, step in STEPS if step.get("id") == "changed"]
     summary, output = tmp_path / "summary", tmp_path / "output"
     summary.write_text("")
@@ -241,3 +247,95 @@ def test_a_change_of_no_operator_is_not_measured_and_said_so(tmp_path, file, mea
     subprocess.run(["bash", "-eo", "pipefail", "-c", script], cwd=tmp_path, env=environment, check=True)
     assert output.read_text() == f"measure={measure}\n"
     assert ("nothing was measured" in summary.read_text()) == (measure == "no")
+
+
+README = (ROOT / "README.md").read_text()
+
+
+def test_sections_that_are_named_exist():
+    headings = re.findall(r"^#+ (.*)$", README, re.MULTILINE)
+    named = {
+        (path.name, section)
+        for path in (GUIDE, ROOT / "pyproject.toml", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"))
+        for first, second in re.findall(r"README(?:\.md)?, \"([^\"]+)\"|\"([^\"]+)\" in README", path.read_text())
+        for section in (first or second,)
+    }
+    assert len(named) >= 2
+    assert {section for _, section in named} <= set(headings)
+
+
+def git(folder, *words):
+    identity = ("-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "commit.gpgsign=false")
+    return subprocess.run(["git", *identity, *words], cwd=folder, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository as the guide has it, with the README's operator, checked out at a change of its README alone."""
+    [operator] = [b for b in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "opbench.Operator(" in b]
+    [project] = [b for b in re.findall(r"```toml\n(.*?)```", GUIDE.read_text(), re.DOTALL) if "[build-system]" in b]
+    folder = tmp_path / "my-package"
+    (folder / "my_package").mkdir(parents=True)
+    (folder / "pyproject.toml").write_text(project)
+    (folder / "my_package" / "__init__.py").write_text("")
+    (folder / "my_package" / "depthwise.py").write_text(operator.partition("run = opbench.sweep")[0])
+    (folder / "README.md").write_text("1\n")
+    git(folder, "init", "-q")
+    git(folder, "add", ".")
+    git(folder, "commit", "-qm", "base")
+    git(folder, "update-ref", "refs/remotes/origin/main", "HEAD")
+    (folder / "README.md").write_text("2\n")
+    git(folder, "commit", "-qam", "a change of the README")
+    return folder
+
+
+PYTHON = """#!/bin/bash
+# Stands in for `python -m venv`: its pip writes down what it is asked for, and its opbench is this one.
+[ "$1 $2" = "-m venv" ] || exit 1
+mkdir -p "$3/bin"
+printf '#!/bin/bash\nprintf "%%s\\n" "$@" >>"{folder}/asked"\n' >"$3/bin/pip"
+printf '#!/bin/bash\nexec {python} -m opbench "$@"\n' >"$3/bin/opbench"
+chmod +x "$3/bin/pip" "$3/bin/opbench"
+"""
+
+
+@pytest.mark.parametrize("job", ["cpu", "gpu"])
+def test_the_workflow_to_copy_passes_a_change_of_the_readme(repository, tmp_path, job):
+    """Every step as a runner runs it, but for the downloads; without a GPU the last step of that job says so."""
+    [workflow] = [document for name, document in DOCUMENTS.items() if document.get("name") == "speed"]
+    assert set(workflow["jobs"]) == {"cpu", "gpu"}
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "python").write_text(PYTHON.format(folder=tmp_path, python=sys.executable))
+    (tools / "python").chmod(0o755)
+    path_file = tmp_path / "github-path"
+    path_file.write_text("")
+    environment = {
+        **{name: os.environ[name] for name in ("HOME", "XDG_CACHE_HOME") if name in os.environ},
+        "RUNNER_TEMP": str(tmp_path / "runner"), "GITHUB_PATH": str(path_file),
+        "PATH": f"{tools}:{os.environ['PATH']}", **workflow["jobs"][job].get("env", {}),
+    }  # fmt: skip
+    code, printed, ran = 0, "", []
+    for step in workflow["jobs"][job]["steps"]:
+        if "run" in step:
+            ran.append("run")
+            subprocess.run(["bash", "-eo", "pipefail", "-c", step["run"]], cwd=repository, env=environment, check=True)
+            environment["PATH"] = ":".join([*path_file.read_text().split(), environment["PATH"]])
+        elif step["uses"].endswith("opbench-gate@main"):
+            ran.append("gate")
+            # A pull request's head is a merge, which a runner checks out.
+            code, printed = action_scripts(repository, environment, step["with"])
+        else:
+            assert step["uses"] in PINNED
+    assert ran == ["run", "gate"]
+    asked = (tmp_path / "asked").read_text().split()
+    [project] = [b for b in re.findall(r"```toml\n(.*?)```", GUIDE.read_text(), re.DOTALL) if "[build-system]" in b]
+    assert set(tomllib.loads(project)["build-system"]["requires"]) < set(asked)
+    if job == "cpu":
+        assert code == 0, printed
+        [notice] = [line for line in printed.splitlines() if line.startswith("::")]
+        assert notice.startswith("::notice title=opbench nothing to measure::both arms ran the same source of every")
+        assert "same source of every operator" in (repository / "opbench-gate" / "comparison.md").read_text()
+    elif not torch.cuda.is_available():
+        assert code == 2, printed
+        assert "opbench: device cuda" in printed

@@ -201,6 +201,24 @@ def test_a_revision_that_does_not_install(repository, tmp_path):
     assert left_behind(repository) == []
 
 
+def test_a_build_backend_that_is_not_here_is_named_with_what_installs_it(repository, tmp_path):
+    (repository / "pyproject.toml").write_text(
+        PROJECT.replace('["setuptools"]', '["no-such-backend >=1.2", "setuptools"]').replace(
+            "setuptools.build_meta", "no_such_backend.build"
+        )
+    )
+    git(repository, "commit", "--quiet", "-a", "-m", "another backend")
+    with (
+        pytest.raises(GateError) as error,
+        installed({"head": find_source("HEAD", repository)}, tmp_path),
+    ):
+        pass
+    assert str(error.value).startswith("HEAD: cannot be installed: ")
+    assert str(error.value).endswith(
+        "; the gate builds with what is installed here: pip install 'no-such-backend >=1.2'"
+    )
+
+
 # Exit codes, on simulated processes.
 
 CELLS = simulated_cells(4)
@@ -263,6 +281,21 @@ def test_exit_codes(repository, tmp_path, monkeypatch, processes, arguments, cod
     assert all(set(change) == {"ratio", "low", "high"} for change in changes)
     assert bool(changes) == (code != 4 and len(processes.cells) > 0)
     assert (tmp_path / "out" / "comparison.csv").exists()
+
+
+@pytest.mark.parametrize("answer", ["pass", "fail"])
+def test_nothing_to_measure_can_pass(repository, tmp_path, monkeypatch, answer):
+    words = ("--base", "main", "--head", "slow", "--quiet", "--nothing-to-measure", answer)
+    simulated(monkeypatch, SimulatedProcesses(CELLS, QUIET, sources={"main": "a", "slow": "a"}))
+    done = gate(*words, "--out", str(tmp_path / "out"))
+    assert done.exit_code == (0 if answer == "pass" else 4)
+    assert "both arms ran the same source of every operator" in done.output
+    # It accepts nothing else: neither a slow-down nor another device.
+    simulated(monkeypatch, SimulatedProcesses(CELLS, QUIET, slower=slower(0.1)))
+    assert gate(*words, "--out", str(tmp_path / "slower")).exit_code == 1
+    assert gate("--base", "main", "--nothing-to-measure", "perhaps").exception.args == (
+        "--nothing-to-measure must be fail or pass, got 'perhaps'",
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,11 @@ from builders import doubling
 
 import opbench
 from opbench import registry
-from opbench.case import Dtype
+from opbench.case import Dtype, Level
 from opbench.errors import DeviceLostError, OpbenchError, ResultsError, UnknownNameError, UsageError
 from opbench.measurement import Status
 from opbench.native_dtypes import DefaultDtypes
+from opbench.plan import applicability
 from opbench.results import RunFolder
 from opbench.run import Conduct, Isolation, continue_run, make_request, plan, run_cells, start_run
 
@@ -228,6 +229,17 @@ def test_the_readmes_operator_runs(tmp_path, monkeypatch, one_plot):
     assert set(frame.status) == {"ok"}
     assert frame.latency_ms.gt(0).all()
     assert frame.operator.nunique() == 1
+
+
+def test_an_operator_of_one_level_is_timed_once_and_says_why():
+    known = {"double": doubling(levels=(Level.MODULE,))}
+    cells = plan(make_request({"shapes": ["smoke"], "dtypes": ["fp32"], "level": ["module", "core"]}, known), known)
+    answers = {
+        cell.case.level: applicability(known["double"], known["double"].providers[0], cell.case, "cpu")
+        for cell in cells
+    }
+    reason = "double has no such level: all of it is timed as module"
+    assert answers == {Level.MODULE: None, Level.CORE: (Status.NOT_APPLICABLE, reason)}
 
 
 def test_reading_a_run_gives_back_the_plan(tiny, tmp_path):

@@ -66,6 +66,28 @@ def test_a_cell_that_fails_is_a_row_and_is_not_timed(provider, status, reason):
     assert "timing" not in stages
 
 
+@pytest.mark.parametrize(
+    ("provider", "memory_bytes", "status", "checks"),
+    [
+        ("out_of_memory", 9_000, Status.OUT_OF_MEMORY, 0),  # not checked first, which may take a minute
+        ("out_of_memory", 4_000, Status.OUT_OF_MEMORY, 1),
+        ("right", 9_000, Status.OK, 1),
+        ("raising", 9_000, Status.ERROR, 1),
+    ],
+)
+def test_a_cell_that_may_not_fit_is_tried_before_it_is_checked(monkeypatch, provider, memory_bytes, status, checks):
+    from opbench import runner
+
+    checked, whole = [], runner.check
+    monkeypatch.setattr(runner, "available_memory_bytes", lambda: 10_000)
+    monkeypatch.setattr(runner, "check", lambda *arguments: checked.append(1) or whole(*arguments))
+    cells = CellRunner(OPTIONS, {"double": doubling()}.__getitem__, FakeTimer([1.0, 2.0, 3.0]))
+    measurement = cells.run(make_cell(make_case(), provider, memory_bytes=memory_bytes))
+    assert (measurement.status, len(checked)) == (status, checks)
+    assert ("in build" in measurement.reason) == (not checks)
+    assert ("in check" in measurement.reason) == (bool(checks) and status is not Status.OK)
+
+
 def test_the_timed_shape_must_be_finite_where_a_smaller_one_was_checked(monkeypatch):
     from opbench import check
 

@@ -142,7 +142,12 @@ def chosen_formats(text: str | None, out: Path | None) -> list[str]:
 
 
 def accepts_inconclusive(text: str) -> bool:
-    """Whether `--inconclusive` is pass.
+    """Whether `--inconclusive` is pass; UsageError where it is neither pass nor fail."""
+    return passes("--inconclusive", text)
+
+
+def passes(option: str, text: str) -> bool:
+    """Whether an option is pass.
 
     Raises:
         UsageError: neither pass nor fail.
@@ -150,18 +155,26 @@ def accepts_inconclusive(text: str) -> bool:
     from opbench.errors import UsageError
 
     if text not in ("fail", "pass"):
-        raise UsageError(f"--inconclusive must be fail or pass, got {text!r}")
+        raise UsageError(f"{option} must be fail or pass, got {text!r}")
     return text == "pass"
 
 
 def conclude(
-    comparison: "Comparison", formats: list[str], out: Path | None, *, accept_inconclusive: bool, no_color: bool = False
+    comparison: "Comparison",
+    formats: list[str],
+    out: Path | None,
+    *,
+    accept_inconclusive: bool,
+    accept_same_source: bool = False,
+    no_color: bool = False,
 ) -> NoReturn:
     """Show a comparison and exit with the code of its verdict."""
     from opbench.report.comparison import show_comparison
     from opbench.verdicts import Verdict
 
     accepted = [Verdict.INCONCLUSIVE] if accept_inconclusive else []
+    if comparison.same_source and accept_same_source:
+        accepted.append(Verdict.NOT_COMPARABLE)
     for path in show_comparison(comparison, formats, out, stdout(no_color), accepted=accepted):
         print(path, file=sys.stderr)
     sys.exit(0 if comparison.verdict in accepted else comparison.exit_code)

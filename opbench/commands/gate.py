@@ -17,6 +17,7 @@ from opbench.commands._shared import (
     chosen_formats,
     conclude,
     interrupt_on_termination,
+    passes,
     split,
     stdout,
     verdict_exit_codes,
@@ -56,6 +57,13 @@ def gate(
         str | None, typer.Option(metavar="SCREEN+CONFIRM", help="Of the two stages. [default: 6+16]")
     ] = None,
     inconclusive: Inconclusive = "fail",
+    nothing_to_measure: Annotated[
+        str,
+        typer.Option(
+            metavar="fail|pass",
+            help="What a change that touches no operator exits with, where both run the same source: 4 or 0.",
+        ),
+    ] = "fail",
     aa: Annotated[bool, typer.Option("--aa", help="Go on although both arms run the same source.")] = False,
     selftest: Annotated[
         bool, typer.Option("--selftest", help="Judge the gate on this machine: A/A and injected slow-downs.")
@@ -141,7 +149,7 @@ def gate(
     """Judge a revision against another: both installed, run as fresh processes in turns, in two stages.
 
     Exit codes: 0 same or faster, 1 slower, 2 usage or bad input, 3 inconclusive, 4 not comparable (also where both arms
-    ran the same source), 5 missing or failed cells, 130 interrupted.
+    ran the same source, unless --nothing-to-measure pass), 5 missing or failed cells, 130 interrupted.
     """
     if selftest == (base is not None):
         raise UsageError("give --base, the revision to compare with, or --selftest")
@@ -158,6 +166,7 @@ def gate(
     from opbench.percent import parse_percent
 
     accepted = accepts_inconclusive(inconclusive)
+    accept_same_source = passes("--nothing-to-measure", nothing_to_measure)
     # --out is the folder of the data first of all: unlike compare's, it needs no format that has a file.
     formats = chosen_formats(format_, None if format_ else out)
 
@@ -181,7 +190,14 @@ def gate(
         else:
             comparison, folder = run_gate(str(base), head, request)
             print(f"data: {folder}", file=sys.stderr)
-            conclude(comparison, formats, out, accept_inconclusive=accepted, no_color=no_color)
+            conclude(
+                comparison,
+                formats,
+                out,
+                accept_inconclusive=accepted,
+                accept_same_source=accept_same_source,
+                no_color=no_color,
+            )
 
 
 def _with_rounds(rules: "Rules", text: str | None) -> "Rules":

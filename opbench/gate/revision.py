@@ -1,12 +1,16 @@
 """Installs revisions of a repository into places of their own, and leaves nothing behind."""
 
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from opbench.errors import GateError, UsageError
@@ -151,7 +155,28 @@ def _install(source: Source, tree: Path, place: Path) -> None:
     if done.returncode:
         lines = [line.strip() for line in (done.stderr + done.stdout).splitlines() if line.strip()]
         telling = next((line for line in lines if "rror" in line), lines[-1] if lines else "no message")
-        raise GateError(f"{source.label}: cannot be installed: {one_line(telling)}")
+        raise GateError(f"{source.label}: cannot be installed: {one_line(telling)}{_hint(tree)}")
+
+
+def _hint(tree: Path) -> str:
+    """What a project is built with and is not installed here, where the gate looks for it: it fetches nothing."""
+    try:
+        project = tomllib.loads((tree / "pyproject.toml").read_text(encoding="utf-8"))
+        needed = [str(text) for text in project.get("build-system", {}).get("requires", ["setuptools"])]
+    except (OSError, ValueError, TypeError, AttributeError):
+        return ""
+    missing = [text for text in needed if (name := re.match(r"[\w.-]+", text)) and not _is_installed(name[0])]
+    if not missing:
+        return ""
+    return f"; the gate builds with what is installed here: pip install {shlex.join(missing)}"
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        distribution(name)
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _git(folder: Path, *arguments: str) -> str:

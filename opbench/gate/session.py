@@ -4,7 +4,7 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -171,7 +171,7 @@ class _Run:
             for cell in cells
         ):
             reason = f"{SAME_SOURCE} of every operator: there is nothing to compare (--aa compares all the same)"
-            return self._undecided(setup, Verdict.NOT_COMPARABLE, reason)
+            return replace(self._undecided(setup, Verdict.NOT_COMPARABLE, reason), same_source=True)
         return None
 
     def _paired(self, setup: Pair) -> list[Cell]:
