@@ -414,7 +414,9 @@ def test_a_filter_hides_its_rows_from_tables_and_chart(shown, facet, choice, col
     before = shown.execute_script(left)
     points = "settle(); return panels.filter(p => p.kind.place !== 'more').map(p => pointsOf(p).length)"
     drawn = """settle();
-      return panels.filter(p => p.kindName === 'throughput' && p.box.clientWidth).map(p => [pointsOf(p).length, p.chart.getOption().series.filter(s => s.type === 'scatter').reduce((sum, s) => sum + s.data.length, 0)])"""
+      const drawn = p => p.chart.getOption().series.flatMap(s => s.type === 'scatter' ? s.data : []).length;
+      return panels.filter(p => p.kindName === 'throughput' && p.box.clientWidth)
+        .map(p => [pointsOf(p).length, drawn(p)])"""
     points_before = shown.execute_script(points)
     assert min(points_before) > 0
     click(shown, f"[data-facet='{facet}'] input[value='{choice}']")

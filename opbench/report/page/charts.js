@@ -218,7 +218,7 @@ function drawScatter(kind, points, width) {
   const room = Math.min(0.32 * width, 190, Math.max(...titled.flat().map((items) => widthOf(nameOf(items)))) + 4);
   const left = Math.max(34, ...(up.ticks ?? [up.max]).map((tick) => widthOf(plain(tick * unit.factor)) + 10));
   const inner = width - left - room - 22;
-  const high = Math.max(150, ...titled.map((pane) => 14 * pane.length + 8));
+  const high = Math.max(135, ...titled.map((pane) => 14 * pane.length + 8));
   const tops = dtypes.map((_, place) => 22 + place * (high + 34));
   const at = (place, x, y) => [left + inner * across.at(x), tops[place] + high * (1 - up.at(y))];
 
@@ -233,17 +233,19 @@ function drawScatter(kind, points, width) {
       series.push({ ...axes, ...look(row), name: nameOf(items), type: kind.joined ? "line" : "scatter", z: 3, data: ordered.map((item) => ({ value: [item.x, item.y], item })), lineStyle: { color: colourOf(DATA.series_of[row]), type: DATA.series[DATA.series_of[row]].dash.map((part) => 1.5 * part), width: 1.5 } });
     }
     const ends = titled[place].map((items) => items.reduce((a, b) => (b.x > a.x ? b : a)));
+    const taken = panes[place].flat().map(({ x, y }) => at(place, x, y));
     const wished = ends.map((end) => at(place, end.x, end.y)[1]);
     const places = spread(wished, 14, top + 6, bottom - 4);
     titled[place].forEach((items, which) => {
       const [x, y] = at(place, ends[which].x, ends[which].y);
       const colour = colourOf(DATA.series_of[items[0].rows[0]]);
+      for (let along = x + 15; along < right; along += 15) taken.push([along, y]);
       graphic.push({ type: "polyline", silent: true, z: 1, shape: { points: [[x + 6, y], [Math.max(x + 6, right + 2), y], [right + 14, places[which]]] }, style: { stroke: colour, opacity: 0.45, lineWidth: 1, fill: "none" } });
       graphic.push(label(shorten(seriesOf(items), room - widthOf(fitted(items))) + fitted(items), right + 18, places[which]));
     });
     for (const { text, data, dotted } of lines[place]) {
       series.push({ ...axes, name: text, data, type: "line", symbol: "none", silent: true, clip: true, z: 2, lineStyle: { type: dotted ? "dotted" : "dashed", color: css("--muted"), width: 1.2 } });
-      graphic.push(...lineLabel(text, data.map(([x, y]) => at(place, x, y)), { left, right, top, bottom }));
+      graphic.push(...lineLabel(text, data.map(([x, y]) => at(place, x, y)), { left, right, top, bottom }, taken));
     }
   });
   const grid = dtypes.map((_, place) => ({ left, top: tops[place], width: inner, height: high }));
@@ -258,20 +260,31 @@ function drawScatter(kind, points, width) {
   };
 }
 
-/** The name of a straight line, along it: near its upper end, and above it. */
-function lineLabel(text, [from, to], { left, right, top, bottom }) {
+/** The name of a straight line, along it and above it; where fewest points are. */
+function lineLabel(text, [from, to], { left, right, top, bottom }, points) {
   const style = { fill: css("--muted") };
   const [dx, dy] = [to[0] - from[0], to[1] - from[1]];
-  if (Math.abs(dy) < 1) return [label(text, Math.min(to[0], right) - 4, to[1] - 9, { ...style, align: "right" }, { z: 2 })];
+  const long = widthOf(text);
+  const clearest = (places) => {
+    const covered = places.map(([x, y]) => points.filter(([a, b]) => a > x - 6 && a < x + long + 6 && Math.abs(b - y) < 13).length);
+    return places[covered.indexOf(Math.min(...covered))];
+  };
+  if (Math.abs(dy) < 1) {
+    const [begin, end] = [Math.max(from[0], left) + 4, Math.min(to[0], right) - 4 - long];
+    const [x, y] = clearest([end, begin, (begin + end) / 2].filter((place) => place >= left).flatMap((place) => [[place, to[1] - 9], [place, to[1] + 9]]));
+    return [label(text, x, y, style, { z: 2 })];
+  }
   /* The part of the slope that is within the pane. */
   const x = (y) => from[0] + (dx * (y - from[1])) / dy;
   const begin = Math.max(left, from[0], from[1] > bottom ? x(bottom) : left), end = Math.min(right, to[0], to[1] < top ? x(top) : right);
   if (end - begin < 20) return [];
-  const middle = begin + 0.5 * (end - begin);
-  const angle = Math.atan2(dy, dx);
-  const long = Math.hypot(end - begin, ((end - begin) * dy) / dx) > widthOf(text) + 12;
-  const y = from[1] + (dy * (middle - from[0])) / dx;
-  return [label(text, long ? middle : end - 6, long ? y - 9 : y + 16, { ...style, align: long ? "center" : "right" }, { z: 2, rotation: long ? -angle : 0 })];
+  const height = (x) => from[1] + (dy * (x - from[0])) / dx;
+  if (Math.hypot(end - begin, height(end) - height(begin)) > long + 12) {
+    const middle = (begin + end) / 2;
+    return [label(text, middle, height(middle) - 9, { ...style, align: "center" }, { z: 2, rotation: -Math.atan2(dy, dx) })];
+  }
+  const [x0, y0] = clearest([[begin + 4, Math.min(bottom - 8, height(begin) + 12)], [end + 6, height((begin + end) / 2) + 4], [begin + 4, Math.max(top + 8, height(end) - 9)]]);
+  return [label(text, x0, y0, style, { z: 2 })];
 }
 
 /** One line a series with its points along it. */
@@ -297,8 +310,8 @@ function drawStrips(kind, points, width) {
         const mine = items.filter(({ rows: [row] }) => DATA.owner[row] === run);
         const xs = mine.map(({ x }) => x);
         const [row] = mine[0].rows;
-        series.push({ ...axes, type: "line", name, silent: true, symbol: "none", z: 2, lineStyle: { color: colourOf(DATA.series_of[row]), width: 2, opacity: 0.4 }, data: [[Math.min(...xs), name], [Math.max(...xs), name]] });
-        series.push({ ...axes, type: "scatter", name, z: 3, ...look(row), data: mine.map((item) => ({ value: [item.x, name], item })) });
+        if (DATA.runs.length === 1) series.push({ ...axes, type: "line", name, silent: true, symbol: "none", z: 2, lineStyle: { color: colourOf(DATA.series_of[row]), width: 2, opacity: 0.4 }, data: [[Math.min(...xs), name], [Math.max(...xs), name]] });
+        series.push({ ...axes, type: "scatter", name, z: 3, ...look(row), symbolOffset: [0, DATA.runs.length > 1 ? (run ? 6 : -6) : 0], data: mine.map((item) => ({ value: [item.x, name], item })) });
       }
     }
   });

@@ -44,7 +44,7 @@ function buildFilters() {
   for (const [facet, choices] of Object.entries({ ...DATA.facets, run: DATA.runs.map((run) => run.tag) })) {
     if (choices.length < 2) continue;
     state.hidden[facet] = new Set();
-    const boxes = choices.map((choice) => checkbox({ value: choice }, facet === "operator" ? DATA.labels[choice] : choice, (checked) => {
+    const boxes = choices.map((choice) => checkbox({ value: choice }, facet === "operator" ? DATA.labels[choice] : choice || "none", (checked) => {
       checked ? state.hidden[facet].delete(choice) : state.hidden[facet].add(choice);
       count();
       update();

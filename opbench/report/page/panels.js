@@ -10,7 +10,7 @@ function addPanel(kindName, place, group) {
   const title = el("h3", {}, kind.name);
   const figures = el("div", {});
   const table = el("details", { class: "figures", ontoggle: () => drawFigures(panel) }, el("summary", {}, "Figures"), figures);
-  const node = el("div", { class: kind.wide ? "panel wide" : "panel", "data-kind": kindName }, title, el("p", { class: "hint" }, kind.note), box, table);
+  const node = el("div", { class: kind.wide ? "panel wide" : "panel", "data-kind": kindName }, title, el("p", { class: "hint" }, kind.note + (DATA.runs.length > 1 && kind.draw !== drawBars && kind.draw !== drawHeat ? ` Filled: run ${DATA.runs[0].tag}; hollow: the others.` : "")), box, table);
   const panel = { kindName, kind, node, box, title, table, figures, group, chart: null, width: 0 };
   if (kindName === "speedup") {
     title.append(" ", el("select", { id: "against", "aria-label": "Against", onchange: (event) => { against = event.target.value; drawCharts(); } }, ...AGAINST.map((operator) => el("option", { value: operator, selected: operator === against }, DATA.labels[operator]))));

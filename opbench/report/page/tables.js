@@ -120,11 +120,11 @@ function figure(row, best) {
   return el("td", { class: "number" }, el("button", { type: "button", class: `figure${kind}`, "data-row": row, title, tabindex: "-1", style: share === null ? {} : { backgroundSize: `${(100 * share).toFixed(1)}% 100%` }, onclick: () => showCell(row) }, figureText(row)));
 }
 
-/** The marker of a series, as in the charts. */
-function swatch(series) {
+/** The marker of a series, as in the charts: hollow in every run but the first. */
+function swatch(series, run) {
   const { symbol, filled, light, dark } = DATA.series[series];
   const path = symbol.startsWith("path://") ? `path("${symbol.slice(7)}")` : null;
-  const node = el("span", { class: `swatch ${path ? "" : symbol}${filled ? "" : " hollow"}`, "aria-hidden": "true", style: { clipPath: path ?? "" } });
+  const node = el("span", { class: `swatch ${path ? "" : symbol}${filled && run === 0 ? "" : " hollow"}`, "aria-hidden": "true", style: { clipPath: path ?? "" } });
   node.style.setProperty("--light", light);
   node.style.setProperty("--dark", dark);
   return node;
@@ -133,7 +133,7 @@ function swatch(series) {
 function lineHead(line) {
   const some = line.cells.flat().find((row) => row !== null);
   const small = [line.label.endsWith(`[${line.provider}]`) ? "" : line.provider, DATA.runs.length > 1 ? `run ${DATA.runs[line.run].tag}` : ""].filter(Boolean).join(", ");
-  return el("th", { scope: "row" }, el("div", { class: "series" }, swatch(DATA.series_of[some]), el("span", {}, line.label, " ", el("small", {}, small))));
+  return el("th", { scope: "row" }, el("div", { class: "series" }, swatch(DATA.series_of[some], line.run), el("span", {}, line.label, " ", el("small", {}, small))));
 }
 
 function drawTable(table, number) {
