@@ -311,8 +311,8 @@ def hostile_run(folder):
     return RunFolder.open(path)
 
 
-def test_nothing_in_a_run_folder_becomes_markup(tmp_path, example):
-    harmless, hostile = Markup(page([example])), Markup(page([hostile_run(tmp_path)]))
+def test_nothing_in_a_run_folder_becomes_markup(tmp_path, second):
+    harmless, hostile = Markup(page([second])), Markup(page([hostile_run(tmp_path)]))
     assert len(hostile.scripts) == len(harmless.scripts)
     assert hostile.scripts[1:] == harmless.scripts[1:]
     assert {tag for tag, _ in hostile.tags} <= {tag for tag, _ in harmless.tags}
@@ -520,6 +520,9 @@ def test_small_multiples_by_dtype_with_names_at_the_lines(shown):
     for name in ("fp32", "fp16", "Conv (3×3)", "DCNv3"):
         assert name in texts
     assert any("fp32 peak" in text for text in texts)
+    long = "shorten('my_package:attention_with_a_long_name [torch_compile]', 160)"
+    assert re.fullmatch(r"my_pa.*… \[torch_compile\]", shown.execute_script(f"return {long}"))
+    assert shown.execute_script(f"return widthOf({long})") <= 160
     # Names keep their distance within their pane.
     places = shown.execute_script("return spread([10, 11, 12, 90, 91], 14, 0, 100)")
     assert all(later - earlier >= 14 for earlier, later in itertools.pairwise(sorted(places)))
@@ -549,15 +552,16 @@ def test_the_bar_behind_a_figure_is_its_ratio_to_the_best(shown, example, second
         "return [...document.querySelectorAll('.figure')].map(f => [f.dataset.row, f.style.backgroundSize])"
     )
     best = {}
+    count = len(rows) / 2
     for number, row in enumerate(rows):
         if row["status"] == "ok":
-            column = (number < len(example.rows()), *(row[name] for name in ("level", "shape", "dtype")))
+            column = (number < count, *(row[name] for name in ("level", "shape", "dtype")))
             best[column] = min(best.get(column, row["latency_ms"]), row["latency_ms"])
     seen = 0
     for number, size in found:
         row = rows[int(number)]
         if size:
-            column = (int(number) < len(example.rows()), *(row[name] for name in ("level", "shape", "dtype")))
+            column = (int(number) < count, *(row[name] for name in ("level", "shape", "dtype")))
             expected = 100 * best[column] / row["latency_ms"]
             assert abs(float(size.split("%")[0]) - expected) < 0.06
             seen += 1
@@ -728,6 +732,7 @@ def test_a_hostile_run_runs_no_script(driver, tmp_path):
 def test_two_thousand_rows_are_painted_before_the_charts(driver, large_page):
     open_page(driver, large_page)
     assert driver.execute_script("return document.querySelectorAll('.figure').length") == 2016
+    assert driver.execute_script("return document.querySelectorAll('.wide-table .below .panel').length") == 18
     paint = driver.execute_script("return performance.getEntriesByName('first-contentful-paint')[0].startTime")
     charts = driver.execute_script("return performance.getEntriesByName('charts')[0].startTime")
     assert 0 < paint < charts

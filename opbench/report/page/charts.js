@@ -150,11 +150,14 @@ function widthOf(text) {
   return ruler.measureText(text).width;
 }
 
+/** A text that fits; what is left out is before the provider in brackets, which tells one operator's series apart. */
 function shorten(text, width) {
   if (widthOf(text) <= width) return text;
-  let kept = text.length;
-  while (kept > 1 && widthOf(`${text.slice(0, kept)}…`) > width) kept -= 1;
-  return `${text.slice(0, kept)}…`;
+  const found = text.match(/ \[[^\]]*\]$/)?.[0] ?? "";
+  const tail = widthOf(found) < 0.75 * width ? found : "";
+  let kept = text.length - tail.length;
+  while (kept > 1 && widthOf(`${text.slice(0, kept)}…${tail}`) > width) kept -= 1;
+  return `${text.slice(0, kept)}…${tail}`;
 }
 
 const label = (text, x, y, style = {}, rest = {}) => ({ type: "text", silent: true, x, y, z: 100, ...rest, style: { text, fill: css("--ink"), font: `${SMALL}px ${FONT}`, verticalAlign: "middle", ...style } });

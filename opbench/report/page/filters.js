@@ -35,6 +35,7 @@ function buildFilters() {
     for (const box of bar.querySelectorAll("[data-facet] input")) box.checked = true;
     count();
     update();
+    metric.focus(); // a disabled button cannot keep it
   } }, "Show all");
   const counts = [];
   const count = () => {

@@ -203,9 +203,10 @@ const sections = DATA.tables.map((table, number) => {
   const slot = el("div", { class: "slot" });
   const title = el("h2", { id: `table-${number}` }, table.title);
   const side = el("div", { class: "panels side" }), below = el("div", { class: "panels below" });
-  const section = el("section", { class: "group", "aria-labelledby": title.id }, title, el("div", { class: "first-row" }, el("div", {}, slot), side), below);
+  const wide = table.dtypes.length > 2 || table.dtypes.length * table.shapes.length > 12; // no room for a chart beside it
+  const section = el("section", { class: wide ? "group wide-table" : "group", "aria-labelledby": title.id }, title, el("div", { class: "first-row" }, el("div", {}, slot), side), below);
   byId("table-list").append(section);
-  return { section, slot, side, below, group: [table.list, table.level, table.direction].join(", ") };
+  return { section, slot, side: wide ? below : side, below, group: [table.list, table.level, table.direction].join(", ") };
 });
 
 function drawTables() {
