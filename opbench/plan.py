@@ -98,22 +98,29 @@ def applicability(operator: Operator, provider: Provider, case: Case, device_typ
     Raises:
         OperatorError: a cost of the operator is no count, or what says whether it applies raises.
     """
-    if case.level not in operator.levels:
-        return Status.NOT_APPLICABLE, f"{operator.name} has no such level: all of it is timed as {operator.levels[0]}"
-    if reason := _answer(operator, "not_applicable", partial(operator.not_applicable, case), case):
-        return Status.NOT_APPLICABLE, str(reason)
-    if case.dtype is Dtype.TF32 and device_type != "cuda":
-        return Status.NOT_APPLICABLE, f"tf32 is a mode of CUDA devices, this is {device_type}"
-    for name, count in costs(operator, case).items():
-        if count >= MAX_COUNT:
-            shown = f"{min(count, 10**300):.3g}"
-            return Status.NOT_APPLICABLE, f"{name} would be {shown}, and 2**63 - 1 is the largest count that is kept"
+    if reason := _not_applicable(operator, case, device_type):
+        return Status.NOT_APPLICABLE, reason
     name = f"provider {provider.name}: "
     if reason := _answer(operator, f"{name}unavailable", partial(provider.unavailable, device_type), case):
         return Status.UNAVAILABLE, str(reason)
     if reason := _answer(operator, f"{name}not_applicable", partial(provider.not_applicable, case, device_type), case):
         return Status.NOT_APPLICABLE, str(reason)
     return None
+
+
+def _not_applicable(operator: Operator, case: Case, device_type: str) -> str:
+    """Why no provider of the operator runs a case; empty where nothing is against it."""
+    if case.level not in operator.levels:
+        return f"{operator.name} has no such level: all of it is timed as {operator.levels[0]}"
+    if reason := _answer(operator, "not_applicable", partial(operator.not_applicable, case), case):
+        return str(reason)
+    if case.dtype is Dtype.TF32 and device_type != "cuda":
+        return f"tf32 is a mode of CUDA devices, this is {device_type}"
+    for name, count in costs(operator, case).items():
+        if count >= MAX_COUNT:
+            shown = f"{min(count, 10**300):.3g}"
+            return f"{name} would be {shown}, and 2**63 - 1 is the largest count that is kept"
+    return ""
 
 
 def cost(operator: Operator, name: str, case: Case) -> int:

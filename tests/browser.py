@@ -65,5 +65,6 @@ def open_page(driver, path):
     from selenium.webdriver.support.ui import WebDriverWait
 
     driver.get(path.resolve().as_uri())
-    ready = "return document.readyState === 'complete' && (chart !== null || byId('chart').hidden)"
+    ready = """return document.readyState === 'complete' && performance.getEntriesByName('charts').length > 0
+      && waiting.length === 0"""
     WebDriverWait(driver, 30).until(lambda d: d.execute_script(ready))

@@ -25,8 +25,7 @@ def main(run: str) -> None:
             open_page(driver, page)
             picture(driver, folder / "report-tables.png")
             driver.execute_script(
-                "byId('chart-kind').value = 'roofline'; byId('chart-kind').dispatchEvent(new Event('change'));"
-                "byId('charts').scrollIntoView({behavior: 'instant'})"
+                "panels.find(p => p.kindName === 'roofline').node.scrollIntoView({behavior: 'instant'})"
             )
             picture(driver, folder / "report-roofline.png")
         with chromium(PHONE, dark=True) as driver:

@@ -59,7 +59,11 @@ def check(
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="op.param=value", help="A setting of an operator; repeat for several. [default: its own]"),
+        typer.Option(
+            "--set",
+            metavar="op.param=value",
+            help="A setting of an operator; repeat for several. [default: its own]",
+        ),
     ] = None,
     isolation: Annotated[
         str | None,

@@ -13,6 +13,9 @@ from opbench.results import RunFolder
 
 __all__ = ["page"]
 
+SCRIPTS = ("tables.js", "filters.js", "echarts/echarts.min.js", "charts.js", "panels.js")
+"""In the order in which they run."""
+
 
 def page(runs: Sequence[RunFolder]) -> str:
     """Runs side by side as one self-contained HTML page; whatever stands in a run folder is text on it, never markup.
@@ -22,7 +25,7 @@ def page(runs: Sequence[RunFolder]) -> str:
     from markupsafe import Markup
 
     files = resources.files("opbench.report").joinpath("page")
-    scripts = [files.joinpath(name).read_text("utf-8") for name in ("tables.js", "echarts/echarts.min.js", "charts.js")]
+    scripts = [files.joinpath(name).read_text("utf-8") for name in SCRIPTS]
     if any("</script" in script.lower() or "<!--" in script for script in scripts):
         raise AssertionError("a script that cannot stand inside a page")
     data = page_data(runs)
@@ -31,6 +34,12 @@ def page(runs: Sequence[RunFolder]) -> str:
         ("Device and versions", _side_by_side(entry["environment"] for entry in shown)),
         ("Command", _side_by_side(entry["command"] for entry in shown)),
     ]
+    nothing_in = [name for name, found in (("Failed", data["failed"]), ("Suspicious", data["suspicious"])) if not found]
+    silent = [entry for entry in shown if not entry["warnings"]]
+    if len(silent) == len(shown):
+        nothing_in.append("Warnings")
+    else:
+        nothing_in += [f"Warnings of {entry['tag']}" for entry in silent]
     keep = ("tag", "name", "device")
     data["runs"] = [{name: entry[name] for name in keep} for entry in data["runs"]]
     text: str = _template().render(
@@ -38,6 +47,7 @@ def page(runs: Sequence[RunFolder]) -> str:
         version=_version(),
         runs=shown,
         facts=facts,
+        nothing_in=nothing_in,
         css=Markup(files.joinpath("page.css").read_text("utf-8")),  # noqa: S704 - our own file
         data=Markup(_script_json(data)),  # noqa: S704 - escaped for its place by _script_json
         scripts=[Markup(script) for script in scripts],  # noqa: S704 - our own files and the kept library's

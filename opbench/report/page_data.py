@@ -11,7 +11,9 @@ from opbench.ceilings import Ceilings
 from opbench.environment import measured_revision
 from opbench.measurement import FAILURES, Status
 from opbench.report import analysis
+from opbench.report.environment_text import in_words
 from opbench.report.layout import OPERATOR_LABELS, Group, Row, group_rows, shape_text
+from opbench.report.palette import identity_looks
 from opbench.report.warnings import run_warnings
 from opbench.results import COLUMNS, RunFolder
 from opbench.stats import quantile
@@ -22,6 +24,8 @@ MOST_SAMPLES = 200
 """Samples of a cell that the page takes along as they are; of more it takes the percentiles 0 to 100."""
 
 SAMPLE_DIGITS = 5
+PUBLISHED = "published"
+"""The published figures' provider."""
 DTYPES = ("fp32", "tf32", "fp16", "bf16")
 
 
@@ -44,6 +48,7 @@ def page_data(runs: Sequence[RunFolder]) -> dict[str, Any]:
         "runs": [_run(run, tag) for run, tag in zip(runs, tags, strict=True)],
         "labels": {operator: OPERATOR_LABELS.get(operator, operator) for operator in _operators(rows)},
         "facets": _facets(rows),
+        **_series(per_run, index),
         "tables": _tables(per_run, index),
         "samples": _samples(runs, per_run, index),
         "charts": _charts(rows, index),
@@ -68,23 +73,58 @@ def _run(run: RunFolder, tag: str) -> dict[str, Any]:
         "device": run.device_name,
         "started": str(run.run.get("started_at", ""))[:10],
         "revision": measured_revision(run.run["environment"])[:12],
-        "environment": flat(run.run["environment"]),
-        "command": flat(run.run["command"]),
+        "environment": in_words(run.run["environment"]),
+        "command": in_words(run.run["command"]),
         "warnings": run_warnings(run),
     }
 
 
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested values as texts under dotted names."""
-    texts: dict[str, str] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            texts |= flat(value, f"{prefix}{name}.")
-        elif isinstance(value, list | tuple):
-            texts[f"{prefix}{name}"] = ", ".join(str(item) for item in value) or "none"
-        else:
-            texts[f"{prefix}{name}"] = "none" if value is None else str(value)
-    return texts
+def _series(per_run: Sequence[Sequence[Row]], index: Mapping[int, int]) -> dict[str, Any]:
+    """Each series with its name and look, and per row its series.
+
+    A series is an operator under one provider, and under one choice of settings where a run holds several. The
+    published figures look like the operator's first provider: they stand beside it, in a run of their own.
+    """
+    numbers: dict[tuple[str, str, str], int] = {}
+    of_row = dict.fromkeys(range(len(index)), 0)
+    for rows in per_run:
+        for group in group_rows(rows):
+            for series in group.series:
+                numbers.setdefault((series.operator, series.provider, series.settings), len(numbers))
+            for row in group.rows:
+                several = (row["operator"], row["provider"], row["settings"])
+                of_row[index[id(row)]] = numbers.get(several, numbers.get((*several[:2], ""), 0))
+    own: dict[str, list[tuple[str, str, str]]] = {}
+    for identity in numbers:
+        own.setdefault(identity[0], [])
+        if identity[1] != PUBLISHED:
+            own[identity[0]].append(identity)
+    looks_of = {i: own[i[0]][0] if i[1] == PUBLISHED and own[i[0]] else i for i in numbers}
+    looks = identity_looks(looks_of.values())
+
+    def name(operator: str, provider: str, settings: str) -> str:
+        same = own[operator]
+        several = (len({other[place] for other in same}) > 1 for place in (1, 2))
+        extras = [text for text, told in zip((provider, settings), several, strict=True) if told and text]
+        label = OPERATOR_LABELS.get(operator, operator)
+        return f"{label} [{', '.join(extras)}]" if extras and provider != PUBLISHED else label
+
+    return {
+        "series": [
+            {
+                "name": name(*identity),
+                "operator": identity[0],
+                "light": look.colour,
+                "dark": look.on_dark,
+                "symbol": look.symbol,
+                "dash": list(look.dash),
+                "filled": look.filled,
+            }
+            for identity in numbers
+            for look in (looks[looks_of[identity]],)
+        ],
+        "series_of": list(of_row.values()),
+    }
 
 
 def _operators(rows: Iterable[Row]) -> list[str]:
@@ -117,7 +157,7 @@ def _bases(rows: Sequence[Row], owner: Sequence[int]) -> list[int | None]:
     def base(row: Row) -> int | None:
         found = exact.get((*_cell(row), row["provider"], row["settings"]))
         other = by_any_provider.get(_cell(row))
-        if found is None and other is not None and "published" in (row["provider"], rows[other]["provider"]):
+        if found is None and other is not None and PUBLISHED in (row["provider"], rows[other]["provider"]):
             return other
         return found
 

@@ -6,14 +6,14 @@ from typing import Any
 from opbench.environment import measured_revision
 from opbench.measurement import Status
 from opbench.report.ceiling_table import BUSY_LOAD, busy_note
-from opbench.report.layout import Row, advice_notes, count_cells, group_rows, is_wide, suspicious_notes, warning_notes
+from opbench.report.layout import Row, advice_notes, count_cells, group_rows, is_wide, warning_notes
 from opbench.results import CEILINGS, RunFolder
 
 __all__ = ["run_warnings"]
 
 
 def run_warnings(run: RunFolder) -> list[str]:
-    """Warnings of one run: uncertain and suspicious cells, the machine's state, the code's state."""
+    """Warnings of one run: uncertain cells, the machine's state, the code's state; suspicious cells have a list."""
     rows = run.rows()
     environment = run.run["environment"]
     return [
@@ -25,7 +25,7 @@ def run_warnings(run: RunFolder) -> list[str]:
 
 
 def _row_warnings(rows: list[Row]) -> list[str]:
-    warnings = suspicious_notes(rows)
+    warnings = []
     if wide := sum(row["status"] == Status.OK and is_wide(row) for row in rows):
         warnings.append(
             f"~: the median's 95 % interval is wider than ±5 % in {count_cells(wide)}: a busy machine, or too small a "

@@ -1,94 +1,89 @@
 "use strict";
-/* Charts by ECharts. Every point keeps the rows it comes from; tooltips are built from text nodes, never from markup. */
+/* What each chart shows, as an ECharts option. Every point keeps the rows it comes from; tooltips are built from text
+   nodes, never from markup. Charts are small multiples by dtype, one above the other, with names at the lines. */
 
-const COLOURS = ["var(--ink)", "#E69F00", "#56B4E9", "#009E73", "#3d8fd1", "#D55E00", "#CC79A7"];
-const SYMBOLS = { fp32: "circle", tf32: "rect", fp16: "triangle", bf16: "diamond" };
-const OPERATORS = Object.keys(DATA.labels);
 const css = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-const colourOf = (operator) => COLOURS[OPERATORS.indexOf(operator) % COLOURS.length].replace(/^var\((.*)\)$/, (_, name) => css(name));
+const isDark = () => getComputedStyle(document.documentElement).colorScheme === "dark";
+const colourOf = (series) => DATA.series[series][isDark() ? "dark" : "light"];
+const FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans", sans-serif';
+const SMALL = 11;
 
 const groupOf = (row) => [value(row, "shape_list"), value(row, "level"), value(row, "direction")].join(", ");
 const ms = (row) => value(row, "latency_ms");
 const pixels = (row) => value(row, "batch") * value(row, "height") * value(row, "width");
-const PROVIDERS = new Map(OPERATORS.map((operator) => [operator, new Set()]));
-DATA.rows.forEach((_, row) => PROVIDERS.get(value(row, "operator")).add(value(row, "provider")));
-const seriesName = (row) => {
-  const operator = DATA.labels[value(row, "operator")];
-  const several = PROVIDERS.get(value(row, "operator")).size > 1 ? ` [${value(row, "provider")}]` : "";
-  return (DATA.runs.length > 1 ? `${DATA.runs[DATA.owner[row]].tag}: ` : "") + operator + several;
-};
+const tagOf = (row) => (DATA.runs.length > 1 ? `${DATA.runs[DATA.owner[row]].tag}: ` : "");
+const seriesName = (row) => tagOf(row) + DATA.series[DATA.series_of[row]].name;
 const point = (x, y, ...rows) => ({ x, y, rows });
+const tagged = (one, text) => (DATA.runs.length > 1 ? `${one.run}: ` : "") + text;
 
+/* In the groups: the first beside the table, the others below it. In `more`: one group at a time. */
 const KINDS = {
   throughput: {
-    name: "Throughput against latency", draw: drawScatter, x: "median latency (ms)", y: "TFLOP/s", log: true,
+    name: "Throughput against latency", place: "side", draw: drawScatter, x: "median latency (ms)", y: "TFLOP/s",
+    note: "A point is a shape; up and left is better. Dashed: the highest throughput measured on the device.",
     points: () => DATA.charts.throughput.map((row) => point(ms(row), value(row, "tflops"), row)),
-    lines: (xs) => DATA.ceilings.flatMap((one) => flatCeiling(one, xs)),
-    note: "Symbols: fp32 circle, tf32 square, fp16 triangle, bf16 diamond. Dashed: the most matrix throughput measured on the run's device.",
+    lines: (one, xs) => (one.tflops ? [{ text: peakText(one), data: xs.map((x) => [x, one.tflops]) }] : []),
   },
   roofline: {
-    name: "Roofline", draw: drawScatter, x: "FLOP per byte moved", y: "TFLOP/s", log: true,
+    name: "Roofline", place: "below", draw: drawScatter, x: "FLOP per byte moved", y: "TFLOP/s",
+    note: "Dashed: ceilings measured on the device; dotted: the slope where the data fit in a warm cache.",
     points: () => DATA.charts.roofline.map(([row, x]) => point(x, value(row, "tflops"), row)),
-    lines: (xs) => DATA.ceilings.flatMap((one) => roof(one, xs)),
-    note: "Dashed: the ceilings measured on the run's device; the slope is memory bandwidth, dotted where the data fit in a warm cache. Symbols: fp32 circle, tf32 square, fp16 triangle, bf16 diamond.",
-  },
-  split: {
-    name: "Where time goes: core and projections", draw: drawBars,
-    points: () => DATA.charts.split.map(([module, core]) => ({ rows: [module, core], parts: [ms(core), ms(module) - ms(core)] })),
-    parts: ["core", "projections (module less core)"],
-    note: "Needs both levels in a run. Below 0: the difference is smaller than the noise.",
-  },
-  speedup: {
-    name: "Speed-up against an operator", draw: drawHeat, against: true,
-    points: () => (DATA.charts.speedup[chartState.against] ?? []).map(([row, base]) => ({ rows: [row, base], z: ms(base) / ms(row) })),
-    note: "Latency of the chosen operator / latency; above 1 is faster than it. Same shape, dtype, run, timer and cache.",
+    lines: roof,
   },
   precision: {
-    name: "Precision: speed against error", draw: drawScatter, x: "speed-up over fp32", y: "largest error against fp64", log: true,
-    points: () => DATA.charts.precision.filter(([row]) => value(row, "max_rel_error") > 0).map(([row, full]) => point(ms(full) / ms(row), value(row, "max_rel_error"), row, full)),
-    lines: () => [],
-    note: "Right is faster, up is less exact. fp32 itself stands at 1. Symbols: fp32 circle, tf32 square, fp16 triangle, bf16 diamond.",
+    name: "Speed-up over fp32", place: "below", draw: drawStrips, x: "times as fast as fp32",
+    note: "A point is a shape; right of 1 is faster than strict fp32.",
+    points: () => DATA.charts.precision.filter(([row, full]) => row !== full).map(([row, full]) => point(ms(full) / ms(row), null, row, full)),
   },
   scaling: {
-    name: "Scaling with resolution", draw: drawScatter, x: "pixels (batch × height × width)", y: "median latency (ms)", log: true, joined: true,
+    name: "Scaling with resolution", place: "more", draw: drawScatter, x: "pixels (batch × height × width)", y: "median latency (ms)", joined: true,
+    note: "After the name, the exponent of the fitted power; * the channels change along, so that it holds both.",
     points: () => DATA.charts.scaling.flatMap((fit) => fit.rows.map((row) => ({ ...point(pixels(row), ms(row), row), fit }))),
-    lines: () => [],
-    note: "Exponent of the fitted power in brackets; * where the channels change along with the resolution, so that the exponent holds both.",
+  },
+  error: {
+    name: "Speed against error", place: "more", draw: drawScatter, x: "times as fast as fp32", y: "largest error against fp64",
+    note: "Right is faster than strict fp32, up is less exact.",
+    points: () => DATA.charts.precision.filter(([row, full]) => row !== full && value(row, "max_rel_error") > 0).map(([row, full]) => point(ms(full) / ms(row), value(row, "max_rel_error"), row, full)),
   },
   launches: {
-    name: "Launch overhead: event against graph", draw: drawScatter, x: "by CUDA graph (ms)", y: "by CUDA events (ms)", log: true,
+    name: "Launch overhead: event against graph", place: "more", draw: drawScatter, x: "by CUDA graph (ms)", y: "by CUDA events (ms)",
+    note: "Above the line: the gaps between a launch's kernels show in the event time.",
     points: () => DATA.charts.launches.map(([event, graph]) => point(ms(graph), ms(event), event, graph)),
-    lines: (xs) => [{ name: "equal", data: ends(xs).map((x) => [x, x]) }],
-    note: "Above the line: the gaps between a launch's kernels show in the event time. Needs the same cells by both timers.",
+    lines: (one, xs) => [{ text: "equal", data: xs.map((x) => [x, x]) }],
+  },
+  split: {
+    name: "Where time goes: core and projections", place: "more", draw: drawBars, wide: true,
+    note: "Below 0: the difference of module and core is smaller than the noise.",
+    points: () => DATA.charts.split.map(([module, core]) => ({ rows: [module, core], parts: [ms(core), ms(module) - ms(core)] })),
+    parts: ["core", "projections (module less core)"],
+  },
+  speedup: {
+    name: "Speed-up against", place: "more", draw: drawHeat, wide: true,
+    note: "Its latency / latency; above 1 is faster than it. Same shape, dtype, run, timer and cache.",
+    points: () => (DATA.charts.speedup[against] ?? []).map(([row, base]) => ({ rows: [row, base], z: ms(base) / ms(row) })),
   },
 };
+const AGAINST = Object.keys(DATA.labels).filter((operator) => DATA.charts.speedup[operator]?.length);
+let against = AGAINST.includes("dcnv3") ? "dcnv3" : AGAINST[0];
 
-const chartState = { kind: null, group: null, against: OPERATORS[0], logX: true, logY: true, ceilings: true };
-const ends = (xs) => [Math.min(...xs) / 1.5, Math.max(...xs) * 1.5];
-const tagged = (one, text) => (DATA.runs.length > 1 ? `${one.run}: ` : "") + text;
-const shownCeiling = (one) => !state.hidden.dtype?.has(one.dtype) && !state.hidden.run?.has(one.run);
-
-function flatCeiling(one, xs) {
-  if (!shownCeiling(one) || !one.tflops) return [];
-  return [{ name: tagged(one, `${one.dtype} ceiling ${threeDigits(one.tflops)} TFLOP/s`), data: ends(xs).map((x) => [x, one.tflops]) }];
+function flops(tflops) {
+  return tflops >= 1 ? `${threeDigits(tflops)} TFLOP/s` : `${threeDigits(1e3 * tflops)} GFLOP/s`;
 }
 
-function roof(one, xs) {
-  if (!shownCeiling(one) || !one.tflops) return [];
-  const [low, high] = ends(xs);
-  return ["memory", "cache"].filter((kind) => one[kind]).map((kind) => {
+function peakText(one) {
+  return tagged(one, `${one.dtype} peak ${flops(one.tflops)}`);
+}
+
+function roof(one, [low, high]) {
+  if (!one.tflops) return [];
+  const slopes = ["memory", "cache"].filter((kind) => one[kind]).map((kind) => {
     const knee = (one.tflops * 1e3) / one[kind];
-    const data = [low, knee, high].filter((x) => x >= low && x <= high).map((x) => [x, Math.min(one.tflops, (x * one[kind]) / 1e3)]);
-    return { name: tagged(one, `${one.dtype}, ${kind} ${threeDigits(one[kind])} GB/s`), data, dotted: kind === "cache" };
+    const data = [low, Math.min(knee, high)].map((x) => [x, (x * one[kind]) / 1e3]);
+    return { text: tagged(one, `${kind} ${threeDigits(one[kind])} GB/s`), data, knee, dotted: kind === "cache" };
   });
-}
-
-function pointsOf(kind) {
-  return KINDS[kind].points().filter(({ rows }) => groupOf(rows[0]) === chartState.group && rowShown(rows[0]));
-}
-
-function groupsOf(kind) {
-  return [...new Set(KINDS[kind].points().map(({ rows }) => groupOf(rows[0])))];
+  const flat = Math.max(low, Math.min(...slopes.map(({ knee }) => knee)));
+  const visible = slopes.filter(({ knee }) => knee > 1.3 * low);
+  return flat < high ? [...visible, { text: peakText(one), data: [flat, high].map((x) => [x, one.tflops]) }] : visible;
 }
 
 /** Tooltip content: a name and some columns of the first row. */
@@ -111,70 +106,260 @@ function details(item) {
 function base() {
   return {
     animation: false,
-    textStyle: { color: css("--ink"), fontFamily: getComputedStyle(document.body).fontFamily },
+    textStyle: { color: css("--ink"), fontFamily: FONT },
     tooltip: { confine: true, backgroundColor: css("--raised"), borderColor: css("--line"), textStyle: { color: css("--ink") }, extraCssText: "white-space: normal; max-width: 22rem;", formatter: ({ data }) => (data?.item ? details(data.item) : "") },
-    legend: { type: "scroll", bottom: 0, textStyle: { color: css("--ink") }, pageTextStyle: { color: css("--ink") }, pageIconColor: css("--accent"), pageIconInactiveColor: css("--line"), inactiveColor: css("--muted") },
-    grid: { left: 44, right: 24, top: 24, bottom: 64, containLabel: true },
   };
 }
 
-function axis(name, log, extra = {}) {
-  return { name, nameLocation: "middle", nameGap: 28, type: log ? "log" : "value", logBase: 10, axisLine: { show: true, lineStyle: { color: css("--muted") } }, axisLabel: { color: css("--ink"), hideOverlap: true, showMinLabel: log ? false : null, showMaxLabel: log ? false : null, formatter: (number) => String(Number(number.toPrecision(4))) }, nameTextStyle: { color: css("--ink") }, splitLine: { lineStyle: { color: css("--line") } }, ...extra };
+function axis(name, extra = {}) {
+  return { name, nameLocation: "middle", nameGap: 26, type: "value", axisLine: { show: true, lineStyle: { color: css("--line") } }, axisTick: { show: false }, axisLabel: { color: css("--muted"), fontSize: SMALL, hideOverlap: true, formatter: plain }, nameTextStyle: { color: css("--muted"), fontSize: SMALL }, splitLine: { lineStyle: { color: css("--line"), opacity: 0.6 } }, ...extra };
 }
 
-/** Limits of a logarithmic axis near its values, not at the next power of ten; in powers of two where it is short. */
-function near(numbers) {
+function plain(number) {
+  if (number !== 0 && (Math.abs(number) < 1e-3 || Math.abs(number) >= 1e6)) return number.toExponential(0).replace("+", "");
+  return String(Number(number.toPrecision(4)));
+}
+
+/** Limits and ticks of a scale that holds the numbers: ticks at 1, 2 and 5 of each power of ten, fewer where it is long. */
+function scale(numbers, log, roomy = false) {
   const least = Math.min(...numbers), most = Math.max(...numbers);
-  return { min: least / 1.3, max: most * 1.3, logBase: most / least < 200 ? 2 : 10 };
-}
-
-function drawScatter(kind, points) {
-  const series = new Map();
-  for (const item of points) {
-    const [row] = item.rows;
-    let name = seriesName(row);
-    if (item.fit) name += ` ${value(row, "dtype")} (${item.fit.exponent.toFixed(2)}${item.fit.channels === null ? "*" : ""})`;
-    if (!series.has(name)) series.set(name, { row, data: [] });
-    series.get(name).data.push({ value: [item.x, item.y], symbol: SYMBOLS[value(row, "dtype")] ?? "circle", item });
+  if (!log) {
+    const room = 0.08 * (most - least || most || 1);
+    return { min: least - room, max: most + room, at: (number) => (number - least + room) / (most - least + 2 * room) };
   }
-  const drawn = [...series].map(([name, { row, data }]) => ({
-    name, data, type: kind.joined ? "line" : "scatter", symbolSize: 11,
-    lineStyle: { color: colourOf(value(row, "operator")), type: value(row, "dtype") === "fp32" ? "solid" : "dashed", width: 1.5 },
-    /* The first run's points are full, the others' hollow. */
-    itemStyle: DATA.owner[row]
-      ? { color: css("--paper"), borderColor: colourOf(value(row, "operator")), borderWidth: 2 }
-      : { color: colourOf(value(row, "operator")), opacity: 0.9, borderColor: css("--paper"), borderWidth: 0.5 },
-  }));
-  const lines = chartState.ceilings ? kind.lines(points.map(({ x }) => x)) : [];
-  for (const { name, data, dotted } of lines) {
-    drawn.push({ name, data, type: "line", symbol: "none", silent: true, lineStyle: { type: dotted ? "dotted" : "dashed", color: css("--muted"), width: 1.5 }, itemStyle: { color: css("--muted") }, endLabel: { show: false } });
+  const min = least / 1.25, max = most * (roomy ? 2 : 1.25);
+  const steps = max / min > 1e4 ? [1] : max / min > 60 ? [1, 3] : max / min > 12 ? [1, 2, 5] : max / min > 3 ? [1, 1.5, 2, 3, 5, 7] : [1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8];
+  const ticks = [];
+  for (let power = Math.floor(Math.log10(min)); power <= Math.log10(max); power += 1) {
+    for (const step of steps) {
+      const tick = Number(`${step}e${power}`);
+      if (tick >= min && tick <= max) ticks.push(tick);
+    }
   }
-  const { logX, logY } = chartState;
-  const across = points.map(({ x }) => x);
-  const up = [...points.map(({ y }) => y), ...lines.flatMap(({ data }) => data.map(([, y]) => y))];
-  return { ...base(), xAxis: axis(kind.x, logX, logX ? near(across) : { scale: true }), yAxis: axis(kind.y, logY, { ...(logY ? near(up) : {}), nameGap: 60 }), series: drawn };
+  return { min, max, ticks, at: (number) => Math.log(number / min) / Math.log(max / min) };
 }
 
-function drawBars(kind, points) {
-  const several = { operator: (row) => seriesName(row), shape: (row) => value(row, "shape"), dtype: (row) => value(row, "dtype") };
-  const names = points.map(({ rows: [row] }) => Object.values(several).map((part) => part(row)).join(" "));
-  const order = points.map((_, place) => place).reverse();
-  const series = kind.parts.map((part, which) => ({
-    name: part, type: "bar", stack: "time", itemStyle: { color: which ? "#E69F00" : "#3d8fd1" },
-    data: order.map((place) => ({ value: points[place].parts[which], item: points[place] })),
-  }));
-  const narrow = innerWidth < 640;
-  const most = narrow ? 8 : 24; // labels of three lines on a phone
-  const many = points.length > most;
-  const zoom = many ? [{ type: "slider", yAxisIndex: 0, width: 18, right: 2, startValue: points.length - most, endValue: points.length - 1, brushSelect: false }, { type: "inside", yAxisIndex: 0, zoomOnMouseWheel: false, moveOnMouseWheel: true }] : [];
-  const width = narrow ? 120 : 320;
-  return { ...base(), grid: { ...base().grid, right: many ? 40 : 24 }, dataZoom: zoom, xAxis: axis("ms", false), yAxis: { type: "category", data: order.map((place) => names[place]), axisLabel: { color: css("--ink"), width, overflow: "break", lineHeight: narrow ? 11 : 13, interval: 0, fontSize: narrow ? 10 : 12 }, axisLine: { lineStyle: { color: css("--muted") } } }, series };
+function scaledAxis(name, { min, max, ticks }, extra = {}) {
+  if (!ticks) return axis(name, { min, max, ...extra, axisLabel: { ...axis("").axisLabel, showMinLabel: false, showMaxLabel: false, ...extra.axisLabel } });
+  return axis(name, { type: "log", min, max, ...extra, axisTick: { show: false, customValues: ticks }, splitLine: { ...axis("").splitLine, customValues: ticks }, axisLabel: { ...axis("").axisLabel, customValues: ticks, ...extra.axisLabel } });
 }
 
-function drawHeat(kind, points) {
+const ruler = document.createElement("canvas").getContext("2d");
+function widthOf(text) {
+  ruler.font = `${SMALL}px ${FONT}`;
+  return ruler.measureText(text).width;
+}
+
+/** A text that fits; what is left out is before the provider in brackets, which tells one operator's series apart. */
+function shorten(text, width) {
+  if (widthOf(text) <= width) return text;
+  const found = text.match(/ \[[^\]]*\]$/)?.[0] ?? "";
+  const tail = widthOf(found) < 0.75 * width ? found : "";
+  let kept = text.length - tail.length;
+  while (kept > 1 && widthOf(`${text.slice(0, kept)}…${tail}`) > width) kept -= 1;
+  return `${text.slice(0, kept)}…${tail}`;
+}
+
+const label = (text, x, y, style = {}, rest = {}) => ({ type: "text", silent: true, x, y, z: 100, ...rest, style: { text, fill: css("--ink"), font: `${SMALL}px ${FONT}`, verticalAlign: "middle", ...style } });
+
+const paneTitle = (dtype, unit, top, x = 0) => [label(dtype, x, top - 12, { font: `600 12px ${FONT}` }), label(unit, x + 44, top - 12, { fill: css("--muted") })];
+
+/** Places at least `gap` apart, as near to the wished ones as they can be, from `top` on and not beyond `bottom`. */
+function spread(wished, gap, top, bottom) {
+  const order = wished.map((_, which) => which).sort((a, b) => wished[a] - wished[b]);
+  const places = [];
+  let free = top;
+  for (const which of order) {
+    places[which] = Math.max(free, wished[which]);
+    free = places[which] + gap;
+  }
+  let most = bottom;
+  for (const which of order.reverse()) {
+    places[which] = Math.min(places[which], most);
+    most = places[which] - gap;
+  }
+  return places;
+}
+
+const dtypesOf = (points) => DATA.facets.dtype.filter((dtype) => points.some(({ rows: [row] }) => value(row, "dtype") === dtype));
+
+function look(row, size = 10) {
+  const series = DATA.series[DATA.series_of[row]];
+  const colour = colourOf(DATA.series_of[row]);
+  /* The first run's points are full, the others' hollow. */
+  const full = series.filled && DATA.owner[row] === 0;
+  return { symbol: series.symbol, symbolSize: size, itemStyle: full ? { color: colour, borderColor: css("--paper"), borderWidth: 0.5 } : { color: css("--paper"), borderColor: colour, borderWidth: 1.8 } };
+}
+
+function drawScatter(kind, points, width) {
+  const [logX, logY, ceilings] = ["log-x", "log-y", "ceilings"].map((name) => chartOptions[name][1]);
+  const dtypes = dtypesOf(points);
+  const across = scale(points.map(({ x }) => x), logX);
+  const reach = [across.min, across.max].map((x) => Math.max(x, Number.MIN_VALUE));
+  const ceilingsOf = (dtype) => (!kind.lines ? [] : kind === KINDS.launches ? kind.lines(null, reach) : !ceilings ? [] : DATA.ceilings.filter((one) => one.dtype === dtype && !state.hidden.run?.has(one.run)).flatMap((one) => kind.lines(one, reach)));
+  const lines = dtypes.map(ceilingsOf);
+  const least = Math.min(...points.map(({ y }) => y));
+  const up = scale([...points.map(({ y }) => y), ...lines.flat().flatMap(({ data }) => data.map(([, y]) => y)).filter((y) => y >= least)], logY, lines.flat().length > 0);
+  const unit = kind.y === "TFLOP/s" && Math.max(...points.map(({ y }) => y)) < 1 ? { name: "GFLOP/s", factor: 1e3 } : { name: kind.y, factor: 1 };
+
+  const panes = dtypes.map((dtype) => {
+    const named = new Map();
+    for (const item of points) {
+      const [row] = item.rows;
+      if (value(row, "dtype") !== dtype) continue;
+      const key = item.fit ? `${DATA.charts.scaling.indexOf(item.fit)}` : `${DATA.owner[row]} ${DATA.series_of[row]}`;
+      if (!named.has(key)) named.set(key, []);
+      named.get(key).push(item);
+    }
+    return [...named.values()];
+  });
+  /* A name stands once: at the first run that has the series. */
+  const seriesOf = ([{ rows: [row] }]) => DATA.series[DATA.series_of[row]].name;
+  const fitted = ([{ fit }]) => (fit ? ` ${fit.exponent.toFixed(2)}${fit.channels === null ? "*" : ""}` : "");
+  const nameOf = (items) => seriesOf(items) + fitted(items);
+  const titled = panes.map((pane) => pane.filter((items, place) => pane.findIndex((other) => nameOf(other) === nameOf(items)) === place));
+  const room = Math.min(0.32 * width, 190, Math.max(...titled.flat().map((items) => widthOf(nameOf(items)))) + 4);
+  const left = Math.max(34, ...(up.ticks ?? [up.max]).map((tick) => widthOf(plain(tick * unit.factor)) + 10));
+  const inner = width - left - room - 22;
+  const high = Math.max(135, ...titled.map((pane) => 14 * pane.length + 8));
+  const tops = dtypes.map((_, place) => 22 + place * (high + 34));
+  const at = (place, x, y) => [left + inner * across.at(x), tops[place] + high * (1 - up.at(y))];
+
+  const graphic = [], series = [];
+  dtypes.forEach((dtype, place) => {
+    const [top, bottom, right] = [tops[place], tops[place] + high, left + inner];
+    graphic.push(...paneTitle(dtype, place ? "" : unit.name, top));
+    const axes = { xAxisIndex: place, yAxisIndex: place };
+    for (const items of panes[place]) {
+      const [row] = items[0].rows;
+      const ordered = kind.joined ? [...items].sort((a, b) => a.x - b.x) : items;
+      series.push({ ...axes, ...look(row), name: nameOf(items), type: kind.joined ? "line" : "scatter", z: 3, data: ordered.map((item) => ({ value: [item.x, item.y], item })), lineStyle: { color: colourOf(DATA.series_of[row]), type: DATA.series[DATA.series_of[row]].dash.map((part) => 1.5 * part), width: 1.5 } });
+    }
+    const ends = titled[place].map((items) => items.reduce((a, b) => (b.x > a.x ? b : a)));
+    const taken = panes[place].flat().map(({ x, y }) => at(place, x, y));
+    const wished = ends.map((end) => at(place, end.x, end.y)[1]);
+    const places = spread(wished, 14, top + 6, bottom - 4);
+    titled[place].forEach((items, which) => {
+      const [x, y] = at(place, ends[which].x, ends[which].y);
+      const colour = colourOf(DATA.series_of[items[0].rows[0]]);
+      for (let along = x + 15; along < right; along += 15) taken.push([along, y]);
+      graphic.push({ type: "polyline", silent: true, z: 1, shape: { points: [[x + 6, y], [Math.max(x + 6, right + 2), y], [right + 14, places[which]]] }, style: { stroke: colour, opacity: 0.45, lineWidth: 1, fill: "none" } });
+      graphic.push(label(shorten(seriesOf(items), room - widthOf(fitted(items))) + fitted(items), right + 18, places[which]));
+    });
+    for (const { text, data, dotted } of lines[place]) {
+      series.push({ ...axes, name: text, data, type: "line", symbol: "none", silent: true, clip: true, z: 2, lineStyle: { type: dotted ? "dotted" : "dashed", color: css("--muted"), width: 1.2 } });
+      graphic.push(...lineLabel(text, data.map(([x, y]) => at(place, x, y)), { left, right, top, bottom }, taken));
+    }
+  });
+  const grid = dtypes.map((_, place) => ({ left, top: tops[place], width: inner, height: high }));
+  const last = dtypes.length - 1;
+  return {
+    height: tops[last] + high + 42,
+    option: {
+      ...base(), grid, series, graphic,
+      xAxis: dtypes.map((_, place) => scaledAxis(place === last ? kind.x : "", across, { gridIndex: place, axisLabel: { show: place === last } })),
+      yAxis: dtypes.map((_, place) => scaledAxis("", up, { gridIndex: place, axisLabel: { formatter: (number) => plain(number * unit.factor) } })),
+    },
+  };
+}
+
+/** The name of a straight line, along it and above it; where fewest points are. */
+function lineLabel(text, [from, to], { left, right, top, bottom }, points) {
+  const style = { fill: css("--muted") };
+  const [dx, dy] = [to[0] - from[0], to[1] - from[1]];
+  const long = widthOf(text);
+  const clearest = (places) => {
+    const covered = places.map(([x, y]) => points.filter(([a, b]) => a > x - 6 && a < x + long + 6 && Math.abs(b - y) < 13).length);
+    return places[covered.indexOf(Math.min(...covered))];
+  };
+  if (Math.abs(dy) < 1) {
+    const [begin, end] = [Math.max(from[0], left) + 4, Math.min(to[0], right) - 4 - long];
+    const [x, y] = clearest([end, begin, (begin + end) / 2].filter((place) => place >= left).flatMap((place) => [[place, to[1] - 9], [place, to[1] + 9]]));
+    return [label(text, x, y, style, { z: 2 })];
+  }
+  /* The part of the slope that is within the pane. */
+  const x = (y) => from[0] + (dx * (y - from[1])) / dy;
+  const begin = Math.max(left, from[0], from[1] > bottom ? x(bottom) : left), end = Math.min(right, to[0], to[1] < top ? x(top) : right);
+  if (end - begin < 20) return [];
+  const height = (x) => from[1] + (dy * (x - from[0])) / dx;
+  if (Math.hypot(end - begin, height(end) - height(begin)) > long + 12) {
+    const middle = (begin + end) / 2;
+    return [label(text, middle, height(middle) - 9, { ...style, align: "center" }, { z: 2, rotation: -Math.atan2(dy, dx) })];
+  }
+  const [x0, y0] = clearest([[begin + 4, Math.min(bottom - 8, height(begin) + 12)], [end + 6, height((begin + end) / 2) + 4], [begin + 4, Math.max(top + 8, height(end) - 9)]]);
+  return [label(text, x0, y0, style, { z: 2 })];
+}
+
+/** One line a series with its points along it. */
+function drawStrips(kind, points, width) {
+  const dtypes = dtypesOf(points);
+  const across = scale([1, ...points.map(({ x }) => x)], chartOptions["log-x"][1]);
+  const names = [...new Set(points.map(({ rows: [row] }) => DATA.series[DATA.series_of[row]].name))];
+  const room = Math.min(0.32 * width, 190, Math.max(...names.map(widthOf)) + 4);
+  const left = room + 10, inner = width - left - 16;
+  const shown = dtypes.map((dtype) => names.filter((name) => points.some(({ rows: [row] }) => value(row, "dtype") === dtype && DATA.series[DATA.series_of[row]].name === name)));
+  const tops = [], heights = shown.map((some) => Math.max(90, Math.min(36, Math.max(21, 330 / dtypes.length / some.length)) * some.length + 8));
+  heights.reduce((top, high) => (tops.push(top), top + high + 34), 22);
+  const graphic = [], series = [];
+  dtypes.forEach((dtype, place) => {
+    const axes = { xAxisIndex: place, yAxisIndex: place };
+    graphic.push(...paneTitle(dtype, "", tops[place]));
+    const one = left + inner * across.at(1);
+    graphic.push({ type: "line", silent: true, z: 2, shape: { x1: one, x2: one, y1: tops[place], y2: tops[place] + heights[place] }, style: { stroke: css("--muted"), lineDash: [5, 3] } });
+    graphic.push(label("as fast as fp32", one, tops[place] - 8, { align: one > left + inner / 2 ? "right" : "left", fill: css("--muted") }));
+    for (const name of shown[place]) {
+      const items = points.filter(({ rows: [row] }) => value(row, "dtype") === dtype && DATA.series[DATA.series_of[row]].name === name);
+      for (const run of new Set(items.map(({ rows: [row] }) => DATA.owner[row]))) {
+        const mine = items.filter(({ rows: [row] }) => DATA.owner[row] === run);
+        const xs = mine.map(({ x }) => x);
+        const [row] = mine[0].rows;
+        if (DATA.runs.length === 1) series.push({ ...axes, type: "line", name, silent: true, symbol: "none", z: 2, lineStyle: { color: colourOf(DATA.series_of[row]), width: 2, opacity: 0.4 }, data: [[Math.min(...xs), name], [Math.max(...xs), name]] });
+        series.push({ ...axes, type: "scatter", name, z: 3, ...look(row), symbolOffset: [0, DATA.runs.length > 1 ? (run ? 6 : -6) : 0], data: mine.map((item) => ({ value: [item.x, name], item })) });
+      }
+    }
+  });
+  const last = dtypes.length - 1;
+  return {
+    height: tops[last] + heights[last] + 42,
+    option: {
+      ...base(), series, graphic,
+      grid: dtypes.map((_, place) => ({ left, top: tops[place], width: inner, height: heights[place] })),
+      xAxis: dtypes.map((_, place) => scaledAxis(place === last ? kind.x : "", across, { gridIndex: place, axisLabel: { show: place === last } })),
+      yAxis: dtypes.map((_, place) => ({ type: "category", gridIndex: place, inverse: true, data: shown[place], axisTick: { show: false }, axisLine: { show: false }, axisLabel: { color: css("--ink"), fontSize: SMALL, interval: 0, formatter: (name) => shorten(name, room) }, splitLine: { show: true, lineStyle: { color: css("--line"), opacity: 0.6 } } })),
+    },
+  };
+}
+
+/** Bars of every series and shape; the dtypes side by side. */
+function drawBars(kind, points, width) {
+  const dtypes = dtypesOf(points);
+  const nameOf = ({ rows: [row] }) => `${seriesName(row)} ${value(row, "shape")}`;
+  const names = [...new Set(points.map(nameOf))];
+  const room = Math.min(0.35 * width, 260, Math.max(...names.map(widthOf)) + 4);
+  const left = room + 10, step = (width - left) / dtypes.length, inner = step - 18;
+  const high = Math.max(60, 17 * names.length);
+  const all = points.flatMap(({ parts: [core, rest] }) => [Math.min(0, rest), core, core + rest]);
+  const range = scale(all, false);
+  const series = dtypes.flatMap((dtype, place) => kind.parts.map((part, which) => ({
+    name: part, type: "bar", stack: `time ${place}`, xAxisIndex: place, yAxisIndex: place, itemStyle: { color: which ? "#E69F00" : "#3d8fd1" },
+    data: points.filter(({ rows: [row] }) => value(row, "dtype") === dtype).map((item) => ({ value: [item.parts[which], nameOf(item)], item })),
+  })));
+  return {
+    height: 48 + high + 42,
+    option: {
+      ...base(), series, legend: { top: 0, left: 0, itemHeight: 10, itemWidth: 14, selectedMode: false, textStyle: { color: css("--ink"), fontSize: SMALL } },
+      graphic: dtypes.flatMap((dtype, place) => paneTitle(dtype, "", 48, left + place * step)),
+      grid: dtypes.map((_, place) => ({ left: left + place * step, top: 48, width: inner, height: high })),
+      xAxis: dtypes.map((_, place) => axis("ms", { gridIndex: place, min: Math.min(0, range.min), max: range.max, axisLabel: { ...axis("").axisLabel, showMinLabel: false, showMaxLabel: false } })),
+      yAxis: dtypes.map((_, place) => ({ type: "category", gridIndex: place, inverse: true, data: names, axisTick: { show: false }, axisLabel: { show: place === 0, color: css("--ink"), interval: 0, fontSize: SMALL, formatter: (name) => shorten(name, room) }, axisLine: { lineStyle: { color: css("--line") } } })),
+    },
+  };
+}
+
+function drawHeat(kind, points, width) {
   const column = (row) => `${value(row, "shape")} ${value(row, "dtype")}`;
   const filled = new Set(points.map(({ rows: [row] }) => column(row)));
-  const columns = [...new Set(DATA.rows.map((_, row) => row).filter((row) => groupOf(row) === chartState.group).map(column))].filter((name) => filled.has(name));
+  const columns = [...new Set(DATA.rows.map((_, row) => column(row)))].filter((name) => filled.has(name));
   const lines = [...new Set(points.map(({ rows: [row] }) => seriesName(row)))].reverse();
   const data = points.map((item) => {
     const [row] = item.rows;
@@ -182,123 +367,19 @@ function drawHeat(kind, points) {
   });
   const reach = Math.max(1, ...data.map(({ value: [, , z] }) => Math.abs(z)));
   for (const cell of data) cell.label.color = Math.abs(cell.value[2]) > 0.55 * reach ? "#fff" : "#111";
-  const narrow = innerWidth < 640;
+  const room = Math.min(0.32 * width, 240, Math.max(...lines.map(widthOf)) + 4);
+  const left = room + 10, inner = width - left - 12;
+  const long = Math.max(...columns.map(widthOf));
+  const upright = long + 8 > inner / columns.length;
+  const high = 24 * lines.length, foot = upright ? 0.87 * long + 16 : 24;
   return {
-    ...base(), legend: { show: false }, grid: { left: 28, right: 12, top: 12, bottom: 70, containLabel: true },
-    visualMap: { min: -reach, max: reach, show: true, orient: "horizontal", left: "center", bottom: 0, calculable: false, text: [`${threeDigits(2 ** reach)}×`, `${threeDigits(2 ** -reach)}×`], textStyle: { color: css("--ink") }, inRange: { color: ["#b2182b", "#f4a582", "#f7f7f7", "#92c5de", "#2166ac"] } },
-    xAxis: { type: "category", data: columns, axisLabel: { color: css("--ink"), rotate: narrow || columns.length > 6 ? 60 : 0, interval: 0 } },
-    yAxis: { type: "category", data: lines, axisLabel: { color: css("--ink"), width: narrow ? 90 : 240, overflow: "break", lineHeight: 14, interval: 0 } },
-    series: [{ type: "heatmap", data, itemStyle: { borderColor: css("--paper"), borderWidth: 1 }, label: { show: !narrow || columns.length < 7, fontSize: narrow ? 9 : 12 } }],
+    height: 8 + high + foot + 44,
+    option: {
+      ...base(), grid: { left, top: 8, width: inner, height: high },
+      visualMap: { min: -reach, max: reach, show: true, orient: "horizontal", left: "center", bottom: 0, itemHeight: 120, itemWidth: 12, calculable: false, text: [`${threeDigits(2 ** reach)}× as fast`, `${threeDigits(2 ** -reach)}×`], textStyle: { color: css("--ink"), fontSize: SMALL }, inRange: { color: ["#b2182b", "#f4a582", "#f7f7f7", "#92c5de", "#2166ac"] } },
+      xAxis: { type: "category", data: columns, axisTick: { show: false }, axisLabel: { color: css("--ink"), fontSize: SMALL, rotate: upright ? 60 : 0, interval: 0 } },
+      yAxis: { type: "category", data: lines, axisTick: { show: false }, axisLabel: { color: css("--ink"), fontSize: SMALL, interval: 0, formatter: (name) => shorten(name, room) } },
+      series: [{ type: "heatmap", data, itemStyle: { borderColor: css("--paper"), borderWidth: 1 }, label: { show: inner / columns.length > 30, fontSize: SMALL } }],
+    },
   };
 }
-
-/* The chart's own figures, for the keyboard and for those who cannot see the picture. */
-function drawPoints(points) {
-  const most = 300;
-  const body = el("tbody", {}, ...points.slice(0, most).map((item) => el("tr", {}, el("td", { class: "words" }, el("button", { type: "button", onclick: () => showCell(item.rows[0]) }, rowName(item.rows[0]))), el("td", { class: "words" }, [...details(item).children].slice(1).map((line) => line.textContent).join("; ")))));
-  const table = el("table", {}, el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Cell"), el("th", { scope: "col" }, "Figures"))), body);
-  const rest = points.length > most ? el("p", {}, `${points.length - most} more: filter, or see the CSV.`) : "";
-  byId("chart-data").querySelector("div").replaceChildren(el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": "The chart's figures" }, table), rest);
-}
-
-function buildControls() {
-  const controls = byId("chart-controls");
-  const kinds = Object.keys(KINDS).filter((kind) => groupsOf(kind).length || (kind === "speedup" && OPERATORS.some((operator) => DATA.charts.speedup[operator]?.length)));
-  if (!kinds.length) {
-    controls.append(el("p", {}, "No cell has a value: there is nothing to draw."));
-    byId("chart").hidden = byId("chart-data").hidden = true;
-    return false;
-  }
-  const select = (id, choices, chosen, text, change) => {
-    const box = el("select", { id, onchange: (event) => { change(event.target.value); drawChart(); } }, ...choices.map(([choice, name]) => el("option", { value: choice, selected: choice === chosen }, name)));
-    controls.append(el("label", {}, text, box));
-    return box;
-  };
-  const toggle = (id, text, name) => controls.append(el("label", {}, el("input", { id, type: "checkbox", checked: chartState[name], onchange: (event) => { chartState[name] = event.target.checked; drawChart(); } }), text));
-  chartState.kind = kinds[0];
-  chartState.against = OPERATORS.find((operator) => operator === "dcnv3" && DATA.charts.speedup[operator]?.length) ?? OPERATORS.find((operator) => DATA.charts.speedup[operator]?.length);
-  select("chart-kind", kinds.map((kind) => [kind, KINDS[kind].name]), kinds[0], "Chart", (choice) => { chartState.kind = choice; fillGroups(); });
-  const groups = select("chart-group", [], null, "of", (choice) => { chartState.group = choice; });
-  select("chart-against", OPERATORS.filter((operator) => DATA.charts.speedup[operator]?.length).map((operator) => [operator, DATA.labels[operator]]), chartState.against, "against", (choice) => { chartState.against = choice; fillGroups(); });
-  toggle("log-x", "log x", "logX");
-  toggle("log-y", "log y", "logY");
-  toggle("ceilings", "ceilings", "ceilings");
-  function fillGroups() {
-    const found = groupsOf(chartState.kind);
-    if (!found.includes(chartState.group)) [chartState.group] = found;
-    groups.replaceChildren(...found.map((group) => el("option", { value: group, selected: group === chartState.group }, group)));
-    const { draw, against, lines } = KINDS[chartState.kind];
-    byId("chart-against").parentElement.hidden = !against;
-    for (const id of ["log-x", "log-y"]) byId(id).parentElement.hidden = draw !== drawScatter;
-    byId("ceilings").parentElement.hidden = !DATA.ceilings.length || !["throughput", "roofline"].includes(chartState.kind) || !lines;
-  }
-  fillGroups();
-  return true;
-}
-
-let chart = null;
-let cellChart = null;
-
-function startCharts() {
-  performance.mark("charts");
-  if (!buildControls()) return;
-  chart = echarts.init(byId("chart"), null, { renderer: "canvas" });
-  chart.on("click", ({ data }) => data?.item && showCell(data.item.rows[0]));
-  drawChart = () => {
-    const kind = KINDS[chartState.kind];
-    const points = pointsOf(chartState.kind);
-    const nothing = points.length === 0;
-    chart.setOption(nothing ? { ...base(), title: { text: "Every cell is filtered out", left: "center", top: "middle", textStyle: { color: css("--muted") } }, series: [] } : kind.draw(kind, points), true);
-    byId("chart").setAttribute("aria-label", `${kind.name}, ${chartState.group}: ${points.length} points; the figures are in the table below the chart`);
-    byId("chart-note").textContent = kind.note;
-    drawPoints(points);
-  };
-  drawChart();
-  new ResizeObserver(() => { chart.resize(); }).observe(byId("chart"));
-}
-
-/* The samples of one cell */
-
-function histogram(samples) {
-  const low = Math.min(...samples), high = Math.max(...samples);
-  const count = high > low ? Math.min(40, Math.max(8, Math.ceil(Math.sqrt(samples.length) * 2))) : 1;
-  const width = (high - low) / count || 1;
-  const bins = Array.from({ length: count }, (_, bin) => [low + (bin + 0.5) * width, 0]);
-  for (const sample of samples) bins[Math.min(count - 1, Math.floor((sample - low) / width))][1] += 1;
-  return bins;
-}
-
-showCell = (row) => {
-  const dialog = byId("cell");
-  byId("cell-title").textContent = rowName(row);
-  const samples = DATA.samples[row];
-  const all = samples && samples.length === value(row, "samples");
-  byId("cell-note").textContent = !samples ? (ok(row) ? "No samples are known for this cell." : `${value(row, "status")}: ${value(row, "reason")}`)
-    : all ? `${samples.length} samples, to five digits; the line is the median. The journal has them as measured.`
-      : `The percentiles 0 to 100 of ${value(row, "samples")} samples, to five digits; the line is the median. The journal has every sample.`;
-  const where = `row ${row - DATA.owner.indexOf(DATA.owner[row]) + 1} of measurements.csv of run ${DATA.runs[DATA.owner[row]].tag} (${DATA.runs[DATA.owner[row]].name})`;
-  const facts = [["from", where], ...DATA.columns.map((column) => [column, value(row, column)])].filter(([, fact]) => fact !== null && fact !== "");
-  byId("cell-facts").replaceChildren(el("table", { class: "facts" }, el("tbody", {}, ...facts.map(([name, fact]) => el("tr", {}, el("th", { scope: "row" }, name), el("td", { "data-column": name }, String(fact)))))));
-  dialog.showModal();
-  byId("cell-chart").hidden = !samples;
-  if (!samples || typeof echarts === "undefined") return;
-  cellChart ??= echarts.init(byId("cell-chart"), null, { renderer: "canvas" });
-  byId("cell-chart").setAttribute("aria-label", `Histogram of ${samples.length} latencies from ${threeDigits(Math.min(...samples))} to ${threeDigits(Math.max(...samples))} ms`);
-  cellChart.setOption({
-    ...base(), legend: { show: false }, grid: { left: 30, right: 24, top: 30, bottom: 30, containLabel: true },
-    tooltip: { ...base().tooltip, formatter: ({ data }) => el("div", {}, `${data.value[1]} near ${threeDigits(data.value[0])} ms`) },
-    xAxis: axis("latency (ms)", false, { scale: true }), yAxis: axis(all ? "samples" : "percentiles", false, { nameGap: 34 }),
-    series: [{ type: "bar", barWidth: "95%", itemStyle: { color: "#3d8fd1" }, data: histogram(samples).map((bin) => ({ value: bin })), markLine: { silent: true, symbol: "none", precision: -1 /* not rounded */, lineStyle: { color: css("--worst") }, label: { formatter: `median ${threeDigits(ms(row))}`, color: css("--ink") }, data: [{ xAxis: ms(row) }] } }],
-  }, true);
-  cellChart.resize();
-};
-
-/* Theme */
-
-byId("theme").addEventListener("change", (event) => {
-  if (event.target.value) document.documentElement.dataset.theme = event.target.value;
-  else delete document.documentElement.dataset.theme;
-  drawChart();
-});
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawChart());
-requestAnimationFrame(() => setTimeout(startCharts)); /* the tables are painted first */

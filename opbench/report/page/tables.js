@@ -1,5 +1,5 @@
 "use strict";
-/* Reads the data, filters, and draws the tables. Text from a run only ever becomes a text node. */
+/* Reads the data and draws the tables and lists. Text from a run only ever becomes a text node. */
 
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const AT = Object.fromEntries(DATA.columns.map((name, place) => [name, place]));
@@ -9,7 +9,8 @@ const byId = (id) => document.getElementById(id);
 function el(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, setting] of Object.entries(attributes)) {
-    if (name === "onclick" || name === "onchange") node.addEventListener(name.slice(2), setting);
+    if (/^on[a-z]+$/.test(name)) node.addEventListener(name.slice(2), setting);
+    else if (name === "style") Object.assign(node.style, setting);
     else if (setting === true) node.setAttribute(name, "");
     else if (setting !== false && setting !== null && setting !== undefined) node.setAttribute(name, setting);
   }
@@ -71,41 +72,6 @@ function rowName(row) {
   return `${run}${operator} (${value(row, "provider")}) ${value(row, "level")} ${value(row, "direction")} ${value(row, "shape")} ${value(row, "dtype")}`;
 }
 
-/* Filters */
-
-const FACET_NAMES = { operator: "Operator", dtype: "Dtype", level: "Level", direction: "Direction", provider: "Provider", shape_list: "Shape list", timer: "Timer", run: "Run" };
-
-function buildFilters() {
-  const facets = { ...DATA.facets, run: DATA.runs.map((run) => run.tag) };
-  const fields = byId("filter-fields");
-  const metric = el("select", { id: "metric", onchange: (event) => { state.metric = event.target.value; update(); } });
-  for (const [name, { name: text, of }] of Object.entries(METRICS)) {
-    if (name === "ratio" && DATA.runs.length < 2) continue;
-    if (name !== "ratio" && !DATA.rows.some((_, row) => of(row) !== null)) continue;
-    metric.append(el("option", { value: name }, text));
-  }
-  fields.append(el("fieldset", {}, el("legend", {}, "Figures"), el("label", {}, "Show ", metric)));
-  for (const [facet, choices] of Object.entries(facets)) {
-    if (choices.length < 2) continue;
-    state.hidden[facet] = new Set();
-    const set = el("fieldset", { "data-facet": facet }, el("legend", {}, FACET_NAMES[facet]));
-    for (const choice of choices) {
-      const box = el("input", { type: "checkbox", checked: true, value: choice, onchange: (event) => {
-        event.target.checked ? state.hidden[facet].delete(choice) : state.hidden[facet].add(choice);
-        update();
-      } });
-      const text = facet === "operator" ? DATA.labels[choice] : choice;
-      set.append(el("label", {}, box, text));
-    }
-    fields.append(set);
-  }
-  fields.append(el("button", { type: "button", id: "reset", onclick: () => {
-    for (const hidden of Object.values(state.hidden)) hidden.clear();
-    for (const box of fields.querySelectorAll("input")) box.checked = true;
-    update();
-  } }, "Show all"));
-}
-
 /* Tables in the paper's layout */
 
 function visiblePart(table) {
@@ -130,8 +96,8 @@ function sortLines(lines, sort) {
   });
 }
 
-/** Best and worst figure of a column, per run; none where fewer than two lines have one. */
-function extremes(lines, place, which) {
+/** Best figure of a column, per run; none where fewer than two lines have one. */
+function bestOf(lines, place, which) {
   const found = new Map();
   for (const line of lines) {
     const row = line.cells[place][which];
@@ -139,18 +105,35 @@ function extremes(lines, place, which) {
     if (number !== null) found.set(line.run, [...(found.get(line.run) ?? []), number]);
   }
   const { low } = METRICS[state.metric];
-  return new Map([...found].filter(([, numbers]) => numbers.length > 1).map(([run, numbers]) => {
-    const least = Math.min(...numbers), most = Math.max(...numbers);
-    return [run, low ? [least, most] : [most, least]];
-  }));
+  return new Map([...found].filter(([, numbers]) => numbers.length > 1).map(([run, numbers]) => [run, low ? Math.min(...numbers) : Math.max(...numbers)]));
 }
 
-function figure(row, ends) {
-  if (row === null || !rowShown(row)) return el("td", { class: "number" }, "—");
+/** A cell; the bar behind its figure is as long as the figure is good: full for the column's best, half for half as good. */
+function figure(row, best) {
+  if (row === null || !rowShown(row)) return el("td", { class: "number" }, el("span", { class: "absent" }, "—"));
   const number = ok(row) ? METRICS[state.metric].of(row) : null;
-  const kind = state.metric === "ratio" || !ends || number === null || ends[0] === ends[1] ? "" : number === ends[0] ? " best" : number === ends[1] ? " worst" : "";
-  const title = ok(row) ? rowName(row) : `${rowName(row)}: ${value(row, "reason")}`;
-  return el("td", { class: "number" }, el("button", { type: "button", class: `figure${kind}`, "data-row": row, title, tabindex: "-1", onclick: () => showCell(row) }, figureText(row)));
+  const compared = state.metric !== "ratio" && best > 0 && number > 0;
+  const share = !compared ? null : METRICS[state.metric].low ? best / number : number / best;
+  const kind = !ok(row) ? " absent" : share === 1 ? " best" : "";
+  const against = share === null || share === 1 ? "" : `; ${threeDigits(METRICS[state.metric].low ? 1 / share : share)} × the column's best`;
+  const title = ok(row) ? rowName(row) + against : `${rowName(row)}: ${value(row, "reason")}`;
+  return el("td", { class: "number" }, el("button", { type: "button", class: `figure${kind}`, "data-row": row, title, tabindex: "-1", style: share === null ? {} : { backgroundSize: `${(100 * share).toFixed(1)}% 100%` }, onclick: () => showCell(row) }, figureText(row)));
+}
+
+/** The marker of a series, as in the charts: hollow in every run but the first. */
+function swatch(series, run) {
+  const { symbol, filled, light, dark } = DATA.series[series];
+  const path = symbol.startsWith("path://") ? `path("${symbol.slice(7)}")` : null;
+  const node = el("span", { class: `swatch ${path ? "" : symbol}${filled && run === 0 ? "" : " hollow"}`, "aria-hidden": "true", style: { clipPath: path ?? "" } });
+  node.style.setProperty("--light", light);
+  node.style.setProperty("--dark", dark);
+  return node;
+}
+
+function lineHead(line) {
+  const some = line.cells.flat().find((row) => row !== null);
+  const small = [line.label.endsWith(`[${line.provider}]`) ? "" : line.provider, DATA.runs.length > 1 ? `run ${DATA.runs[line.run].tag}` : ""].filter(Boolean).join(", ");
+  return el("th", { scope: "row" }, el("div", { class: "series" }, swatch(DATA.series_of[some], line.run), el("span", {}, line.label, " ", el("small", {}, small))));
 }
 
 function drawTable(table, number) {
@@ -161,7 +144,7 @@ function drawTable(table, number) {
   const shapeRow = el("tr", {}, el("th", { scope: "col", rowspan: 2 }, "Operator"));
   const dtypeRow = el("tr", {});
   let last = null;
-  const ends = new Map();
+  const best = new Map();
   for (const [place, which] of columns) {
     if (place !== last) shapeRow.append(el("th", { scope: "colgroup", colspan: dtypes, class: "shape" }, table.shapes[place]));
     const here = sort && sort.place === place && sort.which === which;
@@ -174,25 +157,24 @@ function drawTable(table, number) {
         document.querySelector(`[data-table="${number}"] [data-column="${place}-${which}"]`)?.focus();
       } }, table.dtypes[which] + arrow)));
     last = place;
-    ends.set(`${place}-${which}`, extremes(lines, place, which));
+    best.set(`${place}-${which}`, bestOf(lines, place, which));
   }
   const body = el("tbody");
   for (const line of sortLines(lines, sort)) {
-    const small = [line.provider, DATA.runs.length > 1 ? `run ${DATA.runs[line.run].tag}` : ""].filter(Boolean).join(", ");
-    const tr = el("tr", {}, el("th", { scope: "row" }, line.label, el("small", {}, small)));
+    const tr = el("tr", {}, lineHead(line));
     let before = null;
     for (const [place, which] of columns) {
-      const cell = figure(line.cells[place][which], ends.get(`${place}-${which}`).get(line.run));
+      const cell = figure(line.cells[place][which], best.get(`${place}-${which}`).get(line.run));
       if (place !== before) cell.classList.add("first");
       before = place;
       tr.append(cell);
     }
     body.append(tr);
   }
-  const grid = el("table", { class: "paper", "data-table": number }, el("caption", { class: "hint" }, METRICS[state.metric].name), el("thead", {}, shapeRow, dtypeRow), body);
+  const grid = el("table", { class: "paper", "data-table": number }, el("caption", {}, METRICS[state.metric].name), el("thead", {}, shapeRow, dtypeRow), body);
   grid.querySelector(".figure")?.setAttribute("tabindex", "0");
   grid.addEventListener("keydown", moveBetweenFigures);
-  return el("div", {}, el("h3", {}, table.title), el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": table.title }, grid));
+  return el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": `Table of ${table.title}` }, grid);
 }
 
 /** Arrow keys move between the figures of a table: one stop of the Tab key each, however large it is. */
@@ -216,21 +198,46 @@ function moveBetweenFigures(event) {
   }
 }
 
+/** One section a table: the table, and places for its charts. Sections stay; tables are drawn anew. */
+const sections = DATA.tables.map((table, number) => {
+  const slot = el("div", { class: "slot" });
+  const title = el("h2", { id: `table-${number}` }, table.title);
+  const side = el("div", { class: "panels side" }), below = el("div", { class: "panels below" });
+  const wide = table.dtypes.length > 2 || table.dtypes.length * table.shapes.length > 12; // no room for a chart beside it
+  const section = el("section", { class: wide ? "group wide-table" : "group", "aria-labelledby": title.id }, title, el("div", { class: "first-row" }, el("div", {}, slot), side), below);
+  byId("table-list").append(section);
+  return { section, slot, side: wide ? below : side, below, group: [table.list, table.level, table.direction].join(", ") };
+});
+
 function drawTables() {
-  const drawn = DATA.tables.map(drawTable).filter(Boolean);
-  byId("table-list").replaceChildren(...drawn);
-  byId("nothing").hidden = drawn.length > 0;
+  let drawn = 0;
+  sections.forEach(({ section, slot }, number) => {
+    const table = drawTable(DATA.tables[number], number);
+    section.hidden = table === null;
+    slot.replaceChildren(table ?? "");
+    if (table && !drawn++) slot.append(byId("legend").content.cloneNode(true));
+  });
+  byId("nothing").hidden = drawn > 0;
 }
 
-/* Lists of rows with words */
+/* Lists of rows with words: equal ones are one line with a count */
 
-function rowList(rows, column) {
-  if (!rows.length) return el("p", {}, "None.");
+function rowList(title, rows, column) {
+  const alike = new Map();
+  for (const row of rows) {
+    const key = JSON.stringify([value(row, "status"), value(row, column)]);
+    alike.set(key, [...(alike.get(key) ?? []), row]);
+  }
   const most = 500;
-  const body = el("tbody", {}, ...rows.slice(0, most).map((row) => el("tr", {}, el("td", { class: "words" }, rowName(row)), el("td", {}, value(row, "status")), el("td", { class: "words" }, value(row, column) ?? ""))));
-  const head = el("thead", {}, el("tr", {}, ...["Cell", "Status", column === "reason" ? "Reason" : "Figures"].map((text) => el("th", { scope: "col" }, text))));
-  const rest = rows.length > most ? el("p", {}, `${rows.length - most} more are in the CSV.`) : "";
-  return el("div", {}, el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": column }, el("table", {}, head, body)), rest);
+  const lines = [...alike.values()].slice(0, most).map((same) => {
+    const names = same.slice(0, most).map((row) => el("li", {}, rowName(row)));
+    const more = same.length > most ? el("li", {}, `${same.length - most} more are in the CSV`) : null;
+    const cells = same.length === 1 ? rowName(same[0]) : el("details", {}, el("summary", {}, `${same.length} cells, the first: ${rowName(same[0])}`), el("ul", {}, ...names, more));
+    return el("tr", {}, el("td", { class: "words" }, value(same[0], column) ?? ""), el("td", {}, value(same[0], "status")), el("td", { class: "words" }, cells));
+  });
+  const head = el("thead", {}, el("tr", {}, ...[column === "reason" ? "Reason" : "Figures", "Status", "Cells"].map((text) => el("th", { scope: "col" }, text))));
+  const rest = alike.size > most ? el("p", {}, `${alike.size - most} more are in the CSV.`) : "";
+  return [el("h3", {}, `${title}: ${rows.length} ${rows.length === 1 ? "cell" : "cells"}`), el("div", { class: "scroll", tabindex: 0, role: "region", "aria-label": title }, el("table", {}, head, el("tbody", {}, ...lines))), rest];
 }
 
 function csvField(field) {
@@ -250,17 +257,15 @@ function download(run) {
   setTimeout(() => URL.revokeObjectURL(address), 1000);
 }
 
-let drawChart = () => {};
+let drawCharts = () => {};
 let showCell = () => {};
 
 function update() {
   drawTables();
-  drawChart();
+  drawCharts();
 }
 
-buildFilters();
-if (matchMedia("(max-width: 40rem)").matches) byId("filters").querySelector("details").open = false;
 drawTables();
-byId("failed").append(rowList(DATA.failed, "reason"));
-byId("suspicious").append(rowList(DATA.suspicious, "suspicious"));
+if (DATA.failed.length) byId("failed").append(...rowList("Failed", DATA.failed, "reason"));
+if (DATA.suspicious.length) byId("suspicious").append(...rowList("Suspicious", DATA.suspicious, "suspicious"));
 for (const button of document.querySelectorAll(".download")) button.addEventListener("click", () => download(Number(button.dataset.run)));
