@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: sweep test test-slow test-emulated emulated-avx2 emulated-default lint pictures inspect bench first-minute gate-evidence gpu clean
+.PHONY: sweep test test-slow test-emulated emulated-avx2 emulated-default lint pictures inspect bench mutants first-minute gate-evidence gpu clean
 
 sweep: $(VENV)/.installed
 	$(BIN)/opbench sweep
@@ -43,6 +43,12 @@ inspect: $(VENV)/.installed
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest tests/benchmarks/bench_*.py --benchmark-enable --benchmark-only
+
+# Does a test fail for each small change of the modules whose figures a reader trusts? docs/mutants.md; not in CI.
+MODULES ?=
+mutants: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet --editable '.[dev,mutants]'
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(MODULES)
 
 # The table of docs/first-minute.md: what a new user waits for, here and on weaker processors emulated here.
 first-minute: $(VENV)/.installed-dev

@@ -1,0 +1,287 @@
+"""`make mutants`: does a test fail for each small change of a module whose figures a reader trusts?
+
+Cosmic Ray makes the changes, one at a time, in copies of the working tree. For each, a process is forked from one that
+has imported torch already, and runs the tests that belong to the module. docs/mutants.md has the last run's figures.
+
+    python tests/mutants.py [--jobs N] [--out FOLDER] [--only REGEX] [--tests NAME] [MODULE ...]
+"""
+
+import argparse
+import ast
+import compileall
+import importlib
+import io
+import multiprocessing
+import os
+import py_compile
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import cosmic_ray.plugins
+from cosmic_ray.commands import init
+from cosmic_ray.mutating import mutate_code, use_mutation
+from cosmic_ray.work_db import WorkDB, use_db
+from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkerOutcome, WorkItem, WorkResult
+from mutants_equivalent import EQUIVALENT
+
+ROOT = Path(__file__).parents[1]
+
+OPERATORS = ("costs", "operators")
+MODULES = {  # module: the files of tests/ that belong to it, the quickest first
+    "operators/_attention": OPERATORS,
+    "operators/_dcn": OPERATORS,
+    "operators/attention": OPERATORS,
+    "operators/conv3x3": OPERATORS,
+    "operators/dcnv3": OPERATORS,
+    "operators/dcnv4": OPERATORS,
+    "operators/dcnv4_lightweight": OPERATORS,
+    "operators/flash_attention_2": OPERATORS,
+    "operators/window_attention": OPERATORS,
+    "verdicts": ("compare", "gate_session", "compare_command"),
+    "estimate": ("compare", "gate_rules", "gate_session"),
+    "compare": ("compare", "compare_command", "baselines", "benchmark_json"),
+    "gate/rules": ("gate_rules", "gate_session"),
+    "gate/outcome": ("gate_session", "gate_command"),
+    "stats": ("stats", "timing", "analysis"),
+    "metrics": ("results", "analysis", "report_tables"),
+    "timing/stopping": ("timing",),
+    "timing/wall_clock": ("timing",),
+    "timing/cuda": ("cuda_timers",),
+    "check": ("check", "runner"),
+    "tolerance": ("check",),
+    "ceilings": ("ceilings",),
+    "interference": ("interference",),
+    "change_points": ("change_points", "history"),
+    "history": ("history",),
+    "results": ("results", "run", "report_tables"),
+    "plan": ("costs", "run"),
+    "report/analysis": ("analysis", "report_plots"),
+}
+
+CHANGES = re.compile(
+    r"core/(ReplaceBinaryOperator_(Add_Sub|Sub_Add|Mul_Add|Mul_Div|Div_Mul|FloorDiv_Mul|Mod_Mul|Pow_Mul|BitAnd_BitOr|BitOr_BitAnd)"
+    r"|ReplaceComparisonOperator_(Eq_NotEq|NotEq_Eq|Lt_LtE|Lt_GtE|LtE_Lt|LtE_Gt|Gt_GtE|Gt_LtE|GtE_Gt|GtE_Lt|Is_IsNot|IsNot_Is)"
+    r"|ReplaceUnaryOperator_(USub_UAdd|Delete_Not|Delete_Invert)"
+    r"|ReplaceTrueWithFalse|ReplaceFalseWithTrue|ReplaceAndWithOr|ReplaceOrWithAnd|AddNot|NumberReplacer"
+    r"|ReplaceBreakWithContinue|ReplaceContinueWithBreak|ZeroIterationForLoop)"
+)
+"""Of Cosmic Ray's changes: one or two for each operator. All of them would be ten times as many, and find the same."""
+
+PRELOADED = (
+    *("torch", "torch.utils.flop_counter", "numpy", "scipy.stats", "pandas", "rich.console", "typer", "psutil"),
+    *("pytest", "pytest_benchmark.plugin", "hypothesis"),
+)
+Tests = dict[str, tuple[str, ...]]
+TIMEOUT_S = 20.0
+"""Beyond five times what the tests take without a change."""
+
+
+def is_left_out(tree: ast.Module, spec: MutationSpec) -> bool:
+    """Whether a change is in an annotation, a decorator, `if TYPE_CHECKING:`, the `strict=` of a zip, or a star.
+
+    A star that unpacks, or that ends the positional arguments, is an operator to Cosmic Ray.
+    """
+    places: list[ast.AST] = []
+    operations: list[ast.AST] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            places += [*node.decorator_list, *filter(None, [node.returns])]
+        elif isinstance(node, ast.ClassDef):
+            places += node.decorator_list
+        elif isinstance(node, ast.arg | ast.AnnAssign) and node.annotation:
+            places.append(node.annotation)
+        elif (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING") or (
+            isinstance(node, ast.keyword) and node.arg == "strict"
+        ):
+            places.append(node)
+        elif isinstance(node, ast.BinOp):
+            operations.append(node)
+
+    def covers(nodes: list[ast.AST]) -> bool:
+        return any((n.lineno, n.col_offset) <= spec.start_pos < (n.end_lineno, n.end_col_offset) for n in nodes)
+
+    return covers(places) or ("BinaryOperator" in spec.operator_name and not covers(operations))
+
+
+def work_of(module: str, db: WorkDB, only: str) -> list[WorkItem]:
+    """The changes of a module, or of its functions and lines that match `only`, in a session of Cosmic Ray's."""
+    path = Path("opbench") / f"{module}.py"
+    init((path,), db, {})
+    source = (ROOT / path).read_text(encoding="utf-8")
+    tree, lines = ast.parse(source), source.splitlines()
+
+    def is_wanted(spec: MutationSpec) -> bool:
+        texts = (spec.definition_name or "", lines[spec.start_pos[0] - 1])
+        return bool(CHANGES.fullmatch(spec.operator_name)) and any(re.search(only, text) for text in texts)
+
+    skipped = [
+        item.job_id
+        for item in db.work_items
+        if not is_wanted(item.mutations[0]) or is_left_out(tree, item.mutations[0])
+    ]
+    db.set_multiple_results(skipped, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
+    return list(db.pending_work_items)
+
+
+def changed_line(item: WorkItem) -> tuple[int, str, str]:
+    """Number, text and changed text of a change's line."""
+    [spec] = item.mutations
+    source = (ROOT / spec.module_path).read_text(encoding="utf-8")
+    changed = mutate_code(source, cosmic_ray.plugins.get_operator(spec.operator_name)(), spec.occurrence)
+    pairs = zip(source.splitlines(), changed.splitlines(), strict=False)  # a change may join lines
+    return next((n, a.strip(), " ".join(b.split())) for n, (a, b) in enumerate(pairs, 1) if a != b)
+
+
+def tests_pass(names: tuple[str, ...], timeout_s: float) -> bool:
+    """Run these tests in a process forked from this one; False where one fails, or they take too long."""
+    pid = os.fork()
+    if not pid:
+        os.setsid()
+        import pytest
+
+        files = [f"tests/test_{name}.py" for name in names]
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            # Imported before pytest could rewrite their assertions, which are not ours.
+            quick = ("-p", "no:cacheprovider", "-p", "no:xdist", "-W", "ignore::pytest.PytestAssertRewriteWarning")
+            code = pytest.main(["-x", "-q", *quick, *files])
+        os._exit(int(code))
+    end = time.monotonic() + timeout_s
+    while time.monotonic() < end:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return status == 0
+        time.sleep(0.02)
+    os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return False
+
+
+def work(folder: Path, tests: Tests, todo: multiprocessing.Queue, done: multiprocessing.Queue) -> None:
+    """A worker: takes changes until there are no more, applies each in its copy of the tree and runs the tests."""
+    os.chdir(folder)
+    sys.path[:] = [str(folder), *(entry for entry in sys.path if Path(entry or ".").resolve() != ROOT / "tests")]
+    os.environ |= {
+        "PYTHONPATH": str(folder),
+        "CUDA_VISIBLE_DEVICES": "",
+        "OMP_NUM_THREADS": "1",
+    }
+    compileall.compile_dir("opbench", quiet=1, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
+    for name in PRELOADED:
+        importlib.import_module(name)
+    timeouts: dict[tuple[str, ...], float] = {}
+    for module, item in iter(todo.get, None):
+        names = tests[module]
+        if names not in timeouts:
+            started = time.monotonic()
+            sys.dont_write_bytecode = False
+            if not tests_pass(names, 600):
+                done.put((module, None, None))
+                return
+            sys.dont_write_bytecode = True  # from here on: what was compiled for this run stays, and no change is kept
+            timeouts[names] = TIMEOUT_S + 5 * (time.monotonic() - started)
+        [spec] = item.mutations
+        operator = cosmic_ray.plugins.get_operator(spec.operator_name)()
+        with use_mutation(spec.module_path, operator, spec.occurrence):
+            done.put((module, item, tests_pass(names, timeouts[names])))
+    done.put(None)
+
+
+def copies(count: int, folder: Path) -> Iterator[Path]:
+    """Copies of the working tree, without what git ignores."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-coz", "--exclude-standard"], cwd=ROOT, check=True, capture_output=True, text=True
+    )
+    for number in range(count):
+        for name in filter(None, listed.stdout.split("\0")):
+            if (ROOT / name).is_file():
+                place = folder / str(number) / name
+                place.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(ROOT / name, place)
+        yield folder / str(number)
+
+
+def show(module: str, found: list[tuple[WorkItem, bool]]) -> list[int]:
+    """Print a module's survivors; gives how many changes there were, died, and are known to change nothing."""
+    equivalent, left = 0, []
+    for item, survived in found:
+        if survived:
+            number, before, after = changed_line(item)
+            if after in EQUIVALENT.get(module, {}):
+                equivalent += 1
+            else:
+                left.append(f"  opbench/{module}.py:{number}: {before}  ->  {after}")
+    counts = [len(found), len(found) - len(left) - equivalent, equivalent]
+    print(
+        f"{module}: {len(found)} changes, {counts[1]} killed, {equivalent} equivalent, {len(left)} survived", flush=True
+    )
+    print(*sorted(left), sep="\n" if left else "", flush=True)
+    return counts
+
+
+def main() -> int:
+    """Exit code 1 where a change survives that is not known to be equivalent."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("modules", nargs="*", choices=[[], *MODULES], default=list(MODULES), metavar="MODULE")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants", help="for Cosmic Ray's sessions")
+    parser.add_argument("--only", default="", metavar="REGEX", help="changes in functions and lines that match")
+    parser.add_argument("--tests", action="append", metavar="NAME", help="only tests/test_NAME.py; may be repeated")
+    given = parser.parse_args()
+    tests = {module: tuple(given.tests or files) for module, files in MODULES.items()}
+    given.out.mkdir(parents=True, exist_ok=True)
+    os.chdir(ROOT)
+    totals = []
+    with TemporaryDirectory() as temporary:
+        context = multiprocessing.get_context("spawn")
+        todo, done = context.Queue(), context.SimpleQueue()
+        sessions = {}
+        for module in given.modules:
+            file = given.out / f"{module.replace('/', '-')}.sqlite"
+            file.unlink(missing_ok=True)
+            with use_db(str(file)) as db:
+                sessions[module] = (file, work_of(module, db, given.only), [])
+        for module, (_, items, _) in sessions.items():
+            for item in items:
+                todo.put((module, item))
+        workers = [
+            context.Process(target=work, args=(folder, tests, todo, done))
+            for folder in copies(given.jobs, Path(temporary))
+        ]
+        for worker in workers:
+            todo.put(None)
+            worker.start()
+        running = len(workers)
+        while running:
+            answer = done.get()
+            if answer is None:
+                running -= 1
+                continue
+            module, item, survived = answer
+            if item is None:
+                print(f"the tests of {module} fail without a change", file=sys.stderr)
+                for worker in workers:
+                    worker.terminate()
+                return 2
+            file, items, found = sessions[module]
+            outcome = TestOutcome.SURVIVED if survived else TestOutcome.KILLED
+            with use_db(str(file)) as db:
+                db.set_result(item.job_id, WorkResult(WorkerOutcome.NORMAL, test_outcome=outcome))
+            found.append((item, survived))
+            if len(found) == len(items):
+                totals.append(show(module, found))
+    changes, killed, equivalent = map(sum, zip(*totals, strict=True))
+    share = killed / (changes - equivalent)
+    print(f"all: {killed} of {changes - equivalent} killed, {share:.1%}; {equivalent} equivalent")
+    return int(killed + equivalent < changes)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
