@@ -10,8 +10,10 @@ from builders import doubling, make_case
 from opbench import check as check_module
 from opbench.case import Direction, Dtype
 from opbench.check import check, crop_to_fit, make_tensors, poisoned_allocations, relative_error
+from opbench.deviation import Deviation, deviation
+from opbench.errors import OperatorError
 from opbench.operator import Provider
-from opbench.tolerance import rounding_budget
+from opbench.tolerance import mean_budget, rounding_budget
 
 
 def run_check(provider, **case_changes):
@@ -92,6 +94,108 @@ def test_an_unwritten_row_is_caught():
 def test_a_wrong_shape_is_named():
     provider = Provider("flat", lambda case, tensors: lambda: tensors["x"].flatten() * 2, "")
     assert "output has shape (128,), expected (1, 4, 4, 8)" in check(doubling(), provider, make_case(), "cpu", 1).reason
+
+
+def test_a_wrong_value_says_where_and_what():
+    def build(case, tensors):
+        def launch():
+            out = tensors["x"] * 2
+            out[0, 1, 2, 3] += 1
+            return out
+
+        return launch
+
+    reason = check(doubling(), Provider("one", build, ""), make_case(), "cpu", 1).reason
+    expected = 2 * make_tensors(doubling(), make_case(), "cpu", 1)["x"][0, 1, 2, 3].item()
+    assert f"worst at [0, 1, 2, 3]: got {expected + 1:.6g}, expected {expected:.6g}; " in reason
+    assert "0.781 % of 128 elements are beyond what is allowed" in reason
+    assert "allowed 7.15e-07" in reason
+
+
+@pytest.mark.parametrize(
+    ("build", "reason"),
+    [
+        (lambda case, tensors: lambda: None, "the closure must return the output, a tensor, got None"),
+        (lambda case, tensors: lambda: [tensors["x"]], "the closure must return the output, a tensor, got list"),
+        (lambda case, tensors: tensors["x"] * 2, "build must return the closure to time, got Tensor"),
+        (lambda case, tensors: None, "build must return the closure to time, got None"),
+    ],
+)
+def test_what_is_no_tensor_is_named(build, reason):
+    for direction in Direction:
+        result = check(doubling(), Provider("odd", build, ""), make_case(direction=direction), "cpu", 1)
+        assert (result.reason, result.max_rel_error) == (reason, math.inf)
+
+
+def test_another_dtype_is_known():
+    provider = Provider("wide", lambda case, tensors: lambda: tensors["x"].float() * 2, "")
+    result = check(doubling(), provider, make_case(dtype=Dtype.BF16), "cpu", 1)
+    assert (result.reason, result.result_dtype) == ("", "float32")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"make_inputs": lambda case, generator: None}, "make_inputs must give a dict of tensors by name, got None"),
+        ({"make_inputs": lambda case, generator: {"x": [1.0]}}, "make_inputs must give tensors, got list for 'x'"),
+        ({"reference": lambda case, tensors: None}, "reference must give a tensor, got None"),
+        ({"tolerance": lambda case: None}, "tolerance must give a number of at least 0, got None"),
+        ({"tolerance": lambda case: math.nan}, "tolerance must give a number of at least 0, got nan"),
+        (
+            {"reference_elements": lambda case: 0.5},
+            "operator double: reference_elements of double/core/fwd/tiny/1x4x4x8",
+        ),
+    ],
+)
+def test_what_an_operators_function_may_not_give_is_named(changes, message):
+    operator = doubling(**changes)
+    with pytest.raises(OperatorError, match=message):
+        check(operator, operator.provider("right"), make_case(), "cpu", 1)
+
+
+@pytest.mark.parametrize("dtype", [Dtype.FP32, Dtype.FP16, Dtype.BF16])
+def test_one_percent_too_large_is_a_bias(dtype):
+    case = make_case(shape=(2, 16, 16, 32), dtype=dtype)
+    provider = Provider(
+        "large", lambda case, tensors: lambda: (tensors["x"].double() * 2.02).to(tensors["x"].dtype), ""
+    )
+    result = check(doubling(), provider, case, "cpu", seed=1)
+    assert result.mean_rel_error == pytest.approx(0.01, rel=0.05)  # bf16 has 128 significands, whose roundings repeat
+    assert result.mean_tolerance < 0.006
+    if dtype is Dtype.BF16:
+        assert result.max_rel_error < result.tolerance
+        assert result.reason.startswith("output is too large on average: mean relative error +0.0")
+    else:
+        assert "output is off by" in result.reason
+
+
+def test_the_mean_error_of_roundings_falls_with_the_count():
+    found = {}
+    for side in (4, 64):
+        generator = torch.Generator().manual_seed(3)
+        exact = torch.randn(side, side, 64, generator=generator, dtype=torch.float64)
+        found[side] = deviation(exact.bfloat16(), exact)
+        spread = found[side].mean_spread * (side * side * 64) ** 0.5
+        assert spread == pytest.approx(2.7, rel=0.1)  # sqrt(E[x^2 (|x| + 1)^2]) of a normal x
+        case = make_case(dtype=Dtype.BF16)
+        allowed = mean_budget(case, doubling().tolerance(case), found[side].mean_spread)
+        assert abs(found[side].mean_rel_error) < allowed
+    assert found[64].mean_spread < found[4].mean_spread / 12
+
+
+def test_the_mean_budget_by_hand():
+    case = make_case(dtype=Dtype.FP16)
+    shared = 2**-11 + 16 * 2**-24
+    assert mean_budget(case, 0.06, 0.0) == pytest.approx(shared)
+    assert mean_budget(case, 0.06, 0.1) == pytest.approx(shared + 3 * 0.01 * 0.1)
+    tf32 = make_case(dtype=Dtype.TF32)  # what tensor cores cut off
+    assert mean_budget(tf32, 0.006, 0.0) == pytest.approx(0.002 + 16 * 2**-24)
+
+
+def test_a_mean_error_of_what_is_all_zero():
+    zeros = torch.zeros(3, dtype=torch.float64)
+    assert deviation(zeros, zeros) == Deviation(0.0, 0.0, 0.0)
+    assert deviation(zeros + 1, zeros).max_rel_error == math.inf
 
 
 def test_poison_covers_every_python_allocation_and_goes_away():

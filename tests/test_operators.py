@@ -2,6 +2,7 @@
 
 import builtins
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,13 +10,15 @@ from test_fuzz import call
 
 import opbench
 from opbench import registry
-from opbench.case import Case, Direction, Dtype, Level, Shape
-from opbench.check import check, make_tensors
+from opbench.case import Case, Cell, Direction, Dtype, Level, Shape
+from opbench.check import CheckResult, check, make_tensors
 from opbench.errors import RegistryError, UnknownNameError, UsageError
 from opbench.gate.serve import serve
+from opbench.measurement import Status
 from opbench.operators import dcnv3, dcnv4
 from opbench.plan import applicability
 from opbench.precision import torch_precision
+from opbench.runner import CellRunner, RunOptions
 
 NAMES = list(registry.registered())
 DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
@@ -314,3 +317,84 @@ def test_an_entry_point_adds_an_operator_and_a_broken_one_is_named_and_left_out(
     finally:
         monkeypatch.undo()
         registry.registered.cache_clear()
+
+
+COMPILED = [name for name in NAMES if "torch_compile" in {provider.name for provider in registry.find(name).providers}]
+OPTIONS = RunOptions(
+    device=DEVICE, timer="wall-clock", cache="warm", time_budget_s=0.001, memory_limit_gib=None, seed=0
+)
+
+
+def run_directions(name, provider, level, directions=tuple(Direction), shape=(1, 5, 6, 32)):
+    """As a sweep runs them, the timed launches included."""
+    operator = registry.find(name)
+    runner = CellRunner(OPTIONS, registry.find)
+    for direction in directions:
+        case = case_of(name, shape, level=level, direction=direction)
+        refusal = applicability(operator, operator.provider(provider), case, DEVICE.partition(":")[0])
+        measurement = runner.run(Cell(case, provider, 1, 1, 1))
+        expected = (refusal[0], refusal[1]) if refusal else (Status.OK, "")
+        assert (measurement.status, measurement.reason) == expected, case.key
+
+
+@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize(
+    ("name", "provider"),
+    [(name, p.name) for name in NAMES for p in registry.find(name).providers if p.name != "torch_compile"],
+)
+def test_every_provider_runs_in_every_direction_and_level(name, provider, level):
+    run_directions(name, provider, level)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_compiled_backward_pass_is_timed_from_one_forward_pass(name, monkeypatch):
+    # Without the code generator and the check, which take most of the time; the slow version has both.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    right = CheckResult(0.0, 1.0, "1x3x3x32", "")
+    monkeypatch.setattr("opbench.runner.check", lambda *_: right)
+    run_directions(name, "torch_compile", Level.CORE, [Direction.BWD], (1, 3, 3, 32))
+
+
+@pytest.mark.slow  # ten seconds of compiling for each direction
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("name", COMPILED)
+def test_torch_compile_runs_in_every_direction_and_level(name, level):
+    run_directions(name, "torch_compile", level)
+
+
+def one_percent_too_large(provider):
+    def build(case, tensors):
+        forward = provider.build(case, tensors)
+
+        def scaled():
+            out = forward()
+            return (out.double() * 1.01).to(out.dtype)
+
+        return scaled
+
+    return replace(provider, build=build)
+
+
+@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("dtype", [Dtype.FP32, Dtype.FP16, Dtype.BF16])
+@pytest.mark.parametrize("name", NAMES)
+def test_one_percent_too_large_is_wrong(name, dtype, level):
+    operator = registry.find(name)
+    for direction in (Direction.FWD, Direction.BWD):
+        case = case_of(name, level=level, direction=direction, dtype=dtype)
+        for provider in providers_here(case):
+            with torch_precision(dtype):
+                result = check(operator, one_percent_too_large(provider), case, DEVICE, seed=7)
+            assert "too large on average" in result.reason or "is off by" in result.reason, (direction, provider.name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("dtype", [Dtype.FP32, Dtype.FP16, Dtype.BF16])
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_right_passes_at_larger_shapes(name, dtype, level):
+    for shape in [(1, 28, 28, 64), (1, 14, 14, 128), (2, 40, 40, 96), (4, 14, 14, 384)]:
+        for direction in Direction:
+            assert_agrees(case_of(name, shape, level=level, direction=direction, dtype=dtype))

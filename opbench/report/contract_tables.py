@@ -24,7 +24,8 @@ def finding_table(operator: str, findings: "Sequence[Finding]") -> Table:
 def provider_table(operator: str, measurements: Sequence[Measurement]) -> Table:
     """Every provider, level, direction and dtype with its worst shape."""
     groups: dict[tuple[str, ...], list[Measurement]] = {}
-    for measurement in measurements:
+    providers = list(dict.fromkeys(measurement.cell.provider for measurement in measurements))
+    for measurement in sorted(measurements, key=lambda m: providers.index(m.cell.provider)):
         case = measurement.cell.case
         key = (measurement.cell.provider, str(case.level), str(case.direction), str(case.dtype))
         groups.setdefault(key, []).append(measurement)
