@@ -249,7 +249,8 @@ def test_unknown_name(tmp_path, monkeypatch):
     ]:
         with pytest.raises(UnknownNameError) as raised:
             load_shape_list(name)
-        assert str(raised.value) == f"unknown shape list {shown!r}; known: {KNOWN}"
+        hint = "; did you mean 'standard'?" if name == "standrad" else ""
+        assert str(raised.value) == f"unknown shape list {shown!r}; known: {KNOWN}{hint}"
 
 
 def test_directory_pipe_device_and_socket(tmp_path, monkeypatch):
