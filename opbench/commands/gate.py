@@ -121,7 +121,7 @@ def gate(
         typer.Option(
             metavar="TIMER",
             autocompletion=complete.timers,
-            help="auto, cuda-event, cuda-graph or wall-clock. [default: auto]",
+            help="cuda-event, cuda-graph, wall-clock or auto. [default: auto]",
         ),
     ] = None,
     cache: Annotated[
