@@ -45,7 +45,7 @@ MODULES = {  # module: the files of tests/ that belong to it, the quickest first
     "operators/dcnv4_lightweight": OPERATORS,
     "operators/flash_attention_2": OPERATORS,
     "operators/window_attention": OPERATORS,
-    "verdicts": ("compare", "gate_session", "compare_command"),
+    "verdicts": ("verdicts",),
     "estimate": ("compare", "gate_rules", "gate_session"),
     "compare": ("compare", "compare_command", "baselines", "benchmark_json"),
     "gate/rules": ("gate_rules", "gate_session"),
@@ -222,7 +222,8 @@ def show(module: str, found: list[tuple[WorkItem, bool]]) -> list[int]:
     print(
         f"{module}: {len(found)} changes, {counts[1]} killed, {equivalent} equivalent, {len(left)} survived", flush=True
     )
-    print(*sorted(left), sep="\n" if left else "", flush=True)
+    for line in sorted(left):
+        print(line, flush=True)
     return counts
 
 
