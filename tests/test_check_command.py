@@ -131,20 +131,11 @@ def test_a_file_imports_what_lies_beside_it_and_hides_no_package(folder):
     assert operator.name == "mine"
 
 
-def test_workers_load_the_file_and_a_resumed_sweep_wants_it_named_again(folder):
+def test_workers_load_the_file_and_a_resumed_sweep_wants_it_named_again(folder, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))))
     (folder / "mine.py").write_text(FINE)
-    sweep = (
-        "sweep",
-        "--shapes",
-        "tiny.yaml",
-        "--dtypes",
-        "fp32",
-        "--device",
-        "cpu",
-        "--time-budget",
-        "0.02",
-        "--no-plots",
-    )
+    sweep = ("sweep", "--shapes", "tiny.yaml", "--dtypes", "fp32", "--device", "cpu", "--time-budget", "0.02",
+             "--no-plots")  # fmt: skip
     code, out, err = call(*sweep, "--ops", "mine.py", "--out", "run", "--quiet")
     assert (code, out) == (0, "1 cells: 1 ok\nresults: run\n"), err
     [row] = RunFolder.open(folder / "run").rows()
