@@ -223,7 +223,7 @@ def test_the_readmes_operator_runs(tmp_path, monkeypatch, one_plot):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
     [example] = [block for block in blocks if "opbench.Operator(" in block]
     monkeypatch.chdir(tmp_path)
-    scope = {"__name__": "readme"}
+    scope = {"__name__": "__main__"}
     exec(compile(example, "README.md", "exec"), scope)  # noqa: S102 - our own README
     frame = scope["frame"]
     assert set(frame.status) == {"ok"}

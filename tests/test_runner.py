@@ -14,6 +14,7 @@ from opbench.case import Direction, Dtype, Shape
 from opbench.check import CheckResult
 from opbench.global_state import seeded
 from opbench.measurement import Measurement, Status, StopReason
+from opbench.operator import Provider
 from opbench.precision import BACKENDS, float32_precision, torch_precision
 from opbench.runner import CellRunner, RunOptions, memory_limit, source_hash
 from opbench.timing import SpoiledProcessError
@@ -355,3 +356,31 @@ def test_the_source_hash_follows_the_sources(tmp_path, monkeypatch):
 
 def test_shapes_print_as_columns_say():
     assert str(Shape(64, 56, 56, 128)) == "64x56x56x128"
+
+
+@pytest.mark.parametrize("direction", list(Direction))
+def test_a_compiled_backward_pass_may_run_again(direction):
+    """What torch.compile makes in either build must not reuse buffers of the forward pass; a cache hands it on."""
+    from torch._functorch import config
+
+    seen = []
+
+    def build(case, tensors):
+        seen.append(config.donated_buffer)
+        return lambda: tensors["x"] * 2
+
+    before = config.donated_buffer
+    measurement, _ = run("torch", doubling(providers=(Provider("torch", build, ""),)), direction=direction)
+    assert measurement.status is Status.OK, measurement.reason
+    assert seen == [before and direction is not Direction.BWD] * 2
+    assert config.donated_buffer == before
+
+
+def test_the_row_says_what_was_allowed_and_another_dtype():
+    measurement, _ = run()
+    assert (measurement.tolerance, measurement.mean_rel_error) == (pytest.approx(12 * 2**-24), 0)
+    assert measurement.mean_tolerance > 0
+    wide = doubling(providers=(Provider("wide", lambda case, tensors: lambda: tensors["x"].double() * 2, ""),))
+    measurement, _ = run("wide", wide)
+    assert (measurement.status, measurement.reason) == (Status.OK, "the output is float64, not float32")
+    assert measurement.other_dtype == measurement.reason
