@@ -49,3 +49,8 @@ def test_half_width_is_the_longer_arm():
     assert (low, median(samples), high) == (1.0, 2.0, 4.0)
     assert relative_half_width(samples) == pytest.approx(1.0)
     assert relative_half_width([0.0] * 30) == float("inf")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
+def test_below_six_samples_the_ranks_are_the_first_and_the_last(count):
+    assert median_interval_ranks(count) == (0, count - 1)
