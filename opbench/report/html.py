@@ -13,7 +13,7 @@ from opbench.results import RunFolder
 
 __all__ = ["page"]
 
-SCRIPTS = ("tables.js", "filters.js", "echarts/echarts.min.js", "charts.js", "panels.js")
+SCRIPTS = ("tables.js", "filters.js", "echarts/echarts.min.js", "scales.js", "charts.js", "panels.js")
 """In the order in which they run."""
 
 
