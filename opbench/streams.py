@@ -12,7 +12,7 @@ from opbench.errors import StorageError
 __all__ = ["fill_closed_descriptors", "guarded", "plain"]
 
 ASCII = {
-    "×": "x", "·": "*", "•": "*", "±": "+/-", "µ": "u", "τ": "tau", "…": "...", "→": "->", "≤": "<=", "≥": ">=",
+    "×": "x", "·": "*", "•": "*", "±": "+/-", "µ": "u", "°": "deg ", "τ": "tau", "…": "...", "→": "->", "≤": "<=", "≥": ">=",
     "–": "-", "—": "-", "─": "-", "━": "-", "╸": "-", "╺": "-", "│": "|", "├": "|", "┤": "|", "└": "`",
     **dict.fromkeys("╭╮╰╯┌┐┘┬┴┼", "+"),
     **{block: str(height) for height, block in enumerate("▁▂▃▄▅▆▇█", start=1)},

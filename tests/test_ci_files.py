@@ -278,7 +278,7 @@ def repository(tmp_path):
     (folder / "my_package").mkdir(parents=True)
     (folder / "pyproject.toml").write_text(project)
     (folder / "my_package" / "__init__.py").write_text("")
-    (folder / "my_package" / "depthwise.py").write_text(operator.partition("run = opbench.sweep")[0])
+    (folder / "my_package" / "depthwise.py").write_text(operator.partition("if __name__")[0])
     (folder / "README.md").write_text("1\n")
     git(folder, "init", "-q")
     git(folder, "add", ".")

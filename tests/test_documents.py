@@ -66,7 +66,7 @@ def test_a_block_of_python_runs(code, checkout, request):
 
 
 def test_the_blocks_are_found():
-    assert len(list(blocks())) == 4
+    assert len(list(blocks())) == 5
 
 
 def test_a_shape_file_with_a_character_dropped_loads_or_gives_one_line(tmp_path):

@@ -41,7 +41,7 @@ def register(app: typer.Typer) -> None:
 def check(
     target: Annotated[
         str,
-        typer.Argument(metavar="MODULE:OPERATOR|FILE.py", help="Where the operator is; or a registered one's name."),
+        typer.Argument(metavar="OPERATOR", help="MODULE:OPERATOR or FILE.py, where it is; or a registered one's name."),
     ],
     shapes: Annotated[
         list[str] | None, typer.Option(metavar="NAME|FILE", help="Shape list; repeat for several. [default: smoke]")
