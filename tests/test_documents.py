@@ -17,6 +17,7 @@ from opbench.case import Dtype
 from opbench.device_benchmark import DeviceBenchmark
 from opbench.errors import ShapeFileError
 from opbench.registry import registered
+from opbench.report import render, run_tables
 from opbench.shapes import load_shape_list
 
 ROOT = Path(__file__).parents[1]
@@ -94,3 +95,13 @@ def test_a_command_with_a_character_dropped_parses_or_says_what_is_wrong():
             chosen = command.commands.get(name, command)
             with suppress(typer.Exit, typer.BadParameter.__bases__[0]):  # help; a usage error
                 chosen.make_context(name, words[1:] if chosen is not command else words)
+
+
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [("epyc-2core", "standard_batch1-module-fwd"), ("epyc-2core-long", "high_resolution-module-fwd")],
+)
+def test_the_readmes_tables_are_those_of_committed_runs(run, name):
+    tables = {table.name: table for table in run_tables(opbench.Run.open(ROOT / "results" / run))}
+    lines = [line for line in render(tables[name], "markdown").splitlines() if line.startswith("|")]
+    assert "\n".join(lines) in README
