@@ -186,20 +186,21 @@ def _become_worker(parent: int, connection: int, serve: Serve) -> NoReturn:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         if isinstance(end.code, str):
-            _say_last(lambda: print(end.code, file=sys.stderr))
+            _end_output()
+            print(end.code, file=sys.stderr)
     except BaseException:
-        _say_last(lambda: sys.excepthook(*sys.exc_info()))
+        _end_output()
+        sys.excepthook(*sys.exc_info())
     finally:
         with suppress(Exception):
             sys.stderr.flush()
         os._exit(code & 0xFF)
 
 
-def _say_last(say: Callable[[], None]) -> None:
-    """Say on standard error what ended a worker, on a line of its own: what was printed before may wait in a buffer."""
+def _end_output() -> None:
+    """Write out what waits in a buffer, so that last words on standard error are a line of their own."""
     with suppress(Exception):
         sys.stdout.flush()
-    say()
 
 
 def _function(name: str) -> Serve:
