@@ -14,8 +14,11 @@ test: $(VENV)/.installed-dev
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 # The long versions: soak, random faults and kills over several seeds, thousands of fuzzed files.
+# What compiles and compares runs on every core; what watches a whole sweep, alone.
+COMPILING_TESTS := tests/test_operators.py tests/test_inspection.py tests/test_change_points.py
 test-slow: $(VENV)/.installed-dev
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m slow -rP
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses auto --maxprocesses 4 $(COMPILING_TESTS)
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m slow -rP $(addprefix --ignore=,$(COMPILING_TESTS))
 	CUDA_VISIBLE_DEVICES= OPBENCH_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest tests/test_fuzz.py
 
 # Older processors, emulated: what touches values, providers, dtypes and ceilings, then a sweep, with an empty cache.
