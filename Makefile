@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: sweep test test-slow test-emulated emulated-avx2 emulated-default lint pictures inspect bench mutants first-minute gate-evidence gpu clean
+.PHONY: sweep test test-slow test-compiled test-long test-emulated emulated-avx2 emulated-default lint pictures inspect bench mutants first-minute gate-evidence gpu clean
 
 sweep: $(VENV)/.installed
 	$(BIN)/opbench sweep
@@ -16,8 +16,12 @@ test: $(VENV)/.installed-dev
 # The long versions: soak, random faults and kills over several seeds, thousands of fuzzed files.
 # What compiles and compares runs on every core; what watches a whole sweep, alone.
 COMPILING_TESTS := tests/test_operators.py tests/test_inspection.py tests/test_change_points.py
-test-slow: $(VENV)/.installed-dev
+test-slow: test-compiled test-long
+
+test-compiled: $(VENV)/.installed-dev
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses auto --maxprocesses 4 $(COMPILING_TESTS)
+
+test-long: $(VENV)/.installed-dev
 	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m slow -rP $(addprefix --ignore=,$(COMPILING_TESTS))
 	CUDA_VISIBLE_DEVICES= OPBENCH_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest tests/test_fuzz.py
 
