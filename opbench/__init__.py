@@ -8,29 +8,29 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from opbench import plots
-    from opbench.case import Case, Dtype, Level, Shape
-    from opbench.operator import Operator, Provider, Setting, by_direction, compiled
-    from opbench.results import Run, load_results, load_samples
-    from opbench.run import sweep
-    from opbench.tolerance import rounding_budget
+    from opbench.results.run import Run, load_results, load_samples
+    from opbench.sweeps.sweep import sweep
+    from opbench.workload.case import Case, Dtype, Level, Shape
+    from opbench.workload.operator import Operator, Provider, Setting, by_direction, compiled
+    from opbench.workload.tolerance import rounding_budget
 
     __version__: str
 
 _PLACES = {
-    "Case": "opbench.case",
-    "Dtype": "opbench.case",
-    "Level": "opbench.case",
-    "Operator": "opbench.operator",
-    "Provider": "opbench.operator",
-    "Run": "opbench.results",
-    "Setting": "opbench.operator",
-    "Shape": "opbench.case",
-    "by_direction": "opbench.operator",
-    "compiled": "opbench.operator",
-    "load_results": "opbench.results",
-    "load_samples": "opbench.results",
-    "rounding_budget": "opbench.tolerance",
-    "sweep": "opbench.run",
+    "Case": "opbench.workload.case",
+    "Dtype": "opbench.workload.case",
+    "Level": "opbench.workload.case",
+    "Operator": "opbench.workload.operator",
+    "Provider": "opbench.workload.operator",
+    "Run": "opbench.results.run",
+    "Setting": "opbench.workload.operator",
+    "Shape": "opbench.workload.case",
+    "by_direction": "opbench.workload.operator",
+    "compiled": "opbench.workload.operator",
+    "load_results": "opbench.results.run",
+    "load_samples": "opbench.results.run",
+    "rounding_budget": "opbench.workload.tolerance",
+    "sweep": "opbench.sweeps.sweep",
 }
 
 __all__ = [

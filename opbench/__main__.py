@@ -1,6 +1,6 @@
 """`python -m opbench` is `opbench`."""
 
-from opbench.cli import main
+from opbench.cli.app import main
 
 if __name__ == "__main__":
     main()

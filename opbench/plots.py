@@ -13,12 +13,12 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from opbench.report.layout import Group, group_rows
-from opbench.report.pair_plots import heatmap_figure, launches_figure, precision_figure, split_figure
-from opbench.report.plot_style import plot_style
-from opbench.report.plots import flops_figure, resolution_figure, speedup_figure, throughput_figure
-from opbench.report.roofline_plot import roofline_figure
-from opbench.report.scaling_plot import scaling_figure
-from opbench.report.source import Source, sources_of_frame
+from opbench.report.plots.files import flops_figure, resolution_figure, speedup_figure, throughput_figure
+from opbench.report.plots.pairs import heatmap_figure, launches_figure, precision_figure, split_figure
+from opbench.report.plots.roofline import roofline_figure
+from opbench.report.plots.scaling import scaling_figure
+from opbench.report.plots.source import Source, sources_of_frame
+from opbench.report.plots.style import plot_style
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -25,12 +25,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from opbench.commands._shared import EXIT_INTERRUPTED, interrupt_on_termination
+from opbench.cli.shared import EXIT_INTERRUPTED, interrupt_on_termination
 from opbench.errors import OpbenchError, StorageError
 from opbench.files import write_whole
 
 if TYPE_CHECKING:
-    from opbench.operator import Operator
+    from opbench.workload.operator import Operator
 
 __all__ = ["Part", "main", "parts_for"]
 
@@ -101,11 +101,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _reproduce(given: argparse.Namespace) -> int:
-    from opbench import registry
-    from opbench.environment import resolve_device
+    from opbench.device.environment import resolve_device
     from opbench.errors import UnknownNameError
-    from opbench.measurement import FAILURES
-    from opbench.run import make_request, plan
+    from opbench.registry import registry
+    from opbench.results.measurement import FAILURES
+    from opbench.sweeps.sweep import make_request, plan
 
     device = resolve_device(given.device)
     parts = {part.name: part for part in parts_for(device.partition(":")[0])}
@@ -132,9 +132,9 @@ def _run_part(
     path: Path, options: dict[str, object], known: "Mapping[str, Operator]", given: argparse.Namespace
 ) -> dict[str, int]:
     """Start a part or go on with it; returns how many cells have each status."""
-    from opbench import run as api
-    from opbench.progress import ConsoleProgress
     from opbench.report import write_tables
+    from opbench.sweeps import sweep as api
+    from opbench.sweeps.progress import ConsoleProgress
 
     # To a part that begins, --retry says nothing: none of its cells has a status.
     retry = given.retry.split(",") if given.retry else None

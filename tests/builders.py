@@ -2,9 +2,9 @@
 
 import torch
 
-from opbench.case import Case, Cell, Direction, Dtype, Level, Shape
-from opbench.operator import Operator, Provider, Setting, by_direction
-from opbench.tolerance import rounding_budget
+from opbench.workload.case import Case, Cell, Direction, Dtype, Level, Shape
+from opbench.workload.operator import Operator, Provider, Setting, by_direction
+from opbench.workload.tolerance import rounding_budget
 
 
 def make_case(operator="double", shape=(1, 4, 4, 8), **changes):

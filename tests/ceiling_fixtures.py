@@ -1,7 +1,7 @@
 """Ceilings made by hand."""
 
-from opbench.ceilings import Ceilings, Probe
-from opbench.environment import comparison_identity
+from opbench.device.ceilings import Ceilings, Probe
+from opbench.device.environment import comparison_identity
 
 MADE_UP = {"device_name": "Example GPU 40GB"}
 

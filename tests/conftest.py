@@ -46,7 +46,7 @@ def _tuned_by_rule():
 @pytest.fixture
 def one_plot(monkeypatch):
     """Runs draw one kind of plot instead of ten, a third of a second each: for tests of where plots go."""
-    from opbench.report import plots
+    from opbench.report.plots import files as plots
 
     monkeypatch.setattr(plots, "KINDS", {"throughput": plots.KINDS["throughput"]})
 
@@ -56,8 +56,8 @@ def _kept_ceilings():
     """A cache of the tests' own, with made-up ceilings far above any machine: a sweep then measures none."""
     from ceiling_fixtures import made_up_ceilings
 
-    from opbench.ceiling_cache import keep
-    from opbench.environment import collect_environment
+    from opbench.device.ceiling_cache import keep
+    from opbench.device.environment import collect_environment
 
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", folder)

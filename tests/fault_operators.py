@@ -14,7 +14,7 @@ import time
 import torch
 from builders import doubling
 
-from opbench.operator import Provider
+from opbench.workload.operator import Provider
 
 HEALTHY = "healthy"
 

@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
+from opbench.compare.rules import Rules, decide, moved, screen
+from opbench.compare.verdicts import Verdict, overall_verdict
 from opbench.gate.process import Arm
-from opbench.gate.rules import Rules, decide, moved, screen
 from opbench.gate.selftest import rate, read_outcomes, summarise
 from opbench.gate.session import SessionSettings, run_session
 from opbench.gate.simulation import Noise, SimulatedProcesses, simulated_cells
-from opbench.verdicts import Verdict, overall_verdict
 
 SESSIONS = 1000
 SIMULATED_CELLS = 100

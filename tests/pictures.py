@@ -8,7 +8,7 @@ from pathlib import Path
 from browser import DESKTOP, PHONE, chromium, missing_browser, open_page
 
 from opbench.report import write_page
-from opbench.report.published import open_run
+from opbench.results.published import open_run
 
 SETTLE_S = 0.5
 """For the canvas to be painted after it is drawn."""

@@ -4,11 +4,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from opbench.case import Case, Cell, Direction, Dtype, Level, Shape
-from opbench.journal import JOURNAL
-from opbench.measurement import Measurement, Status
-from opbench.noise import Noise
-from opbench.results import RunFolder
+from opbench.compare.noise import Noise
+from opbench.results.journal import JOURNAL
+from opbench.results.measurement import Measurement, Status
+from opbench.results.run import RunFolder
+from opbench.workload.case import Case, Cell, Direction, Dtype, Level, Shape
 
 DEVICE = "Example GPU 40GB"
 

@@ -9,17 +9,17 @@ from builders import doubling, make_case, make_cell
 from report_fixtures import make_run, measurement
 from test_run import Recorder
 
-from opbench import worker
-from opbench.advice import cells_advice, way_out
-from opbench.case import Shape
-from opbench.environment import collect_environment, comparison_identity
-from opbench.interference import is_disturbed, others_share
-from opbench.measurement import Measurement, Status
-from opbench.options import Conduct, Isolation, make_request, request_of_command
+from opbench.device.environment import collect_environment, comparison_identity
+from opbench.device.interference import is_disturbed, others_share
 from opbench.report import run_tables, speedup_tables
-from opbench.report.warnings import run_warnings
-from opbench.run import run_cells, start_run
-from opbench.runner import CellRunner, RunOptions, torch_threads
+from opbench.report.advice import cells_advice, way_out
+from opbench.report.page.warnings import run_warnings
+from opbench.results.measurement import Measurement, Status
+from opbench.sweeps.isolation import worker
+from opbench.sweeps.options import Conduct, Isolation, make_request, request_of_command
+from opbench.sweeps.runner import CellRunner, RunOptions, torch_threads
+from opbench.sweeps.sweep import run_cells, start_run
+from opbench.workload.case import Shape
 
 TWO = {"device": "cpu", "cpu": {"torch_threads": 2}}
 LOADED = "CPU load: other processes used 83% of all cores during warm-up and samples"
@@ -82,10 +82,12 @@ def sweep(tmp_path, monkeypatch):
         "shapes:\n" + "".join(f"  - {{batch: 1, height: {side}, width: 4, channels: 8}}\n" for side in (4, 6))
     )
     known = {"double": doubling()}
-    monkeypatch.setattr("opbench.runner.interference", lambda before, after: ())  # of the machine that tests run on
+    monkeypatch.setattr(
+        "opbench.sweeps.runner.interference", lambda before, after: ()
+    )  # of the machine that tests run on
 
     def run(*, load, share):
-        monkeypatch.setattr("opbench.run.others_now", lambda: share)
+        monkeypatch.setattr("opbench.sweeps.sweep.others_now", lambda: share)
         shapes = [str(tmp_path / "tiny.yaml")]
         request = make_request({"shapes": shapes, "dtypes": ["fp32"], "device": "cpu", "time_budget": 0.01}, known)
         made = start_run(request, known, tmp_path / f"run{len([*tmp_path.iterdir()])}")
@@ -103,13 +105,13 @@ def test_a_machine_that_is_busy_at_the_start_is_said_once(sweep):
 
 
 def test_a_load_that_has_ended_is_no_busy_machine(sweep, monkeypatch):
-    monkeypatch.setattr("opbench.run.relative_half_width", lambda samples: 0.01)
+    monkeypatch.setattr("opbench.sweeps.sweep.relative_half_width", lambda samples: 0.01)
     assert sweep(load=3.0, share=0.01) == []
     assert sweep(load=0.1, share=None) == []
 
 
 def test_samples_that_scatter_are_said_once(sweep, monkeypatch):
-    monkeypatch.setattr("opbench.run.relative_half_width", lambda samples: 4.0)
+    monkeypatch.setattr("opbench.sweeps.sweep.relative_half_width", lambda samples: 4.0)
     assert sweep(load=0.1, share=None) == [f"samples scatter by up to ±400 %: {way_out(TWO)}"]
 
 

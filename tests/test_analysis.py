@@ -6,8 +6,6 @@ import pytest
 from ceiling_fixtures import example_ceilings
 from report_fixtures import make_run, measurement
 
-from opbench.case import Shape
-from opbench.measurement import Status
 from opbench.report.analysis import (
     intensity,
     launches,
@@ -17,6 +15,8 @@ from opbench.report.analysis import (
     time_splits,
 )
 from opbench.report.summary import fastest, summary_line
+from opbench.results.measurement import Status
+from opbench.workload.case import Shape
 
 SMALL, LARGE = Shape(1, 8, 8, 16), Shape(1, 16, 16, 16)
 

@@ -18,17 +18,20 @@ from rich.console import Console
 from test_runner import OPTIONS
 from test_terminal import in_a_terminal, show_progress
 
-from opbench import conditions, environment, system, user_cache, worker
-from opbench.ceiling_cache import device_cache_path
+from opbench import system, user_cache
+from opbench.device import environment
+from opbench.device import snapshots as conditions
+from opbench.device.ceiling_cache import device_cache_path
 from opbench.errors import StorageError, UsageError
-from opbench.executor import WorkerExecutor
-from opbench.measurement import Status
-from opbench.operator import Provider
-from opbench.progress import ConsoleProgress
-from opbench.results import RunFolder, free_run_path
-from opbench.runner import CellRunner
-from opbench.streams import ASCII, plain
-from opbench.worker_process import Workers
+from opbench.results.measurement import Status
+from opbench.results.run import RunFolder, free_run_path
+from opbench.standard_streams import ASCII, plain
+from opbench.sweeps.isolation import worker
+from opbench.sweeps.isolation.executor import WorkerExecutor
+from opbench.sweeps.isolation.worker_process import Workers
+from opbench.sweeps.progress import ConsoleProgress
+from opbench.sweeps.runner import CellRunner
+from opbench.workload.operator import Provider
 
 ROOT = Path(__file__).parents[1]
 SHAPES = "shapes:\n" + "".join(f"  - {{batch: 1, height: {side}, width: 4, channels: 32}}\n" for side in (4, 5))
@@ -149,7 +152,7 @@ def measure(folder, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(folder))
     monkeypatch.setenv("TMPDIR", str(folder / "tmp"))
     monkeypatch.setenv("SECONDS", str(20_000 + os.getpid()))
-    monkeypatch.setattr("opbench.executor.can_fork", lambda: False)
+    monkeypatch.setattr("opbench.sweeps.isolation.executor.can_fork", lambda: False)
     executor = WorkerExecutor(OPTIONS.to_json(), 3.0, Workers("fake_worker:serve"))
     yield lambda provider="p", side=4: executor.run(
         make_cell(make_case(shape=(1, side, 4, 8)), provider=provider), lambda stage: None
@@ -181,7 +184,7 @@ def test_without_fork_a_hang_ends_with_what_it_started(measure):
 def test_where_processes_cannot_be_listed_the_worker_s_group_is_killed(measure, folder):
     # The supervisor lists nobody, and adopts nobody.
     (folder / "sitecustomize.py").write_text(
-        f"{NO_FORK}import opbench.system as s, opbench.supervisor as v\ns.child_pids = lambda: None\n"
+        f"{NO_FORK}import opbench.system as s, opbench.sweeps.isolation.supervisor as v\ns.child_pids = lambda: None\n"
         "v.prctl = lambda *_: None\n"
     )
     test_without_fork_a_hang_ends_with_what_it_started(measure)
@@ -499,7 +502,7 @@ def test_a_long_text_leaves_the_count_whole(monkeypatch):
 
 
 def test_a_histogram_is_not_broken():
-    from opbench.progress import _wrapped
+    from opbench.sweeps.progress import _wrapped
 
     line = f"{'word ' * 9}1.5 ms ±3.0 % █        ▁ (30 samples, time_budget)"
     for width in (40, 50, 60, 70):

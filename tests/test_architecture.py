@@ -9,30 +9,30 @@ from pathlib import Path
 import pytest
 
 import opbench
-from opbench.registry import registered
+from opbench.registry.registry import registered
 
 ROOT = Path(__file__).parents[1]
 HEAVY = {"pynvml", "psutil", "torch", "triton", "pandas", "numpy", "matplotlib", "scipy", "timm", "yaml"}
 PURE = (
-    "arms",
-    "baselines",
-    "benchmark_json",
-    "case",
-    "compare",
-    "device_benchmark",
-    "environment",
+    "compare.baselines",
+    "compare.benchmark_json",
+    "compare.readings",
+    "compare.runs",
+    "compare.verdicts",
+    "device.environment",
     "errors",
     "estimate",
-    "measurement",
-    "metrics",
-    "operator",
-    "percent",
-    "plan",
-    "results",
-    "shapes",
+    "pytest_plugin.device_benchmark",
+    "results.measurement",
+    "results.metrics",
+    "results.run",
     "stats",
-    "tolerance",
-    "verdicts",
+    "sweeps.plan",
+    "text",
+    "workload.case",
+    "workload.operator",
+    "workload.shapes",
+    "workload.tolerance",
 )
 
 
@@ -60,7 +60,9 @@ def absolute_imports(path):
     return names
 
 
-@pytest.mark.parametrize("module", ["cli", "gate.serve", "pytest_plugin", "report", "report.comparison", *PURE])
+@pytest.mark.parametrize(
+    "module", ["cli.app", "gate.serve", "pytest_plugin.plugin", "report", "report.comparison", *PURE]
+)
 def test_stays_free_of_heavy_imports(module):
     assert not imported_by(f"import opbench.{module}") & HEAVY
 
@@ -69,7 +71,7 @@ def command(*arguments):
     """A statement that runs the command line."""
     return (
         f"import sys; sys.argv = {['opbench', *arguments]!r}\n"
-        "try:\n    from opbench.cli import main; main()\nexcept SystemExit as end: assert end.code in (None, 0)"
+        "try:\n    from opbench.cli.app import main; main()\nexcept SystemExit as end: assert end.code in (None, 0)"
     )
 
 
@@ -89,7 +91,7 @@ def test_what_a_command_imports_before_it_answers(arguments, needed):
 
 
 def test_operator_files_import_neither_torch_nor_kernels():
-    assert not imported_by("from opbench import registry; registry.registered()") & {*HEAVY, "opbench_kernels"}
+    assert not imported_by("from opbench.registry import registry; registry.registered()") & {*HEAVY, "opbench_kernels"}
 
 
 def test_reading_results_works_without_torch():
@@ -138,15 +140,22 @@ def test_triton_is_imported_only_for_triton():
 
 
 def test_operators_do_not_know_the_harness():
-    allowed = {"opbench.case", "opbench.operator", "opbench.tolerance", "opbench.operators"}
+    allowed = {"opbench.workload", "opbench.operators"}
     for path in (ROOT / "opbench" / "operators").glob("*.py"):
         own = {name for name in absolute_imports(path) if name.startswith("opbench.")}
         assert {".".join(name.split(".")[:2]) for name in own} <= allowed, path
 
 
 def test_reports_read_results_and_measure_nothing():
-    forbidden = {"torch", "triton", "opbench.runner", "opbench.run", "opbench.check", "opbench.executor"}
-    for path in (ROOT / "opbench" / "report").glob("*.py"):
+    forbidden = {
+        "torch",
+        "triton",
+        "opbench.sweeps.runner",
+        "opbench.sweeps.sweep",
+        "opbench.sweeps.check",
+        "opbench.sweeps.isolation.executor",
+    }
+    for path in (ROOT / "opbench" / "report").rglob("*.py"):
         assert not absolute_imports(path) & forbidden, path
 
 

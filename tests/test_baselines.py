@@ -7,7 +7,7 @@ from report_fixtures import make_run
 from test_compare_command import LARGE, conv
 from test_fuzz import call
 
-from opbench.measurement import Status
+from opbench.results.measurement import Status
 
 KEY = "a-cpu-torch-2.15-"
 

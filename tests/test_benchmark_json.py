@@ -12,9 +12,9 @@ from report_fixtures import make_run
 from test_compare_command import LARGE, conv
 from test_fuzz import call
 
-from opbench.arms import open_arm
-from opbench.benchmark_json import _statistics, run_as_benchmark_json
-from opbench.measurement import Status
+from opbench.compare.benchmark_json import _statistics, run_as_benchmark_json
+from opbench.compare.readings import open_arm
+from opbench.results.measurement import Status
 
 
 @pytest.fixture

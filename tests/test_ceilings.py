@@ -13,11 +13,9 @@ import torch
 from ceiling_fixtures import ceilings, example_ceilings, probe
 from report_fixtures import make_run, measurement
 
-from opbench.case import Dtype, Shape
-from opbench.ceiling_cache import ceilings_path, keep, known_ceilings
-from opbench.ceiling_probes import DeviceFacts, cpu_caches, device_facts, measure_ceilings, probe_families
-from opbench.ceiling_step import ceilings_for, serve_ceilings
-from opbench.ceilings import (
+from opbench.device.ceiling_cache import ceilings_path, keep, known_ceilings
+from opbench.device.ceiling_probes import DeviceFacts, cpu_caches, device_facts, measure_ceilings, probe_families
+from opbench.device.ceilings import (
     BOUNDS,
     Ceilings,
     Missing,
@@ -28,11 +26,13 @@ from opbench.ceilings import (
     missing_notes,
     read_ceilings,
 )
-from opbench.environment import collect_environment, comparison_identity
+from opbench.device.environment import collect_environment, comparison_identity
 from opbench.errors import ResultsError
 from opbench.report import ceiling_table, render, run_tables
+from opbench.sweeps.ceiling_step import ceilings_for, serve_ceilings
+from opbench.sweeps.isolation.worker_process import WorkerDied, Workers
 from opbench.timing.fake import FakeTimer
-from opbench.worker_process import WorkerDied, Workers
+from opbench.workload.case import Dtype, Shape
 
 ROW = {"dtype": "fp32", "flop_count": 10**9, "bytes_moved": 10**6, "timer": "cuda-event", "cache": "cold",
        "latency_ms": 1.0}  # fmt: skip
@@ -236,8 +236,8 @@ class Stopwatch:
 
 def products(watch, budget_s, monkeypatch, rates):
     """The sizes of fp32's products that are measured where size n runs at rates[n] FLOP/s."""
-    monkeypatch.setattr("opbench.ceiling_probes.MATRIX_SIZES", {"cpu": tuple(rates)})
-    monkeypatch.setattr("opbench.ceiling_probes._matrix_product", lambda size, dtype: lambda place: size)
+    monkeypatch.setattr("opbench.device.ceiling_probes.MATRIX_SIZES", {"cpu": tuple(rates)})
+    monkeypatch.setattr("opbench.device.ceiling_probes._matrix_product", lambda size, dtype: lambda place: size)
     watch._seconds_of = lambda size: 2 * size**3 / rates[size]
     skip = {(f.kind, f.name) for f in probe_families(SMALL)} - {("compute", "fp32")}
     found = measure_ceilings(
@@ -288,11 +288,11 @@ def test_a_probe_that_fails_is_named_and_its_finished_sizes_count(monkeypatch):
 
         return product
 
-    monkeypatch.setattr("opbench.ceiling_probes.MATRIX_SIZES", {"cpu": (64, 128)})
+    monkeypatch.setattr("opbench.device.ceiling_probes.MATRIX_SIZES", {"cpu": (64, 128)})
 
     def figures_of_fp16(size):
         watch = Stopwatch()
-        monkeypatch.setattr("opbench.ceiling_probes._matrix_product", fails_from(size))
+        monkeypatch.setattr("opbench.device.ceiling_probes._matrix_product", fails_from(size))
         found = list(measure_ceilings("cpu", 15.0, facts=SMALL, timer_of=watch.timer_of, clock=watch))
         return [result for result in found if (result.kind, result.name) == ("compute", "fp16")]
 
@@ -313,7 +313,7 @@ def test_a_cache_of_unknown_size_is_missing_with_its_reason():
 
 
 def test_figures_follow_from_the_timers_samples(monkeypatch):
-    monkeypatch.setattr("opbench.ceiling_probes.MATRIX_SIZES", {"cuda": (8,)})
+    monkeypatch.setattr("opbench.device.ceiling_probes.MATRIX_SIZES", {"cuda": (8,)})
     facts = DeviceFacts("cuda", l2_bytes=2**16, cache_bytes=2**16, free_bytes=2**20)
     asked = []
 
@@ -333,11 +333,11 @@ def test_figures_follow_from_the_timers_samples(monkeypatch):
 
 
 def test_this_cpu_is_measured(monkeypatch):
-    monkeypatch.setattr("opbench.ceiling_probes.MATRIX_SIZES", {"cpu": (64, 128)})
-    monkeypatch.setattr("opbench.ceiling_probes.CONVOLUTION_SIDES", (4, 8))
-    monkeypatch.setattr("opbench.ceiling_probes.LEAST_MEMORY_BYTES", {"cpu": 2**24})
-    monkeypatch.setattr("opbench.ceiling_probes.SAMPLE_S", dict.fromkeys(BOUNDS, 0.02))
-    monkeypatch.setattr("opbench.ceiling_probes.WARM_UP_S", 0.01)
+    monkeypatch.setattr("opbench.device.ceiling_probes.MATRIX_SIZES", {"cpu": (64, 128)})
+    monkeypatch.setattr("opbench.device.ceiling_probes.CONVOLUTION_SIDES", (4, 8))
+    monkeypatch.setattr("opbench.device.ceiling_probes.LEAST_MEMORY_BYTES", {"cpu": 2**24})
+    monkeypatch.setattr("opbench.device.ceiling_probes.SAMPLE_S", dict.fromkeys(BOUNDS, 0.02))
+    monkeypatch.setattr("opbench.device.ceiling_probes.WARM_UP_S", 0.01)
     heard = []
     probes = list(measure_ceilings("cpu", 1e6, facts=SMALL, on_family=lambda *family: heard.append(family)))
     found = ceilings(*probes, l2_bytes=2**16, cache_bytes=2**18)
@@ -485,7 +485,7 @@ def beside(share):
 
 def test_ceilings_of_a_busy_machine_are_measured_again_once_it_is_idle(tmp_path, monkeypatch):
     now = [0.6]
-    monkeypatch.setattr("opbench.ceiling_step.others_now", lambda: now[0])
+    monkeypatch.setattr("opbench.sweeps.ceiling_step.others_now", lambda: now[0])
     busy = the_cpus(ScriptedWorkers(beside(0.5)), monkeypatch, tmp_path)
     assert busy.conditions["other_cpu_share"] == 0.5
     assert the_cpus(ScriptedWorkers(), monkeypatch, tmp_path) == busy  # still busy
@@ -523,7 +523,7 @@ def test_a_worker_measures_with_the_threads_that_it_is_told(monkeypatch):
         seen.append(torch.get_num_threads())
         yield result
 
-    monkeypatch.setattr("opbench.ceiling_probes.measure_ceilings", measure)
+    monkeypatch.setattr("opbench.device.ceiling_probes.measure_ceilings", measure)
     serve_ceilings({"device": "cpu", "budget_s": 1.0, "skip": [], "threads": 5}, lambda **answer: said.append(answer))
     assert seen == [5]
     assert said[1]["missing"] == dataclasses.asdict(result)
@@ -555,7 +555,7 @@ def test_a_probe_that_kills_its_process_costs_itself_and_not_the_others(tmp_path
 
 def test_a_probe_that_exceeds_the_budget_is_cut_and_the_rest_is_measured_next_time(tmp_path, monkeypatch):
     clock = [1e5]
-    monkeypatch.setattr("opbench.ceiling_step.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("opbench.sweeps.ceiling_step.time.monotonic", lambda: clock[0])
 
     def hangs(todo):
         for answer in answers(todo, until=("memory", "copy"), end=TimeoutError()):

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from opbench import change_points as module
-from opbench.change_points import LEAST_RUNS, change_points, noise_scale
+from opbench.compare import change_points as module
+from opbench.compare.change_points import LEAST_RUNS, change_points, noise_scale
 from opbench.errors import UsageError
 
 NOISE = 0.01

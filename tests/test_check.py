@@ -7,13 +7,13 @@ import pytest
 import torch
 from builders import doubling, make_case
 
-from opbench import check as check_module
-from opbench.case import Direction, Dtype
-from opbench.check import check, crop_to_fit, make_tensors, poisoned_allocations, relative_error
-from opbench.deviation import Deviation, deviation
 from opbench.errors import OperatorError
-from opbench.operator import Provider
-from opbench.tolerance import mean_budget, rounding_budget
+from opbench.sweeps import check as check_module
+from opbench.sweeps.check import check, crop_to_fit, make_tensors, poisoned_allocations, relative_error
+from opbench.sweeps.deviation import Deviation, deviation
+from opbench.workload.case import Direction, Dtype
+from opbench.workload.operator import Provider
+from opbench.workload.tolerance import mean_budget, rounding_budget
 
 
 def run_check(provider, **case_changes):

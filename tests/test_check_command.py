@@ -10,12 +10,12 @@ import torch
 from builders import doubling, make_case
 from test_fuzz import call
 
-from opbench.case import Direction, Dtype
-from opbench.contract import check_contract
+from opbench.contract.contract import check_contract
 from opbench.errors import RegistryError, UsageError
-from opbench.operator import by_direction
-from opbench.places import load, ops_option, resolve_ops
-from opbench.results import RunFolder
+from opbench.registry.places import load, ops_option, resolve_ops
+from opbench.results.run import RunFolder
+from opbench.workload.case import Direction, Dtype
+from opbench.workload.operator import by_direction
 
 README = Path(__file__).parents[1] / "README.md"
 TINY = "shapes:\n  - {batch: 2, height: 4, width: 4, channels: 8}\n"
@@ -113,8 +113,11 @@ def test_a_module_may_be_named_and_a_registered_operator_too():
     assert resolve_ops({"ops": ["opbench.operators.conv3x3:OPERATOR"]})[0]["ops"] == ["conv3x3"]
     assert operator.name == "conv3x3"
     for place, message in (
-        ("opbench.case:Case", "opbench.case:Case must give an opbench.Operator, got"),
-        ("opbench.case:none", "opbench.case:none must give an opbench.Operator, got nothing of that name"),
+        ("opbench.workload.case:Case", "opbench.workload.case:Case must give an opbench.Operator, got"),
+        (
+            "opbench.workload.case:none",
+            "opbench.workload.case:none must give an opbench.Operator, got nothing of that name",
+        ),
         ("no_such:operator", "no_such:operator does not load: ModuleNotFoundError: No module named 'no_such'"),
     ):
         with pytest.raises(RegistryError, match=re.escape(message)):

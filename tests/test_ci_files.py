@@ -14,8 +14,8 @@ import torch
 import typer.main
 import yaml
 
-from opbench.cli import app
-from opbench.verdicts import EXIT_CODES
+from opbench.cli.app import app
+from opbench.compare.verdicts import EXIT_CODES
 
 ROOT = Path(__file__).parents[1]
 ACTION = ROOT / ".github" / "actions" / "opbench-gate" / "action.yml"

@@ -16,10 +16,11 @@ import typer.main
 from builders import doubling
 from test_fuzz import call
 
-from opbench import listing, registry
-from opbench.cli import app
-from opbench.options import make_request
-from opbench.run import plan
+from opbench.cli import listing
+from opbench.cli.app import app
+from opbench.registry import registry
+from opbench.sweeps.options import make_request
+from opbench.sweeps.sweep import plan
 
 TINY = "shapes:\n  - {batch: 1, height: 4, width: 4, channels: 32}\n"
 
@@ -56,7 +57,7 @@ def test_a_sweep_from_start_to_report(folder, monkeypatch, one_plot):
     with (run / "measurements.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["status"] for row in rows} == {"ok"}
-    assert all(float(row["latency_ms"]) > 0 and int(row["samples"]) >= 30 for row in rows)
+    assert all(float(row["latency_ms"]) > 0 and int(row["samples"]) >= 6 for row in rows)
     assert json.loads((run / "run.json").read_text())["schema_version"] == 1
 
     for format_, mark in (

@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_fixtures import make_run, measurement
 
-from opbench.arms import Arm, Reading, open_arm
-from opbench.case import Shape
-from opbench.compare import compare_runs, geometric_mean, judge, ratio_interval
+from opbench.compare.readings import Arm, Reading, open_arm
+from opbench.compare.runs import compare_runs, geometric_mean, judge, ratio_interval
+from opbench.compare.verdicts import Verdict
 from opbench.errors import UsageError
 from opbench.estimate import Estimate, Unit
-from opbench.measurement import Status
-from opbench.percent import parse_percent
+from opbench.results.measurement import Status
 from opbench.stats import median, median_interval
-from opbench.verdicts import Verdict
+from opbench.text import parse_percent
+from opbench.workload.case import Shape
 
 SMALL, LARGE = Shape(1, 28, 28, 64), Shape(1, 56, 56, 64)
 MIRROR = {Verdict.SLOWER: Verdict.FASTER, Verdict.FASTER: Verdict.SLOWER}

@@ -11,11 +11,11 @@ import pytest
 from report_fixtures import made_noise, make_run, measurement
 from test_fuzz import call
 
-from opbench.case import Shape
-from opbench.measurement import Status
-from opbench.noise import keep_noise
+from opbench.compare.noise import keep_noise
 from opbench.report.comparison import COLUMNS
-from opbench.results import RunFolder
+from opbench.results.measurement import Status
+from opbench.results.run import RunFolder
+from opbench.workload.case import Shape
 
 SMALL, LARGE = Shape(1, 28, 28, 64), Shape(1, 56, 56, 64)
 

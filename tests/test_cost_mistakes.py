@@ -4,13 +4,13 @@ import pytest
 from builders import doubling
 from test_fuzz import call
 
-from opbench.case import MAX_COUNT
 from opbench.errors import OperatorError
-from opbench.measurement import Status
-from opbench.operator import Provider
-from opbench.options import make_request
-from opbench.results import RunFolder
-from opbench.run import plan, start_run
+from opbench.results.measurement import Status
+from opbench.results.run import RunFolder
+from opbench.sweeps.options import make_request
+from opbench.sweeps.sweep import plan, start_run
+from opbench.workload.case import MAX_COUNT
+from opbench.workload.operator import Provider
 
 FILE = """\
 import torch

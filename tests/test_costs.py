@@ -6,8 +6,8 @@ defines what is counted.
 
 import pytest
 
-from opbench import registry
-from opbench.case import Case, Direction, Dtype, Level, Shape
+from opbench.registry import registry
+from opbench.workload.case import Case, Direction, Dtype, Level, Shape
 
 B, H, W, C = 3, 11, 29, 7 * 17
 N, P = 11 * 29, 3 * 11 * 29
@@ -207,8 +207,8 @@ def test_a_reference_of_few_queries_holds_all_scores():
 def test_a_cell_holds_its_operators_figures():
     from builders import doubling
 
-    from opbench.options import make_request
-    from opbench.run import plan
+    from opbench.sweeps.options import make_request
+    from opbench.sweeps.sweep import plan
 
     costs = {"flop_count": lambda case: 3, "bytes_moved": lambda case: 5, "memory_bytes": lambda case: 7}
     known = {"double": doubling(**costs)}
@@ -234,7 +234,7 @@ def test_a_stored_run_keeps_the_counts_it_was_planned_with(tmp_path):
 
 
 def tensors_of(name, level, direction=Direction.FWD):
-    from opbench.check import make_tensors
+    from opbench.sweeps.check import make_tensors
 
     return make_tensors(registry.find(name), case_of(name, level, direction), "cpu", 3)
 

@@ -8,12 +8,12 @@ import pytest
 import torch
 from builders import make_case, make_cell
 
-from opbench.case import Direction, Level
 from opbench.gate import slowdown
-from opbench.registry import find
-from opbench.runner import CellRunner, RunOptions
+from opbench.registry.registry import find
 from opbench.stats import median
+from opbench.sweeps.runner import CellRunner, RunOptions
 from opbench.timing import SpoiledProcessError, WallClockTimer, cuda
+from opbench.workload.case import Direction, Level
 
 
 class FakeDevice:

@@ -12,13 +12,13 @@ import torch
 import typer.main
 
 import opbench
-from opbench import cli
-from opbench.case import Dtype
-from opbench.device_benchmark import DeviceBenchmark
+from opbench.cli import app as cli
 from opbench.errors import ShapeFileError
-from opbench.registry import registered
+from opbench.pytest_plugin.device_benchmark import DeviceBenchmark
+from opbench.registry.registry import registered
 from opbench.report import render, run_tables
-from opbench.shapes import load_shape_list
+from opbench.workload.case import Dtype
+from opbench.workload.shapes import load_shape_list
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

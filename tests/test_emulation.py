@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from opbench.environment import collect_environment
+from opbench.device.environment import collect_environment
 
 # As torch names what it was told to use.
 CAPABILITIES = {"avx2": "AVX2", "default": "DEFAULT"}

@@ -14,9 +14,8 @@ import pytest
 import torch
 from builders import doubling
 
-from opbench import environment, registry
-from opbench.conditions import gpu_conditions
-from opbench.environment import (
+from opbench.device import environment
+from opbench.device.environment import (
     collect_environment,
     collect_machine,
     comparison_identity,
@@ -26,10 +25,12 @@ from opbench.environment import (
     measured_revision,
     resolve_device,
 )
-from opbench.environment_lines import environment_lines, machine_lines
+from opbench.device.nvml import CLOCK_EVENT_REASONS
+from opbench.device.snapshots import gpu_conditions
 from opbench.errors import UsageError
-from opbench.nvml import CLOCK_EVENT_REASONS
-from opbench.report.warnings import _environment_warnings
+from opbench.registry import registry
+from opbench.report.environment_lines import environment_lines, machine_lines
+from opbench.report.page.warnings import _environment_warnings
 
 UUID = "5c1f8b1e-0000-1111-2222-333344445555"
 GPU = SimpleNamespace(
@@ -332,7 +333,7 @@ def test_a_torch_that_knows_nothing_of_the_gpu(nvml, monkeypatch):
 def test_in_a_container_a_process_is_this_one_only_where_this_one_uses_the_gpu(nvml, monkeypatch, context, others):
     nvml.forget("nvmlDeviceGetGraphicsRunningProcesses")
     nvml.answers["nvmlDeviceGetComputeRunningProcesses", HANDLE] = [SimpleNamespace(pid=4242424, usedGpuMemory=1)]
-    monkeypatch.setattr("opbench.nvml.os.readlink", lambda path: "pid:[4026532999]")
+    monkeypatch.setattr("opbench.device.nvml.os.readlink", lambda path: "pid:[4026532999]")
     monkeypatch.setattr(torch._C, "_cuda_hasPrimaryContext", lambda index: context, raising=False)
     assert len(collect_environment("cuda:0")["other_gpu_processes"]) == others
 

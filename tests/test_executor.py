@@ -7,14 +7,14 @@ import psutil
 import pytest
 from builders import make_case, make_cell
 
-from opbench.case import Direction, Dtype, Level, Shape
-from opbench.executor import WorkerExecutor
-from opbench.measurement import Status
-from opbench.plan import SweepRequest, plan_cells
-from opbench.registry import registered
-from opbench.runner import RunOptions
-from opbench.shapes import ShapeList
-from opbench.worker_process import Workers
+from opbench.registry.registry import registered
+from opbench.results.measurement import Status
+from opbench.sweeps.isolation.executor import WorkerExecutor
+from opbench.sweeps.isolation.worker_process import Workers
+from opbench.sweeps.plan import SweepRequest, plan_cells
+from opbench.sweeps.runner import RunOptions
+from opbench.workload.case import Direction, Dtype, Level, Shape
+from opbench.workload.shapes import ShapeList
 
 OPTIONS = RunOptions("cpu", "wall-clock", "warm", 0.05, None, 0).to_json()
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from test_fuzz import call
 
-from opbench import cli
-from opbench.commands import _shared
-from opbench.verdicts import EXIT_CODES
+from opbench.cli import app as cli
+from opbench.cli import shared as _shared
+from opbench.compare.verdicts import EXIT_CODES
 
 DOCS = Path(__file__).parents[1] / "docs" / "reliability.md"
 TINY = "shapes:\n  - {batch: 1, height: 4, width: 4, channels: 32}\n"
@@ -145,7 +145,10 @@ def test_a_sweep_without_any_stream_writes_its_run_and_nothing_into_it(folder):
 
 
 def test_a_closed_descriptor_is_the_null_device_before_a_file_can_take_its_number():
-    script = "from opbench.streams import fill_closed_descriptors as fill; fill(); print(open('/dev/null').fileno())"
+    script = (
+        "from opbench.standard_streams import fill_closed_descriptors as fill; fill(); "
+        "print(open('/dev/null').fileno())"
+    )
     done = subprocess.run(
         ["bash", "-c", f'exec {sys.executable} -c "{script}" <&- 2>&-'], capture_output=True, text=True, check=True
     )

@@ -10,7 +10,7 @@ import psutil
 import pytest
 from fault_operators import EXPECTED, HEALTHY, drawn_fault, healthy
 
-from opbench.results import RunFolder, load_results
+from opbench.results.run import RunFolder, load_results
 
 TESTS = Path(__file__).parent
 ENTRY_POINT = "[opbench.operators]\nfaulty = fault_operators:OPERATOR\n"

@@ -19,12 +19,12 @@ from hypothesis import strategies as st
 from test_results import LATENCIES, ok
 
 import opbench
-from opbench import cli
-from opbench.case import Dtype
+from opbench.cli import app as cli
 from opbench.errors import OpbenchError
-from opbench.measurement import Measurement, Status
-from opbench.results import COLUMNS, RunFolder
-from opbench.run import continue_run, make_request, plan
+from opbench.results.measurement import Measurement, Status
+from opbench.results.run import COLUMNS, RunFolder
+from opbench.sweeps.sweep import continue_run, make_request, plan
+from opbench.workload.case import Dtype
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = int(os.environ.get("OPBENCH_FUZZ_EXAMPLES", "60"))
@@ -238,8 +238,8 @@ def test_any_command_in_run_json_is_resumed_or_refused_in_one_line(place, data, 
     document = json.loads((run / "run.json").read_text())
     document["command"] = data.draw(changed(document["command"]))
     (run / "run.json").write_text(json.dumps(document))
-    monkeypatch.setattr("opbench.run.collect_environment", lambda *_: document["environment"])
-    known = opbench.run.registry.registered()
+    monkeypatch.setattr("opbench.sweeps.sweep.collect_environment", lambda *_: document["environment"])
+    known = opbench.sweeps.sweep.registry.registered()
     with pytest.raises(OpbenchError) as refusal:  # its plan is of another operator, so it never matches
         continue_run(run, {}, known)
     assert str(refusal.value).isprintable()
@@ -334,5 +334,5 @@ def test_no_format_that_is_read_can_run_code():
 
 
 def test_the_fuzzed_command_is_a_real_one():
-    known = opbench.run.registry.registered()
+    known = opbench.sweeps.sweep.registry.registered()
     assert plan(make_request({"device": "cpu", "ops": ["dcnv4"]}, known), known)

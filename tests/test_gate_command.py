@@ -16,18 +16,18 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from opbench.case import Dtype
-from opbench.cli import app
+from opbench.cli.app import app
 from opbench.errors import GateError, UsageError
 from opbench.gate import arm as arm_program
 from opbench.gate import command as gate_command
 from opbench.gate.command import with_defaults
 from opbench.gate.revision import find_source, installed, require_clean
 from opbench.gate.simulation import ENVIRONMENT, Noise, SimulatedProcesses, simulated_cells
-from opbench.native_dtypes import DefaultDtypes
-from opbench.options import make_request
-from opbench.registry import registered
-from opbench.run import plan
+from opbench.registry.registry import registered
+from opbench.sweeps.native_dtypes import DefaultDtypes
+from opbench.sweeps.options import make_request
+from opbench.sweeps.sweep import plan
+from opbench.workload.case import Dtype
 
 # Its processes are real and their clock is not: it moves by the work that a launch says it does, within a percent, so
 # that what the gate finds does not hang on what else the machine does.
@@ -452,7 +452,7 @@ def test_a_revision_that_does_not_start_is_named(repository):
 
 def test_an_arm_whose_device_broke_ends_and_says_so(tmp_path, monkeypatch):
     """Each cell after it would be an error that the revision did not make."""
-    from opbench.runner import CellRunner
+    from opbench.sweeps.runner import CellRunner
 
     whole = CellRunner.run
 

@@ -10,13 +10,13 @@ from builders import make_case, make_cell
 from typer.testing import CliRunner
 
 import opbench
-from opbench.case import Dtype
-from opbench.cli import app
+from opbench.cli.app import app
 from opbench.errors import NotComparableError
 from opbench.gate import command as gate_command
 from opbench.gate import serve
 from opbench.gate.process import Arm, Launcher
-from opbench.measurement import Measurement, Status
+from opbench.results.measurement import Measurement, Status
+from opbench.workload.case import Dtype
 
 CELLS = [make_cell(make_case(dtype=dtype)) for dtype in (Dtype.FP32, Dtype.BF16)]
 SERVE = """
@@ -98,7 +98,7 @@ def test_another_protocol_is_one_line_that_names_the_revision_and_what_it_speaks
     [
         {},
         {"options": "", "registry": "", "run": "", "runner": "", "environment": ""},
-        {"registry": "registered = dict", "options": "from opbench.case import Case"},
+        {"registry": "registered = dict", "options": "from opbench.workload.case import Case"},
     ],
     ids=["nothing", "empty", "from-another-installation"],
 )
@@ -117,10 +117,25 @@ def test_an_answer_that_means_nothing_here_is_one_line(tmp_path):
         one_round(serving(tmp_path / "base"), serving(tmp_path / "head", status="melted"))
 
 
+NAMES_OF_PROTOCOL_0 = {
+    "registry": "registry.registry",
+    "options": "sweeps.options",
+    "run": "sweeps.sweep",
+    "runner": "sweeps.runner",
+    "environment": "device.environment",
+}
+"""Modules that opbench had before its entry point, and where what they held is now."""
+
+
 def test_a_revision_from_before_the_entry_point_is_measured_as_before(tmp_path):
     package = Path(opbench.__file__).parent
     left_out = shutil.ignore_patterns("serve.py", "__pycache__")
     shutil.copytree(package, tmp_path / "base" / "opbench", ignore=left_out)
+    for name, where in NAMES_OF_PROTOCOL_0.items():
+        place = tmp_path / "base" / "opbench" / name
+        (place / "__init__.py" if place.is_dir() else place.with_suffix(".py")).write_text(
+            f"from opbench.{where} import *\n"
+        )
     (tmp_path / "one.yaml").write_text("shapes:\n  - {batch: 1, height: 4, width: 4, channels: 32}\n")
     options = {"shapes": [str(tmp_path / "one.yaml")], "ops": ["conv3x3"], "dtypes": ["fp32"], "device": "cpu",
                "time_budget": 0.001}  # fmt: skip

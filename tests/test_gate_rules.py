@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
-from opbench.gate.rules import Rules, decide, holm, interval, moved, screen
-from opbench.verdicts import Verdict
+from opbench.compare.rules import Rules, decide, holm, interval, moved, screen
+from opbench.compare.verdicts import Verdict
 
 RULES = Rules()
 
@@ -133,7 +133,9 @@ def test_identical_rounds_and_any_others_give_finite_intervals(first):
 
 def test_false_alarms_stay_below_the_level_under_heavy_tails(monkeypatch):
     """At the edge of what is tolerated, where the error is largest: Student noise with 3 degrees of freedom."""
-    monkeypatch.setattr("opbench.gate.rules.interval", lambda rounds: None)  # half of the work, and no verdict's part
+    monkeypatch.setattr(
+        "opbench.compare.rules.interval", lambda rounds: None
+    )  # half of the work, and no verdict's part
     random = np.random.default_rng(5)
     edge = math.log1p(RULES.tolerance)
     alarms = 0

@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from opbench.compare.rules import Rules
+from opbench.compare.verdicts import Verdict
 from opbench.errors import GateError
 from opbench.gate.process import Arm
-from opbench.gate.rules import Rules
 from opbench.gate.session import SessionSettings, run_session
 from opbench.gate.simulation import Noise, SimulatedProcesses, simulated_cells
-from opbench.measurement import Measurement, Status
-from opbench.verdicts import Verdict
+from opbench.results.measurement import Measurement, Status
 
 BASE, HEAD = Arm("base"), Arm("head")
 CELLS = simulated_cells(10)

@@ -10,9 +10,9 @@ from official_table import comparison_markdown, has_failures, pairs_by_case, rat
 from report_fixtures import make_run, measurement
 from stand_in import StandIn
 
-from opbench import run as api
-from opbench.case import Shape
-from opbench.measurement import Status
+from opbench.results.measurement import Status
+from opbench.sweeps import sweep as api
+from opbench.workload.case import Shape
 
 SHAPE = Shape(64, 7, 7, 1024)
 ISSUE_SHAPE = "8x7x7x64"

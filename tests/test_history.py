@@ -13,12 +13,12 @@ import pytest
 from report_fixtures import make_run, measurement
 from test_fuzz import call
 
-from opbench.case import Shape
+from opbench.compare.history import read_history
 from opbench.errors import ResultsError
-from opbench.history import read_history
-from opbench.measurement import Status
-from opbench.report.history_plot import TICKS, _ticks, history_figure
 from opbench.report.history_tables import HISTORY_COLUMNS
+from opbench.report.plots.history import TICKS, _ticks, history_figure
+from opbench.results.measurement import Status
+from opbench.workload.case import Shape
 
 SHAPE = Shape(2, 8, 8, 32)
 BEGIN = datetime(2026, 3, 1, 4, tzinfo=UTC)

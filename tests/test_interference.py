@@ -10,15 +10,16 @@ from builders import doubling, make_case, make_cell
 from test_environment import HANDLE, nvml  # noqa: F401 - a fixture
 from test_results import CELLS, COMMAND, ENVIRONMENT, ok
 
-from opbench import conditions, runner
-from opbench.conditions import cpu_conditions
+from opbench.device import snapshots as conditions
+from opbench.device.interference import interference
+from opbench.device.snapshots import cpu_conditions
 from opbench.gate.process import Arm
 from opbench.gate.process import _environment as gate_environment
-from opbench.interference import interference
-from opbench.measurement import Status
 from opbench.report import print_tables, run_tables
-from opbench.results import RunFolder, load_results
-from opbench.runner import CellRunner, RunOptions
+from opbench.results.measurement import Status
+from opbench.results.run import RunFolder, load_results
+from opbench.sweeps import runner
+from opbench.sweeps.runner import CellRunner, RunOptions
 
 CPU = {"cores": 4, "clock_s": 100.0, "busy_s": 50.0, "own_busy_s": 7.0, "governor": "performance",
        "cpu_clock_mhz": 3000,
@@ -139,7 +140,7 @@ def test_in_a_container_one_unknown_process_is_this_one(nvml, monkeypatch, names
     # There NVML gives the host's pids, of which none is ours.
     nvml.forget("nvmlDeviceGetGraphicsRunningProcesses")
     nvml.answers["nvmlDeviceGetComputeRunningProcesses", HANDLE] = [SimpleNamespace(pid=4242424, usedGpuMemory=1)]
-    monkeypatch.setattr("opbench.nvml.os.readlink", lambda path: namespace)
+    monkeypatch.setattr("opbench.device.nvml.os.readlink", lambda path: namespace)
     assert len(conditions.gpu_conditions("cuda:0")["other_gpu_processes"]) == others
 
 
@@ -166,7 +167,7 @@ def test_in_a_container_as_many_unknown_processes_as_arms_are_ours(nvml, gate, m
     nvml.forget("nvmlDeviceGetGraphicsRunningProcesses")
     running = [SimpleNamespace(pid=4242424 + number, usedGpuMemory=1) for number in range(unknown)]
     nvml.answers["nvmlDeviceGetComputeRunningProcesses", HANDLE] = running
-    monkeypatch.setattr("opbench.nvml.os.readlink", lambda path: "pid:[4026532999]")
+    monkeypatch.setattr("opbench.device.nvml.os.readlink", lambda path: "pid:[4026532999]")
     assert len(conditions.gpu_conditions("cuda:0")["other_gpu_processes"]) == others
 
 

@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 
-from opbench.results import RunFolder
+from opbench.results.run import RunFolder
 
 # Every Python that a sweep starts reads this before anything else, and a fork takes its hook along.
 NOTE_PROCESSES = """

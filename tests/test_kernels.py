@@ -16,8 +16,8 @@ from torch._subclasses import FakeTensor, FakeTensorMode
 from torchvision.ops import deform_conv2d
 from triton import next_power_of_2
 
-from opbench.check import poisoned_allocations
-from opbench.shapes import load_shape_list
+from opbench.sweeps.check import poisoned_allocations
+from opbench.workload.shapes import load_shape_list
 
 # Triton's interpreter computes with numpy, which warns where a GPU silently makes NaN.
 pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from opbench.case import Dtype
-from opbench.native_dtypes import choose, default_dtypes, matmul_rates
+from opbench.sweeps.native_dtypes import choose, default_dtypes, matmul_rates
+from opbench.workload.case import Dtype
 
 
 @pytest.mark.parametrize(

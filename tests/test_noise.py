@@ -11,19 +11,19 @@ from gate_evidence import read_rounds
 from report_fixtures import DEVICE, made_noise, make_run, measurement
 from test_fuzz import call
 
-from opbench.arms import Arm
-from opbench.case import Shape
-from opbench.compare import _weak_verdict, compare_runs, judge, ratio_interval
-from opbench.environment import collect_environment
+from opbench.compare.noise import ASSUMED_SPREAD, Noise, keep_noise, known_noise, spread_of
+from opbench.compare.readings import Arm
+from opbench.compare.rules import Rules, decide, settle
+from opbench.compare.runs import _weak_verdict, compare_runs, judge, ratio_interval
+from opbench.compare.verdicts import Verdict
+from opbench.device.environment import collect_environment
 from opbench.errors import UsageError
 from opbench.estimate import Estimate, Unit
-from opbench.gate.rules import Rules, decide, settle
-from opbench.measurement import Measurement, Status
-from opbench.noise import ASSUMED_SPREAD, Noise, keep_noise, known_noise, spread_of
-from opbench.noise_step import measure_noise, noise_request
-from opbench.run import Silence
+from opbench.results.measurement import Measurement, Status
 from opbench.stats import median, median_interval
-from opbench.verdicts import Verdict
+from opbench.sweeps.noise_step import measure_noise, noise_request
+from opbench.sweeps.sweep import Silence
+from opbench.workload.case import Shape
 
 SMALL, LARGE = Shape(1, 28, 28, 64), Shape(1, 56, 56, 64)
 RESULTS = Path(__file__).parents[1] / "results"

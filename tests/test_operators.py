@@ -9,16 +9,16 @@ import torch
 from test_fuzz import call
 
 import opbench
-from opbench import registry
-from opbench.case import Case, Cell, Direction, Dtype, Level, Shape
-from opbench.check import CheckResult, check, make_tensors
 from opbench.errors import RegistryError, UnknownNameError, UsageError
 from opbench.gate.serve import serve
-from opbench.measurement import Status
 from opbench.operators import dcnv3, dcnv4
-from opbench.plan import applicability
-from opbench.precision import torch_precision
-from opbench.runner import CellRunner, RunOptions
+from opbench.registry import registry
+from opbench.results.measurement import Status
+from opbench.sweeps.check import CheckResult, check, make_tensors
+from opbench.sweeps.plan import applicability
+from opbench.sweeps.runner import CellRunner, RunOptions
+from opbench.timing.precision import torch_precision
+from opbench.workload.case import Case, Cell, Direction, Dtype, Level, Shape
 
 NAMES = list(registry.registered())
 DEVICE = "cuda:0" if torch.cuda.is_available() else "cpu"
@@ -353,7 +353,7 @@ def test_a_compiled_backward_pass_is_timed_from_one_forward_pass(name, monkeypat
     # reuses the forward's buffers, which the generated code alone does, is a test of test_runner.py.
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     right = CheckResult(0.0, 1.0, "1x3x3x32", "")
-    monkeypatch.setattr("opbench.runner.check", lambda *_: right)
+    monkeypatch.setattr("opbench.sweeps.runner.check", lambda *_: right)
     run_directions(name, "torch_compile", Level.CORE, [Direction.BWD], (1, 3, 3, 32))
 
 

@@ -10,10 +10,10 @@ from matplotlib.figure import Figure
 from report_fixtures import make_run, measurement
 
 import opbench
-from opbench.case import Shape
 from opbench.errors import UsageError
-from opbench.measurement import Status
 from opbench.report import write_plots
+from opbench.results.measurement import Status
+from opbench.workload.case import Shape
 
 SHAPES = [Shape(1, side, side, 64) for side in (8, 16, 32)]
 ERRORS = {"fp32": 1e-6, "fp16": 1e-3}
@@ -138,7 +138,7 @@ def test_event_against_graph_takes_two_runs(run, frame, tmp_path, monkeypatch):
     figure = opbench.plots.launch_overhead(both)["standard-module-fwd"]
     assert all(y == pytest.approx(2 * x) for line in marked(figure, 0) for x, y in line)
     assert sum(len(line) for line in marked(figure, 0)) == 9
-    monkeypatch.setattr("opbench.report.plots.KINDS", {})
+    monkeypatch.setattr("opbench.report.plots.files.KINDS", {})
     names = {path.name for path in write_plots(run, graph_run)}
     assert names == {f"launches-standard-{level}-fwd{end}" for level in ("module", "core") for end in (".png", ".svg")}
     # Two runs in a frame: a figure for each.

@@ -9,13 +9,13 @@ from importlib.metadata import entry_points
 
 import pytest
 
-from opbench.arms import open_arm
-from opbench.device_benchmark import DeviceClock, EventStamp
+from opbench.compare.readings import open_arm
+from opbench.pytest_plugin.device_benchmark import DeviceClock, EventStamp
 
 # The fixture's clock on the CPU moves by what a launch says that it takes, so that a busy machine slows nothing down.
 CLOCK = """
 from types import SimpleNamespace
-from opbench import device_benchmark
+from opbench.pytest_plugin import device_benchmark
 
 seconds = 0.0
 
@@ -34,8 +34,8 @@ CELLS = """
 import os
 import clock
 from builders import PROVIDERS, doubling
-from opbench.case import Shape
-from opbench.operator import Provider
+from opbench.workload.case import Shape
+from opbench.workload.operator import Provider
 
 REPEATS = int(os.environ.get("REPEATS", "20"))
 
@@ -104,13 +104,13 @@ def saved(folder):
 
 def test_the_plugin_is_installed():
     [found] = entry_points(group="pytest11", name="opbench")
-    assert found.value == "opbench.pytest_plugin"
+    assert found.value == "opbench.pytest_plugin.plugin"
 
 
 def test_a_session_that_does_not_ask_for_it_loads_nothing_heavy():
     code = (
-        "import sys, pytest, opbench.pytest_plugin\n"
-        "assert not {'torch', 'triton', 'numpy', 'pandas', 'opbench.device_benchmark'} & {*sys.modules}"
+        "import sys, pytest, opbench.pytest_plugin.plugin\n"
+        "assert not {'torch', 'triton', 'numpy', 'pandas', 'opbench.pytest_plugin.device_benchmark'} & {*sys.modules}"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -124,7 +124,7 @@ def test_compare_fail_fails_on_a_slow_down_and_not_on_the_same(saved):
     assert "Performance has regressed" in slow.stdout + slow.stderr
     assert {"test_cell", "test_closure"} <= set((slow.stdout + slow.stderr).replace("::", " ").split())
     # The same two files, judged by opbench: ten times the work is slower by more than 200 %.
-    from opbench.compare import compare_runs
+    from opbench.compare.runs import compare_runs
 
     def alone(name):  # what else ran on the machine of this test is not in question
         arm = open_arm(saved / name)

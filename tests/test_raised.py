@@ -6,11 +6,11 @@ import pytest
 from builders import make_case
 from test_runner import run
 
-from opbench import cli
-from opbench.commands._shared import TRACEBACK_VARIABLE, shows_tracebacks
-from opbench.measurement import Measurement, Status
-from opbench.raised import LONGEST_TEXT, place_of, traceback_text
-from opbench.results import RunFolder
+from opbench.cli import app as cli
+from opbench.cli.shared import TRACEBACK_VARIABLE, shows_tracebacks
+from opbench.registry.raised import LONGEST_TEXT, place_of, traceback_text
+from opbench.results.measurement import Measurement, Status
+from opbench.results.run import RunFolder
 
 FILE = """\
 import torch

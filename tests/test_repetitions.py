@@ -9,16 +9,16 @@ from report_fixtures import make_run, measurement
 from test_fuzz import call
 
 import opbench
-from opbench.arms import Arm
-from opbench.benchmark_json import read_benchmark_json, run_as_benchmark_json
-from opbench.case import Shape
+from opbench.compare.benchmark_json import read_benchmark_json, run_as_benchmark_json
+from opbench.compare.readings import Arm
 from opbench.errors import ResultsError, UsageError
-from opbench.executor import WorkerExecutor
-from opbench.measurement import Measurement, Status
-from opbench.options import Conduct, make_request
-from opbench.repetitions import by_cell
-from opbench.results import RunFolder
-from opbench.run import Silence, continue_run, run_cells, start_run
+from opbench.results.measurement import Measurement, Status
+from opbench.results.repetitions import by_cell
+from opbench.results.run import RunFolder
+from opbench.sweeps.isolation.executor import WorkerExecutor
+from opbench.sweeps.options import Conduct, make_request
+from opbench.sweeps.sweep import Silence, continue_run, run_cells, start_run
+from opbench.workload.case import Shape
 
 SMALL = Shape(1, 28, 28, 64)
 
@@ -63,7 +63,7 @@ class Recorded:
 
     def __init__(self, monkeypatch, failing=(), stop_after=None):
         self.events, self.failing, self.stop_after = [], failing, stop_after
-        monkeypatch.setattr("opbench.run._executor", lambda *_: self)
+        monkeypatch.setattr("opbench.sweeps.sweep._executor", lambda *_: self)
 
     def run(self, cell, on_stage):
         if len([event for event in self.events if event != "new"]) == self.stop_after:

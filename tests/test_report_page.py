@@ -22,16 +22,16 @@ from browser import DESKTOP, PHONE, chromium, console_errors, missing_browser, o
 from ceiling_fixtures import example_ceilings
 from report_fixtures import make_run, measurement
 
-from opbench.case import Direction, Dtype, Level, Shape
 from opbench.errors import UsageError
-from opbench.measurement import Status
 from opbench.report import write_page
-from opbench.report.environment_text import in_words
-from opbench.report.html import page
 from opbench.report.layout import OPERATOR_LABELS, cell_text
-from opbench.report.page_data import MOST_SAMPLES, page_data
-from opbench.report.published import PublishedRun, open_run
-from opbench.results import RunFolder, load_results
+from opbench.report.page.data import MOST_SAMPLES, page_data
+from opbench.report.page.environment import in_words
+from opbench.report.page.html import page
+from opbench.results.measurement import Status
+from opbench.results.published import PublishedRun, open_run
+from opbench.results.run import RunFolder, load_results
+from opbench.workload.case import Direction, Dtype, Level, Shape
 
 SHAPES = [Shape(64, 56, 56, 128), Shape(64, 28, 28, 256), Shape(64, 14, 14, 512)]
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>\"'&{{7*7}}"

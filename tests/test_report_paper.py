@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from report_fixtures import make_run, measurement
 from scipy.stats import kendalltau
 
-from opbench.case import Shape
-from opbench.measurement import Status
 from opbench.report import Table, paper_tables, write_tables
 from opbench.report.layout import three_digits
 from opbench.report.paper import kendall_tau
-from opbench.report.published import PUBLISHED_LABEL, published_cells
+from opbench.results.measurement import Status
+from opbench.results.published import PUBLISHED_LABEL, published_cells
+from opbench.workload.case import Shape
 
 STANDARD = Shape(64, 56, 56, 128)
 HIGH = Shape(1, 200, 320, 128)

@@ -12,14 +12,14 @@ import pytest
 from matplotlib.figure import Figure
 from report_fixtures import DEVICE, make_run, measurement
 
-from opbench.case import Shape
-from opbench.measurement import Measurement, Status
 from opbench.report import write_plots
 from opbench.report.layout import OPERATOR_LABELS, Group, group_rows
-from opbench.report.plot_style import plot_style, series_styles, si
-from opbench.report.plots import flops_figure, resolution_figure, speedup_figure, throughput_figure
-from opbench.report.source import source_of_run
-from opbench.results import RunFolder
+from opbench.report.plots.files import flops_figure, resolution_figure, speedup_figure, throughput_figure
+from opbench.report.plots.source import source_of_run
+from opbench.report.plots.style import plot_style, series_styles, si
+from opbench.results.measurement import Measurement, Status
+from opbench.results.run import RunFolder
+from opbench.workload.case import Shape
 
 SHAPES = [
     Shape(64, 56, 56, 128),

@@ -11,12 +11,12 @@ import pytest
 from report_fixtures import DEVICE, make_run, measurement
 from rich.console import Console
 
-from opbench.case import Shape
 from opbench.errors import UnknownNameError
-from opbench.measurement import Status
 from opbench.report import FORMATS, Table, print_tables, render, run_tables, speedup_tables, write_tables
 from opbench.report.layout import OPERATOR_LABELS, three_digits
-from opbench.report.published import published_cells
+from opbench.results.measurement import Status
+from opbench.results.published import published_cells
+from opbench.workload.case import Shape
 
 SMALL = Shape(64, 14, 14, 512)
 LARGE = Shape(64, 56, 56, 128)
@@ -304,7 +304,7 @@ def test_reporting_imports_nothing_heavy(tmp_path):
 import sys
 from pathlib import Path
 from opbench.report import paper_tables, render, run_tables, speedup_tables
-from opbench.results import RunFolder
+from opbench.results.run import RunFolder
 run = RunFolder.open(Path(sys.argv[1]))
 for table in (*run_tables(run), *speedup_tables(run), *paper_tables(run)):
     for form in ("terminal", "markdown", "csv", "latex"):

@@ -5,12 +5,13 @@ import signal
 
 import pytest
 
-from opbench import registry, reproduce
-from opbench.journal import JOURNAL
-from opbench.options import make_request
-from opbench.plan import plan_cells
-from opbench.results import RunFolder
-from opbench.shapes import load_shape_lists
+from opbench import reproduce
+from opbench.registry import registry
+from opbench.results.journal import JOURNAL
+from opbench.results.run import RunFolder
+from opbench.sweeps.options import make_request
+from opbench.sweeps.plan import plan_cells
+from opbench.workload.shapes import load_shape_lists
 
 TINY = "description: tiny\nshapes:\n  - {batch: 1, height: 4, width: 4, channels: 32}\n"
 
@@ -26,7 +27,7 @@ def _signals():
 
 
 def test_the_parts_on_a_gpu_are_what_the_paper_has_and_more(monkeypatch):
-    monkeypatch.setattr("opbench.options.resolve_device", lambda name: name)
+    monkeypatch.setattr("opbench.sweeps.options.resolve_device", lambda name: name)
     operators = registry.registered()
     lists = load_shape_lists(reproduce.SHAPES)
     cells, ways = set(), set()

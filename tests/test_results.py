@@ -9,11 +9,11 @@ import pytest
 from builders import make_case, make_cell
 
 import opbench
-from opbench import columns
-from opbench.case import Cell, Dtype
 from opbench.errors import ResultsError, StorageError
-from opbench.measurement import Measurement, Status, StopReason
-from opbench.results import COLUMNS, RunFolder, free_run_path, load_results, load_samples
+from opbench.results import columns
+from opbench.results.measurement import Measurement, Status, StopReason
+from opbench.results.run import COLUMNS, RunFolder, free_run_path, load_results, load_samples
+from opbench.workload.case import Cell, Dtype
 
 COMMAND = {"timer": "wall-clock", "cache": "warm"}
 ENVIRONMENT = {"device_name": "A CPU"}
@@ -162,7 +162,9 @@ STORED = [path.parent for path in sorted((ROOT / "results").rglob("run.json"))]
 
 
 def test_the_reference_of_columns_is_current_and_linked():
-    assert (ROOT / "docs" / "columns.md").read_text() == columns.reference(), "make it: python -m opbench.columns"
+    assert (ROOT / "docs" / "columns.md").read_text() == columns.reference(), (
+        "make it: python -m opbench.results.columns"
+    )
     assert "docs/columns.md" in load_results.__doc__
     assert "(docs/columns.md)" in (ROOT / "README.md").read_text()
 

@@ -7,14 +7,14 @@ import pytest
 from builders import doubling
 
 import opbench
-from opbench import registry
-from opbench.case import Dtype, Level
 from opbench.errors import DeviceLostError, OpbenchError, ResultsError, UnknownNameError, UsageError
-from opbench.measurement import Status
-from opbench.native_dtypes import DefaultDtypes
-from opbench.plan import applicability
-from opbench.results import RunFolder
-from opbench.run import Conduct, Isolation, continue_run, make_request, plan, run_cells, start_run
+from opbench.registry import registry
+from opbench.results.measurement import Status
+from opbench.results.run import RunFolder
+from opbench.sweeps.native_dtypes import DefaultDtypes
+from opbench.sweeps.plan import applicability
+from opbench.sweeps.sweep import Conduct, Isolation, continue_run, make_request, plan, run_cells, start_run
+from opbench.workload.case import Dtype, Level
 
 README = Path(__file__).parents[1] / "README.md"
 TINY = "description: two tiny shapes\nshapes:\n" + "".join(
@@ -52,7 +52,7 @@ class Recorder:
 
 def break_device(monkeypatch, provider):
     """From the cell of a provider on no kernel runs, as after an illegal access."""
-    from opbench.runner import CellRunner
+    from opbench.sweeps.runner import CellRunner
 
     whole = CellRunner.run
 
@@ -159,7 +159,7 @@ def planned(**options):
 
 def test_the_default_plan_on_a_cpu_is_every_operator_over_the_papers_shapes_at_batch_1(monkeypatch):
     chosen = DefaultDtypes((Dtype.FP32, Dtype.BF16))
-    monkeypatch.setattr("opbench.options.default_dtypes", lambda device_type: chosen)
+    monkeypatch.setattr("opbench.sweeps.options.default_dtypes", lambda device_type: chosen)
     cells = planned()
     assert len(cells) == 7 * 5 * 2
     assert {cell.case.dtype for cell in cells} == {"fp32", "bf16"}

@@ -10,15 +10,15 @@ import pytest
 import torch
 from builders import doubling, make_case, make_cell
 
-from opbench.case import Direction, Dtype, Shape
-from opbench.check import CheckResult
-from opbench.global_state import seeded
-from opbench.measurement import Measurement, Status, StopReason
-from opbench.operator import Provider
-from opbench.precision import BACKENDS, float32_precision, torch_precision
-from opbench.runner import CellRunner, RunOptions, memory_limit, source_hash
+from opbench.results.measurement import Measurement, Status, StopReason
+from opbench.sweeps.check import CheckResult
+from opbench.sweeps.global_state import seeded
+from opbench.sweeps.runner import CellRunner, RunOptions, memory_limit, source_hash
 from opbench.timing import SpoiledProcessError
 from opbench.timing.fake import FakeTimer
+from opbench.timing.precision import BACKENDS, float32_precision, torch_precision
+from opbench.workload.case import Direction, Dtype, Shape
+from opbench.workload.operator import Provider
 
 OPTIONS = RunOptions(device="cpu", timer="wall-clock", cache="warm", time_budget_s=0.01, memory_limit_gib=None, seed=0)
 
@@ -77,7 +77,7 @@ def test_a_cell_that_fails_is_a_row_and_is_not_timed(provider, status, reason):
     ],
 )
 def test_a_cell_that_may_not_fit_is_tried_before_it_is_checked(monkeypatch, provider, memory_bytes, status, checks):
-    from opbench import runner
+    from opbench.sweeps import runner
 
     checked, whole = [], runner.check
     monkeypatch.setattr(runner, "available_memory_bytes", lambda: 10_000)
@@ -90,7 +90,7 @@ def test_a_cell_that_may_not_fit_is_tried_before_it_is_checked(monkeypatch, prov
 
 
 def test_the_timed_shape_must_be_finite_where_a_smaller_one_was_checked(monkeypatch):
-    from opbench import check
+    from opbench.sweeps import check
 
     monkeypatch.setattr(check, "_bytes_available", lambda device: 2 * 8 * 3 * 4 * 4 * 8)
     measurement, _ = run("nan_where_not_checked", shape=(16, 4, 4, 8))
@@ -201,7 +201,7 @@ class CudaCalls:
         ):
             monkeypatch.setattr(place, name, lambda *_, name=name: self.calls.append(name), raising=False)
         monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-        monkeypatch.setattr("opbench.runner.seeded", lambda seed, device: nullcontext())
+        monkeypatch.setattr("opbench.sweeps.runner.seeded", lambda seed, device: nullcontext())
         self.options = replace(OPTIONS, device="cuda:0", timer="cuda-event")
 
     def runner(self):
@@ -222,8 +222,8 @@ def test_memory_of_the_check_is_given_back_before_the_timed_tensors_are_made(cud
         cuda.calls.append("timed tensors")
         raise StopHereError
 
-    monkeypatch.setattr("opbench.runner.check", check)
-    monkeypatch.setattr("opbench.runner.make_tensors", make_tensors)
+    monkeypatch.setattr("opbench.sweeps.runner.check", check)
+    monkeypatch.setattr("opbench.sweeps.runner.make_tensors", make_tensors)
     cuda.runner().run(make_cell())
     release = ["_cuda_clearCublasWorkspaces", "empty_cache"]
     assert cuda.calls == ["check", *release, "timed tensors", "synchronize", *release]
@@ -231,7 +231,7 @@ def test_memory_of_the_check_is_given_back_before_the_timed_tensors_are_made(cud
 
 def test_a_torch_without_cublas_releases_memory_all_the_same(cuda, monkeypatch):
     monkeypatch.delattr(torch._C, "_cuda_clearCublasWorkspaces")
-    monkeypatch.setattr("opbench.runner.check", lambda *_: CheckResult(1, 0, "1x4x4x8", "off"))
+    monkeypatch.setattr("opbench.sweeps.runner.check", lambda *_: CheckResult(1, 0, "1x4x4x8", "off"))
     runner = cuda.runner()
     assert runner.run(make_cell()).status is Status.WRONG
     assert cuda.calls == ["synchronize", "empty_cache"]
@@ -252,7 +252,7 @@ def test_a_spoiled_process_runs_no_other_cell(cuda, monkeypatch):
     def fail(*_):
         raise SpoiledProcessError("cannot be captured in a CUDA graph: OutOfMemoryError: CUDA out of memory")
 
-    monkeypatch.setattr("opbench.runner.check", fail)
+    monkeypatch.setattr("opbench.sweeps.runner.check", fail)
     runner = cuda.runner()
     measurement = runner.run(make_cell())
     assert measurement.status is Status.OUT_OF_MEMORY

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from work import counted_calls
 
-from opbench.case import Shape
 from opbench.errors import ShapeFileError, UnknownNameError, UsageError
-from opbench.shapes import ShapeList, builtin_shape_lists, load_shape_list, load_shape_lists
+from opbench.workload.case import Shape
+from opbench.workload.shapes import ShapeList, builtin_shape_lists, load_shape_list, load_shape_lists
 
 ITEM = "- {batch: 1, height: 8, width: 9, channels: 32}\n"
 KNOWN = "high_resolution, smoke, standard, standard_batch1, or the path of a YAML file (there is none of that name)"

@@ -18,14 +18,14 @@ from builders import build_right, doubling, make_case, make_cell
 from test_results import COMMAND, ENVIRONMENT, LATENCIES, ok
 from work import bytes_read, counted_calls
 
-from opbench import run as run_module
-from opbench.case import Dtype
-from opbench.executor import InProcessExecutor
-from opbench.operator import Provider
-from opbench.results import RunFolder, load_results
-from opbench.run import make_request, run_cells, start_run
-from opbench.runner import CellRunner, RunOptions
+from opbench.results.run import RunFolder, load_results
+from opbench.sweeps import sweep as run_module
+from opbench.sweeps.isolation.executor import InProcessExecutor
+from opbench.sweeps.runner import CellRunner, RunOptions
+from opbench.sweeps.sweep import make_request, run_cells, start_run
 from opbench.timing.fake import FakeTimer
+from opbench.workload.case import Dtype
+from opbench.workload.operator import Provider
 
 
 class Watch:

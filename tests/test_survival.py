@@ -16,10 +16,10 @@ from test_results import CELLS, COMMAND, ENVIRONMENT, ok
 
 from opbench import files
 from opbench.errors import ResultsError, StorageError
-from opbench.executor import InProcessExecutor
-from opbench.measurement import Measurement, Status
-from opbench.results import RunFolder, free_run_path, load_results
-from opbench.run import Conduct, Isolation, continue_run, make_request, run_cells, start_run
+from opbench.results.measurement import Measurement, Status
+from opbench.results.run import RunFolder, free_run_path, load_results
+from opbench.sweeps.isolation.executor import InProcessExecutor
+from opbench.sweeps.sweep import Conduct, Isolation, continue_run, make_request, run_cells, start_run
 
 SHAPES = "shapes:\n" + "".join(f"  - {{batch: 1, height: {side}, width: 4, channels: 32}}\n" for side in range(4, 12))
 SWEEP = (
@@ -117,7 +117,7 @@ def test_kill_9_at_many_random_moments(folder, seed):
 HOLD = """
 import sys, time
 from pathlib import Path
-from opbench.results import RunFolder
+from opbench.results.run import RunFolder
 
 with RunFolder.open(Path(sys.argv[1])).append():
     print("held", flush=True)

@@ -14,12 +14,12 @@ from builders import make_cell
 from report_fixtures import make_run, measurement
 from rich.console import Console
 
-from opbench.case import Shape
-from opbench.measurement import Measurement, Status
-from opbench.progress import ConsoleProgress
 from opbench.report import print_tables, run_tables, sample_table, summary_line
 from opbench.report.layout import sparkline
-from opbench.report.published import PublishedRun
+from opbench.results.measurement import Measurement, Status
+from opbench.results.published import PublishedRun
+from opbench.sweeps.progress import ConsoleProgress
+from opbench.workload.case import Shape
 
 ROOT = Path(__file__).parents[1]
 SHAPE = Shape(1, 8, 8, 16)
@@ -169,7 +169,7 @@ def test_ci_gets_plain_lines_even_from_something_like_a_terminal(monkeypatch):
 
 
 def complete(words):
-    code = "import sys; sys.argv = ['opbench']; from opbench.cli import main; main()"
+    code = "import sys; sys.argv = ['opbench']; from opbench.cli.app import main; main()"
     variables = {"_OPBENCH_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | variables)
     return done.stdout.split()

@@ -13,23 +13,23 @@ import typer.main
 from rich.console import Console
 from test_fuzz import call
 
-from opbench import registry
-from opbench.arms import open_arm
-from opbench.case import Dtype
-from opbench.ceilings import Ceilings
-from opbench.cli import app
-from opbench.compare import compare_runs
+from opbench.cli.app import app
+from opbench.compare.readings import open_arm
+from opbench.compare.runs import compare_runs
+from opbench.device.ceilings import Ceilings
 from opbench.gate.selftest import Rate
 from opbench.gate.selftest_table import selftest_table
 from opbench.inspection.tables import class_table, estimate_table, variant_table
-from opbench.options import make_request
+from opbench.registry import registry
 from opbench.report import ceiling_table, paper_tables, print_tables, run_tables, sample_table, speedup_tables
 from opbench.report.comparison import comparison_tables
 from opbench.report.plan_table import plan_table
-from opbench.report.published import open_run
 from opbench.report.table import Table
-from opbench.run import plan
+from opbench.results.published import open_run
+from opbench.sweeps.options import make_request
+from opbench.sweeps.sweep import plan
 from opbench.timing import TIMERS
+from opbench.workload.case import Dtype
 
 RESULTS = Path(__file__).parents[1] / "results"
 

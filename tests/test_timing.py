@@ -3,7 +3,7 @@
 import pytest
 
 from opbench.errors import UsageError
-from opbench.measurement import StopReason
+from opbench.results.measurement import StopReason
 from opbench.timing import StoppingRule, WallClockTimer, collect_samples, make_timer, resolve_timer
 from opbench.timing.fake import FakeTimer
 from opbench.timing.stopping import LEAST_SAMPLES

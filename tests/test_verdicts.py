@@ -4,7 +4,7 @@ from itertools import combinations
 
 import pytest
 
-from opbench.verdicts import Comparison, Verdict, overall_verdict
+from opbench.compare.verdicts import Comparison, Verdict, overall_verdict
 
 WORST_FIRST = ["not comparable", "slower", "missing", "inconclusive", "faster", "same"]
 

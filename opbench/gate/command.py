@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from opbench.ceiling_cache import device_cache_path
-from opbench.environment import collect_environment, resolve_device
+from opbench.compare.verdicts import Comparison
+from opbench.device.ceiling_cache import device_cache_path
+from opbench.device.environment import collect_environment, resolve_device
 from opbench.errors import ResultsError, StorageError, UsageError
 from opbench.estimate import Estimate
 from opbench.files import storage_errors, write_whole
@@ -18,10 +19,9 @@ from opbench.gate.progress import GateProgress
 from opbench.gate.revision import Source, find_source, installed, require_clean
 from opbench.gate.selftest import SelfTest, SessionOutcome, run_sessions, summarise
 from opbench.gate.session import ProcessRecord, Session, SessionSettings, run_session
-from opbench.native_dtypes import default_dtypes
-from opbench.results import free_run_path
-from opbench.run import RESULTS
-from opbench.verdicts import Comparison
+from opbench.results.run import free_run_path
+from opbench.sweeps.native_dtypes import default_dtypes
+from opbench.sweeps.sweep import RESULTS
 
 __all__ = ["GateRequest", "run_gate", "run_selftest", "with_defaults"]
 

@@ -9,13 +9,13 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from opbench.case import Cell
+from opbench.compare.rules import Decision, Rules, interval, moved
+from opbench.compare.verdicts import CellComparison, Comparison, Verdict, overall_verdict
 from opbench.estimate import Estimate
 from opbench.gate.process import Arm, ArmProcess
-from opbench.gate.rules import Decision, Rules, interval, moved
-from opbench.measurement import Measurement, Status, warning_kind
+from opbench.results.measurement import Measurement, Status, warning_kind
 from opbench.stats import median
-from opbench.verdicts import CellComparison, Comparison, Verdict, overall_verdict
+from opbench.workload.case import Cell
 
 __all__ = ["SAME_SOURCE", "Pair", "complete", "conclude", "undecided"]
 

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Self, cast
 
-from opbench.case import Cell
-from opbench.conditions import GATE_VARIABLE
+from opbench.device.snapshots import GATE_VARIABLE
 from opbench.errors import GateError, NotComparableError
-from opbench.executor import START_LIMIT_S, cell_limit_s
 from opbench.gate import arm as arm_program
-from opbench.measurement import Measurement, Status, one_line
+from opbench.results.measurement import Measurement, Status, one_line
 from opbench.stats import median
+from opbench.sweeps.isolation.executor import START_LIMIT_S, cell_limit_s
+from opbench.workload.case import Cell
 
 __all__ = ["Arm", "ArmProcess", "Launcher"]
 

@@ -13,13 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from opbench.compare.rules import Rules
+from opbench.compare.verdicts import Verdict
 from opbench.errors import GateError, ResultsError
 from opbench.files import write_whole
 from opbench.gate.process import Arm
-from opbench.gate.rules import Rules
 from opbench.gate.session import Listener, RunRound, Session, SessionSettings, run_session
-from opbench.measurement import one_line
-from opbench.verdicts import Verdict
+from opbench.results.measurement import one_line
 
 __all__ = ["Rate", "SelfTest", "SessionOutcome", "rate", "read_outcomes", "run_sessions", "summarise"]
 

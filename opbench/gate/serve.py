@@ -24,12 +24,12 @@ class Served:
     """
 
     def __init__(self, options: Mapping[str, Any], inject: Mapping[str, float]) -> None:
-        from opbench import registry
         from opbench.errors import RegistryError
         from opbench.gate.slowdown import slowed
-        from opbench.options import make_request
-        from opbench.run import plan
-        from opbench.runner import CellRunner, RunOptions
+        from opbench.registry import registry
+        from opbench.sweeps.options import make_request
+        from opbench.sweeps.runner import CellRunner, RunOptions
+        from opbench.sweeps.sweep import plan
 
         operators = dict(registry.registered())
         if left_out := registry.left_out():  # it may be what the gate is about
@@ -43,7 +43,7 @@ class Served:
 
     def plan(self) -> dict[str, Any]:
         """The cells (`plan`), what must be equal to compare (`identity`) and the whole `environment`."""
-        from opbench.environment import collect_environment, comparison_identity
+        from opbench.device.environment import collect_environment, comparison_identity
 
         environment = collect_environment(self.device)
         cells = [cell.to_json() for cell in self._cells.values()]

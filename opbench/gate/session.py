@@ -9,12 +9,12 @@ from typing import Protocol
 
 import numpy as np
 
-from opbench.case import Cell
+from opbench.compare.rules import Rules, decide, screen
+from opbench.compare.verdicts import Comparison, Verdict
 from opbench.errors import GateError
 from opbench.gate.outcome import SAME_SOURCE, Pair, complete, conclude, undecided
 from opbench.gate.process import Arm, ArmProcess
-from opbench.gate.rules import Rules, decide, screen
-from opbench.verdicts import Comparison, Verdict
+from opbench.workload.case import Cell
 
 __all__ = ["Listener", "ProcessRecord", "RunRound", "Session", "SessionSettings", "run_session"]
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from opbench.case import Case, Cell, Direction, Dtype, Level, Shape
 from opbench.gate.process import Arm, ArmProcess
-from opbench.measurement import Measurement, Status
+from opbench.results.measurement import Measurement, Status
+from opbench.workload.case import Case, Cell, Direction, Dtype, Level, Shape
 
 __all__ = ["Noise", "SimulatedProcesses", "simulated_cells"]
 

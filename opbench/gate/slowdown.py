@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from opbench.operator import Operator
+from opbench.workload.operator import Operator
 
 __all__ = ["slowed"]
 

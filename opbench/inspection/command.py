@@ -7,13 +7,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from opbench.case import Direction, Dtype
 from opbench.errors import UnknownNameError
 from opbench.inspection import baseline
 from opbench.inspection.compile import require_compiler
 from opbench.inspection.static import GPUS, Estimate, Variant, inspect_kernels
 from opbench.inspection.tables import class_table, estimate_table, variant_table
 from opbench.report.render import print_tables
+from opbench.workload.case import Direction, Dtype
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from opbench.case import Case, Direction, Dtype, Level
-from opbench.shapes import load_shape_list
+from opbench.workload.case import Case, Direction, Dtype, Level
+from opbench.workload.shapes import load_shape_list
 
 if TYPE_CHECKING:
     from opbench_kernels.deform_triton import Launch

@@ -12,12 +12,12 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from opbench.case import Case, Direction, Dtype
 from opbench.inspection.compile import compile_launch
 from opbench.inspection.launches import GROUP_CHANNELS, POINTS, is_fused, launch, uses
 from opbench.inspection.sass import classify, hot_path, memory_accesses
-from opbench.operator import by_direction
-from opbench.supervisor import PR_SET_PDEATHSIG, prctl
+from opbench.sweeps.isolation.supervisor import PR_SET_PDEATHSIG, prctl
+from opbench.workload.case import Case, Direction, Dtype
+from opbench.workload.operator import by_direction
 
 __all__ = ["GPUS", "Estimate", "Gpu", "Variant", "estimate", "figures", "inspect_kernels"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from opbench.case import Case, Level
-from opbench.operator import Forward, Setting, Tensors, by_direction
 from opbench.operators._random import normal
-from opbench.tolerance import rounding_budget
+from opbench.workload.case import Case, Level
+from opbench.workload.operator import Forward, Setting, Tensors, by_direction
+from opbench.workload.tolerance import rounding_budget
 
 if TYPE_CHECKING:
     import torch

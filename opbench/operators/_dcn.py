@@ -6,10 +6,10 @@ import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from opbench.case import Case, Level
-from opbench.operator import Setting, by_direction
 from opbench.operators._random import normal
-from opbench.tolerance import rounding_budget
+from opbench.workload.case import Case, Level
+from opbench.workload.operator import Setting, by_direction
+from opbench.workload.tolerance import rounding_budget
 
 if TYPE_CHECKING:
     import torch

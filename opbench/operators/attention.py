@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from opbench.case import Case, Level
-from opbench.operator import Forward, Operator, Provider, Tensors, compiled
 from opbench.operators import _attention
 from opbench.operators._attention import (
     HEAD_DIM,
@@ -20,6 +18,8 @@ from opbench.operators._attention import (
     merge_heads,
     split_heads,
 )
+from opbench.workload.case import Case, Level
+from opbench.workload.operator import Forward, Operator, Provider, Tensors, compiled
 
 if TYPE_CHECKING:
     import torch

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from opbench.case import Case, Level
-from opbench.operator import Forward, Operator, Provider, Tensors, by_direction, compiled
 from opbench.operators._random import normal
-from opbench.tolerance import rounding_budget
+from opbench.workload.case import Case, Level
+from opbench.workload.operator import Forward, Operator, Provider, Tensors, by_direction, compiled
+from opbench.workload.tolerance import rounding_budget
 
 if TYPE_CHECKING:
     import torch

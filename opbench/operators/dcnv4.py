@@ -6,10 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from opbench.case import Case, Direction, Level
-from opbench.operator import Forward, Operator, Provider, Setting, Tensors, by_direction, compiled
 from opbench.operators import _dcn
 from opbench.operators._random import normal
+from opbench.workload.case import Case, Direction, Level
+from opbench.workload.operator import Forward, Operator, Provider, Setting, Tensors, by_direction, compiled
 
 if TYPE_CHECKING:
     import torch

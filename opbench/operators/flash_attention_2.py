@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING
 
-from opbench.case import Case, Dtype
-from opbench.operator import Forward, Operator, Provider, Tensors
 from opbench.operators import _attention
 from opbench.operators._attention import (
     HEAD_DIM,
@@ -18,6 +16,8 @@ from opbench.operators._attention import (
     split_heads,
 )
 from opbench.operators.attention import flop_count, reference, reference_elements
+from opbench.workload.case import Case, Dtype
+from opbench.workload.operator import Forward, Operator, Provider, Tensors
 
 if TYPE_CHECKING:
     import torch

@@ -6,8 +6,6 @@ import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from opbench.case import Case, Level
-from opbench.operator import Forward, Operator, Provider, Setting, Tensors, compiled
 from opbench.operators import _attention
 from opbench.operators._attention import (
     HEAD_DIM,
@@ -17,6 +15,8 @@ from opbench.operators._attention import (
     attention_tolerance,
 )
 from opbench.operators._random import normal
+from opbench.workload.case import Case, Level
+from opbench.workload.operator import Forward, Operator, Provider, Setting, Tensors, compiled
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from opbench.report.paper import paper_tables
 from opbench.report.render import FORMATS, Table, print_tables, render
 from opbench.report.summary import summary_line
 from opbench.report.tables import run_tables, sample_table, speedup_tables, write_tables
-from opbench.results import RunFolder
+from opbench.results.run import RunFolder
 
 __all__ = [
     "FORMATS",
@@ -36,7 +36,7 @@ def write_plots(run: RunFolder, *others: RunFolder) -> list[Path]:
 
     `others`, of the same device, take part where a plot compares two runs: events and graphs.
     """
-    from opbench.report.plots import write_plots as write  # matplotlib takes about a second to import
+    from opbench.report.plots.files import write_plots as write  # matplotlib takes about a second to import
 
     return write(run, *others)
 
@@ -51,7 +51,7 @@ def write_page(runs: Sequence[RunFolder], out: Path | None = None) -> Path:
     Raises:
         StorageError: the file cannot be written.
     """
-    from opbench.report.html import page
+    from opbench.report.page.html import page
 
     path = out or (runs[0].path if runs[0].path.is_dir() else Path()) / "report.html"
     write_whole(path, page(runs))

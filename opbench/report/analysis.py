@@ -8,8 +8,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from opbench.measurement import Status
 from opbench.report.layout import Row
+from opbench.results.measurement import Status
 
 __all__ = [
     "Fit",

@@ -1,6 +1,6 @@
 """A device's measured ceilings as a table."""
 
-from opbench.ceilings import BOUNDS, BUSY_LOAD, Ceilings, emulated_dtypes, missing_notes
+from opbench.device.ceilings import BOUNDS, BUSY_LOAD, Ceilings, emulated_dtypes, missing_notes
 from opbench.report.layout import ABSENT, three_digits
 from opbench.report.render import Table
 

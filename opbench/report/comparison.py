@@ -7,17 +7,17 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opbench.case import Cell
+from opbench.compare.verdicts import CellComparison, Comparison, Verdict
 from opbench.errors import UnknownNameError
 from opbench.estimate import Estimate
 from opbench.files import storage_errors, write_whole
-from opbench.measurement import one_line
-from opbench.percent import percent_text
 from opbench.report.annotations import append_job_summary, workflow_commands
 from opbench.report.junit import junit_xml
 from opbench.report.layout import count_cells
 from opbench.report.render import Table, markdown_escape, print_tables, render
-from opbench.verdicts import CellComparison, Comparison, Verdict
+from opbench.results.measurement import one_line
+from opbench.text import percent_text
+from opbench.workload.case import Cell
 
 if TYPE_CHECKING:
     from rich.console import Console

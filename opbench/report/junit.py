@@ -3,9 +3,9 @@
 import xml.etree.ElementTree as ET
 from collections.abc import Collection
 
-from opbench.case import Cell
-from opbench.measurement import one_line
-from opbench.verdicts import CellComparison, Comparison, Verdict
+from opbench.compare.verdicts import CellComparison, Comparison, Verdict
+from opbench.results.measurement import one_line
+from opbench.workload.case import Cell
 
 __all__ = ["junit_xml"]
 

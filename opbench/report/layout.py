@@ -9,11 +9,11 @@ from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
-from opbench.advice import cells_advice
-from opbench.case import Dtype, Shape
-from opbench.measurement import FAILURES, Status
-from opbench.results import RunFolder
+from opbench.report.advice import cells_advice
+from opbench.results.measurement import FAILURES, Status
+from opbench.results.run import RunFolder
 from opbench.stats import quantile
+from opbench.workload.case import Dtype, Shape
 
 __all__ = [
     "ABSENT",

@@ -1,11 +1,11 @@
 """How far processes of the same code differ on a device, as a table."""
 
-from opbench.interference import OTHER_LOAD
-from opbench.noise import Noise
-from opbench.percent import percent_text
+from opbench.compare.noise import Noise
+from opbench.device.interference import OTHER_LOAD
 from opbench.report.layout import three_digits
 from opbench.report.render import Table
 from opbench.stats import median
+from opbench.text import percent_text
 
 __all__ = ["noise_table"]
 

@@ -3,7 +3,7 @@
 from opbench.report.render import Table
 from opbench.report.summary import summary_line
 from opbench.report.tables import run_tables
-from opbench.results import RunFolder
+from opbench.results.run import RunFolder
 
 __all__ = ["run_html"]
 

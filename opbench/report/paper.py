@@ -5,8 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
 
-from opbench.case import Direction, Level, Shape
-from opbench.measurement import Status
 from opbench.report.layout import (
     ABSENT,
     OPERATOR_LABELS,
@@ -22,15 +20,17 @@ from opbench.report.layout import (
     suspicious_notes,
     three_digits,
 )
-from opbench.report.published import (
+from opbench.report.render import SEPARATOR, Table
+from opbench.results.measurement import Status
+from opbench.results.published import (
     PUBLISHED_LABEL,
     PUBLISHED_SETUP,
     PublishedCell,
     published_beside,
     published_cells,
 )
-from opbench.report.render import SEPARATOR, Table
-from opbench.results import RunFolder
+from opbench.results.run import RunFolder
+from opbench.workload.case import Direction, Level, Shape
 
 __all__ = ["kendall_tau", "matched_tables", "paper_tables"]
 

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from opbench.case import Cell
 from opbench.report.table import Table
+from opbench.workload.case import Cell
 
 __all__ = ["plan_table"]
 

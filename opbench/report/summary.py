@@ -15,7 +15,7 @@ from opbench.report.layout import (
     shape_text,
     three_digits,
 )
-from opbench.results import RunFolder
+from opbench.results.run import RunFolder
 
 __all__ = ["fastest", "summary_line"]
 

@@ -3,9 +3,7 @@
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from opbench.case import Shape
 from opbench.files import make_folder, write_whole
-from opbench.measurement import Status
 from opbench.report.layout import (
     ABSENT,
     Group,
@@ -26,7 +24,9 @@ from opbench.report.layout import (
 )
 from opbench.report.paper import matched_tables
 from opbench.report.render import SEPARATOR, SUFFIXES, Table, render
-from opbench.results import RunFolder
+from opbench.results.measurement import Status
+from opbench.results.run import RunFolder
+from opbench.workload.case import Shape
 
 __all__ = ["half_precision", "run_tables", "sample_table", "speedup", "speedup_tables", "write_tables"]
 

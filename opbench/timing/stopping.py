@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from opbench.measurement import StopReason
+from opbench.results.measurement import StopReason
 from opbench.stats import median, relative_half_width
 from opbench.timing.timer import Timer
 

@@ -15,12 +15,12 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from opbench.arms import open_arm
-from opbench.compare import DEFAULT_THRESHOLD, compare_runs, judge, ratio_interval
-from opbench.interference import is_disturbed
-from opbench.noise import known_noise
-from opbench.results import RunFolder
-from opbench.verdicts import Verdict
+from opbench.compare.noise import known_noise
+from opbench.compare.readings import open_arm
+from opbench.compare.runs import DEFAULT_THRESHOLD, compare_runs, judge, ratio_interval
+from opbench.compare.verdicts import Verdict
+from opbench.device.interference import is_disturbed
+from opbench.results.run import RunFolder
 
 CELLS = ("--shapes", "smoke", "--ops", "conv3x3,dcnv4", "--level", "core", "--dtypes", "fp32", "--device", "cpu",
          "--time-budget", "0.1", "--ceilings-budget", "0", "--no-plots", "--quiet")  # fmt: skip

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torchvision.ops import deform_conv2d
 
-from opbench import registry
-from opbench.case import Case, Direction, Dtype, Level
-from opbench.check import make_tensors
-from opbench.shapes import load_shape_list
+from opbench.registry import registry
+from opbench.sweeps.check import make_tensors
+from opbench.workload.case import Case, Direction, Dtype, Level
+from opbench.workload.shapes import load_shape_list
 
 SHAPES = load_shape_list("smoke").shapes
 

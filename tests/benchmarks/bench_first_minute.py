@@ -80,7 +80,7 @@ def first_minute(variables: dict[str, str], folder: Path) -> list[str]:
 
 def main() -> None:
     """Print the table."""
-    from opbench.environment import collect_environment
+    from opbench.device.environment import collect_environment
 
     environment = collect_environment("cpu")
     cpu = environment["cpu"]

@@ -6,7 +6,7 @@
 
 import pytest
 
-from opbench.case import Shape
+from opbench.workload.case import Shape
 
 pytestmark = pytest.mark.benchmark(min_rounds=30)
 

@@ -37,11 +37,11 @@ from official_ops import (
 from official_table import comparison_markdown, has_failures
 from stand_in import StandIn
 
-from opbench import run as api
 from opbench.errors import OpbenchError
-from opbench.operator import Operator, Provider
-from opbench.progress import ConsoleProgress
-from opbench.results import RunFolder
+from opbench.results.run import RunFolder
+from opbench.sweeps import sweep as api
+from opbench.sweeps.progress import ConsoleProgress
+from opbench.workload.operator import Operator, Provider
 
 NEEDS_GPU = 77
 OURS = "triton"

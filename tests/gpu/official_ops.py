@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from opbench.case import Case, Dtype, Level
-from opbench.operator import Forward, Operator, Provider, Tensors
 from opbench.operators import _dcn, dcnv3, dcnv4
-from opbench.registry import registered
+from opbench.registry.registry import registered
+from opbench.workload.case import Case, Dtype, Level
+from opbench.workload.operator import Forward, Operator, Provider, Tensors
 
 PROVIDER = "official"
 FOLDERS = {"dcnv4": Path("DCNv4/DCNv4_op/src"), "dcnv3": Path("InternImage/classification/ops_dcnv3/src")}

@@ -5,12 +5,12 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from official_ops import PROVIDER
 
-from opbench.arms import Arm, Reading
-from opbench.case import Case
-from opbench.compare import geometric_mean, ratio_interval
+from opbench.compare.readings import Arm, Reading
+from opbench.compare.runs import geometric_mean, ratio_interval
 from opbench.estimate import Estimate, Unit
-from opbench.measurement import Status
-from opbench.results import RunFolder
+from opbench.results.measurement import Status
+from opbench.results.run import RunFolder
+from opbench.workload.case import Case
 
 Pair = tuple[Reading, Reading]
 """Ours and theirs of one case in one round."""

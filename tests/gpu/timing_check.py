@@ -21,15 +21,15 @@ from pathlib import Path
 
 import torch
 
-from opbench.case import Case, Direction, Dtype, Level, Shape
-from opbench.check import check, make_tensors
-from opbench.environment import collect_environment, resolve_device
-from opbench.measurement import one_line
-from opbench.plan import applicability
-from opbench.precision import torch_precision
-from opbench.registry import find
+from opbench.device.environment import collect_environment, resolve_device
+from opbench.registry.registry import find
+from opbench.results.measurement import one_line
 from opbench.stats import median
+from opbench.sweeps.check import check, make_tensors
+from opbench.sweeps.plan import applicability
 from opbench.timing import StoppingRule, collect_samples, make_timer
+from opbench.timing.precision import torch_precision
+from opbench.workload.case import Case, Direction, Dtype, Level, Shape
 
 NEEDS_GPU = 77
 BUDGET_S = 0.3

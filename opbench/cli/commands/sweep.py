@@ -1,0 +1,297 @@
+"""`opbench sweep`."""
+
+import signal
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+
+from opbench.cli import completion as complete
+from opbench.cli.shared import (
+    EXIT_FAILED_CELLS,
+    EXIT_INTERRUPTED,
+    NoColor,
+    interrupt_on_termination,
+    known_operators,
+    shows_tracebacks,
+    split,
+    stdout,
+)
+from opbench.errors import StorageError
+from opbench.system import require_unix
+from opbench.user_cache import say_if_nothing_is_kept
+
+if TYPE_CHECKING:
+    from opbench.results.run import RunFolder
+    from opbench.workload.case import Cell
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add to the command line."""
+    app.command()(sweep)
+
+
+def sweep(
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|FILE",
+            autocompletion=complete.shapes,
+            help="Shape list; repeat for several. "
+            "[default: standard and high_resolution on CUDA, standard_batch1 on the CPU]",
+        ),
+    ] = None,
+    ops: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            autocompletion=complete.operators,
+            help="Operators, such as dcnv3,dcnv4; also FILE.py and MODULE:OPERATOR. [default: all]",
+        ),
+    ] = None,
+    providers: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            autocompletion=complete.providers,
+            help="Implementations, such as dcnv4=torch; op=all for every one. [default: the first that works here]",
+        ),
+    ] = None,
+    dtypes: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            autocompletion=complete.dtypes,
+            help="Of fp32, tf32, fp16, bf16. [default: fp32,fp16 on CUDA; on the CPU fp32 and what is native there]",
+        ),
+    ] = None,
+    level: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", autocompletion=complete.levels, help="Of module, core. [default: module]"),
+    ] = None,
+    direction: Annotated[
+        str | None,
+        typer.Option(metavar="LIST", autocompletion=complete.directions, help="Of fwd, bwd, fwd_bwd. [default: fwd]"),
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DEVICE", autocompletion=complete.devices, help="auto, cpu, cuda or cuda:N. [default: auto]"
+        ),
+    ] = None,
+    timer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TIMER",
+            autocompletion=complete.timers,
+            help="auto, cuda-event, cuda-graph or wall-clock. [default: auto: cuda-event on CUDA, else the wall clock]",
+        ),
+    ] = None,
+    cache: Annotated[
+        str | None,
+        typer.Option(
+            metavar="cold|warm",
+            autocompletion=complete.caches,
+            help="Flush the L2 before each launch, or not. [default: cold with a CUDA timer]",
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="op.param=value",
+            help="A setting of an operator; repeat for several. [default: the operator's]",
+        ),
+    ] = None,
+    time_budget: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Sampling time per cell. [default: 1 on CUDA, 0.5 on the CPU]"),
+    ] = None,
+    memory_limit: Annotated[
+        float | None, typer.Option(metavar="GIB", help="Memory that a cell may take. [default: no limit]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(metavar="N", help="Of inputs and parameters. [default: 0]")] = None,
+    threads: Annotated[
+        int | None, typer.Option(metavar="N", help="Of PyTorch on the CPU. [default: PyTorch's own choice]")
+    ] = None,
+    repeat: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Fresh processes for each cell, in turns; compare then judges between processes. [default: 1]",
+        ),
+    ] = None,
+    isolation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="process|none",
+            help="A worker process for each operator and shape, or none, for debugging. [default: process]",
+        ),
+    ] = None,
+    cell_timeout: Annotated[
+        float | None,
+        typer.Option(metavar="SECONDS", help="Stop a cell after that. [default: 120 and ten time budgets]"),
+    ] = None,
+    ceilings_budget: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="To measure what the device can do at most, once; 0: not at all. [default: 15 on the CPU, 30 on CUDA]",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Results folder. [default: a new one in results/, named by date and device]"),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    retry: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="With --resume, measure cells of these statuses again, such as error,timeout. [default: none]",
+        ),
+    ] = None,
+    accept_differences: Annotated[
+        bool, typer.Option("--accept-differences", help="Resume although the plan or the environment differs.")
+    ] = False,
+    plots: Annotated[
+        bool, typer.Option("--plots/--no-plots", help="Draw plots at the end; `report --write` draws them, too.")
+    ] = True,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and run nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print only where the results are.")] = False,
+    no_color: NoColor = False,
+) -> None:
+    """Check and time operators; write raw samples, tables and plots.
+
+    Exit codes: 0 every cell measured (or not applicable, or out of memory), 1 some cell wrong, error, timeout or
+    unavailable, 2 usage or bad input, 3 results cannot be written, 130 interrupted (what was finished is kept).
+    """
+    options = {
+        "shapes": shapes, "ops": split("--ops", ops), "providers": split("--providers", providers),
+        "dtypes": split("--dtypes", dtypes), "level": split("--level", level),
+        "direction": split("--direction", direction), "device": device, "timer": timer, "cache": cache,
+        "settings": settings, "time_budget": time_budget, "memory_limit": memory_limit, "seed": seed,
+        "threads": threads, "repeat": repeat,
+    }  # fmt: skip
+    ways = {
+        "isolation": isolation, "cell_timeout": cell_timeout, "retry": split("--retry", retry),
+        "ceilings_budget": ceilings_budget,
+    }  # fmt: skip
+    if resume and out is None:
+        raise typer.BadParameter("--resume needs --out: the folder of the run to continue")
+    require_unix("opbench sweep")
+    # A kill, or a terminal that closes, asks for the same as Ctrl-C: stop, and keep what is finished.
+    interrupt_on_termination()
+    from opbench.sweeps.isolation.worker_process import Workers
+    from opbench.sweeps.progress import ConsoleProgress
+
+    with (
+        closing(Workers()) as workers,
+        ConsoleProgress(quiet=quiet or dry_run, no_color=no_color, tracebacks=shows_tracebacks(isolation)) as progress,
+    ):
+        progress.doing("loading PyTorch")
+        if isolation != "none" and not dry_run:
+            workers.launch()  # they import torch while this process does
+        from opbench.registry.places import resolve_ops
+        from opbench.sweeps import sweep as api
+
+        known_operators()
+        options, known = resolve_ops(options)
+        conduct = api.make_conduct(ways, resume=resume)
+        if dry_run:
+            _print_plan(api.plan(api.make_request(options, known), known))
+            return
+        if resume and out is not None:
+            run = api.continue_run(out, options, known, accept_differences=accept_differences)
+        else:
+            progress.doing("planning")
+            run = api.start_run(api.make_request(options, known), known, out, conduct)
+            if note := api.dtypes_note(options, run):
+                progress.note(note)
+        say_if_nothing_is_kept()
+        interrupted = False
+        try:
+            api.run_cells(run, known, progress, conduct, workers)
+        except KeyboardInterrupt:
+            interrupted = True
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        refused = None
+        progress.stage("writing tables")
+        try:
+            api.finish(run, plots=False)
+        except StorageError as error:  # what was measured is in the journal, and can still be shown
+            refused = error
+    if not quiet:
+        _print_results(run, no_color=no_color)
+    if plots and not refused:
+        refused = _draw_plots(run, quiet=quiet, no_color=no_color)
+    _conclude(run, interrupted=interrupted, refused=refused, quiet=quiet)
+
+
+def _print_plan(cells: "list[Cell]") -> None:
+    from opbench.report import print_tables
+    from opbench.report.plan_table import plan_table
+
+    print_tables([plan_table(cells)], "terminal", stdout())
+    largest = max(cells, key=lambda cell: cell.memory_bytes, default=None)
+    if largest:
+        print(f"largest estimated memory: {largest.memory_bytes / 2**30:.2f} GiB, {largest.key}")
+
+
+def _print_results(run: "RunFolder", *, no_color: bool) -> None:
+    from opbench.report import print_tables, run_tables, speedup_tables, summary_line
+    from opbench.results.measurement import FAILURES
+
+    # Why cells failed comes at the end, for all tables together.
+    print_tables([*run_tables(run, without_reasons_of=FAILURES), *speedup_tables(run)], "terminal", stdout(no_color))
+    print(f"\n{summary_line(run)}", flush=True)
+
+
+def _draw_plots(run: "RunFolder", *, quiet: bool, no_color: bool) -> StorageError | None:
+    """Gives why the plots could not all be written, once the tables are on the screen."""
+    from opbench.report import write_plots
+    from opbench.sweeps.progress import ConsoleProgress
+
+    with ConsoleProgress(quiet=quiet, no_color=no_color) as progress:
+        progress.stage("drawing plots")
+        try:
+            write_plots(run)
+        except StorageError as error:
+            return error
+    return None
+
+
+def _conclude(run: "RunFolder", *, interrupted: bool, refused: StorageError | None, quiet: bool) -> NoReturn:
+    """Print what failed and where everything is; exit with the run's code."""
+    from opbench.report.layout import failure_lines
+    from opbench.results.measurement import FAILURES
+
+    rows = run.rows()
+    counts: dict[str, int] = {}
+    for row in rows:
+        counts[row["status"]] = counts.get(row["status"], 0) + 1
+    for line in failure_lines(rows):
+        print(line, file=sys.stderr)
+    disturbed = sum(bool(row["warnings"]) for row in rows)
+    if disturbed and not quiet:
+        print(f"warnings: {disturbed} of {len(rows)} cells; see the notes under the tables", file=sys.stderr)
+    print(f"{len(rows)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
+    print(f"results: {run.path}")
+    if not quiet:
+        for name in ("measurements.csv", "tables", "plots", "journal.jsonl"):
+            if (run.path / name).exists():
+                print(f"  {run.path / name}")
+    if refused:
+        raise refused
+    if interrupted:
+        from opbench.registry.places import ops_option
+
+        ops = ops_option(run.run["command"])
+        print(f"interrupted; continue with: opbench sweep --resume --out {run.path}{ops}", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(EXIT_FAILED_CELLS if any(row["status"] in FAILURES for row in rows) else 0)

@@ -1,0 +1,119 @@
+"""One side of a comparison: what each cell gave, and under which circumstances. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from opbench.compare.verdicts import Benchmark
+from opbench.device.environment import comparison_identity
+from opbench.errors import ResultsError
+from opbench.estimate import Estimate, Unit
+from opbench.results.measurement import Measurement, Status
+from opbench.results.run import RunFolder
+from opbench.stats import median, median_interval
+from opbench.workload.case import Cell
+
+__all__ = ["Arm", "Reading", "open_arm", "reading_of"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one cell gave in one arm.
+
+    Attributes:
+        cell: which.
+        status: as in a journal; not_run for a cell that a run planned and did not reach.
+        reason: why not ok.
+        median_ms, low_ms, high_ms: of the latency, with the ends of the median's 95 % interval; None unless ok.
+        samples: how many there are.
+        circumstances: what must be equal in both arms, by name: device, versions, timer, cache.
+        source: hash of operator and kernel source; empty where unknown.
+        warnings: what disturbed the samples.
+        process_ms: medians of the processes, where there are several, in the order of the repetitions.
+    """
+
+    cell: Cell | Benchmark
+    status: Status
+    reason: str = ""
+    median_ms: float | None = None
+    low_ms: float | None = None
+    high_ms: float | None = None
+    samples: int = 0
+    circumstances: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+    warnings: tuple[str, ...] = ()
+    process_ms: tuple[float, ...] = ()
+
+    @property
+    def estimate(self) -> Estimate | None:
+        """The median as an estimate; None where there is none, or one of 0 (below the timer's step: no ratio)."""
+        if not self.median_ms or self.low_ms is None or self.high_ms is None:
+            return None
+        return Estimate(self.median_ms, self.low_ms, self.high_ms, Unit.MS)
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """What is compared: a name, and readings by the key of their cell, in the order of the plan.
+
+    The environment is that of the run; None for what is no run.
+    """
+
+    name: str
+    readings: Mapping[str, Reading]
+    environment: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of_run(cls, run: RunFolder, name: str | None = None) -> Self:
+        """The arm that a run is.
+
+        Raises:
+            ResultsError: the journal is missing or damaged.
+        """
+        identity = comparison_identity(run.run["environment"])
+        finished = run.finished()
+        readings = {}
+        for cell in run.plan():
+            measurement = finished.get(cell.key) or Measurement(
+                cell, Status.NOT_RUN, reason="the run ended before this cell"
+            )
+            set_up = {
+                "timer": measurement.timer or run.run["command"]["timer"],
+                "cache": measurement.cache or run.run["command"]["cache"],
+            }
+            readings[cell.key] = reading_of(measurement, {**identity, **set_up})
+        return cls(name or str(run.path), readings, run.run["environment"])
+
+
+def reading_of(measurement: Measurement, circumstances: Mapping[str, str]) -> Reading:
+    """What a line of a journal says, with its median and the median's interval."""
+    samples = measurement.latencies_ms if measurement.status is Status.OK else ()
+    low, high = median_interval(samples) if samples else (None, None)
+    return Reading(
+        cell=measurement.cell,
+        status=measurement.status,
+        reason=measurement.reason,
+        median_ms=median(samples) if samples else None,
+        low_ms=low,
+        high_ms=high,
+        samples=len(samples),
+        circumstances=circumstances,
+        source=measurement.kernel_source_hash,
+        warnings=measurement.warnings,
+        process_ms=samples if measurement.processes > 1 else (),
+    )
+
+
+def open_arm(path: Path) -> Arm:
+    """The arm in a run's folder or in a file of pytest-benchmark's.
+
+    Raises:
+        ResultsError: neither is there, or it is damaged.
+    """
+    from opbench.compare.benchmark_json import read_benchmark_json
+    from opbench.results.published import open_run
+
+    if path.suffix == ".csv":
+        raise ResultsError(f"{path}: tables are derived and not read; give the folder of the run")
+    return read_benchmark_json(path) if path.is_file() else Arm.of_run(open_run(path), str(path))

@@ -1,0 +1,1 @@
+"""What `opbench check` tells the author of an operator."""

@@ -1,0 +1,1 @@
+"""Finds operators: opbench's own, plug-ins, and those that a file or a module names."""

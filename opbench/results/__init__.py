@@ -1,0 +1,1 @@
+"""What a run gave and how it is stored: rows, journal, folder, and the published figures."""

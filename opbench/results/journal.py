@@ -1,0 +1,117 @@
+"""journal.jsonl, the truth of a run: one line per finished cell, and the lock of whoever writes it."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from opbench.errors import ResultsError
+from opbench.files import storage_errors
+from opbench.results.measurement import Measurement, one_line
+from opbench.system import require_unix
+
+__all__ = ["JOURNAL", "JournalWriter", "lock", "open_journal", "read_journal"]
+
+JOURNAL = "journal.jsonl"
+
+
+def open_journal(path: Path) -> IO[bytes]:
+    """Open a journal to read and append, unbuffered: what could not be written must not be tried again on closing.
+
+    Raises:
+        StorageError: it cannot be made or written, or is a link.
+        UsageError: this is Windows.
+    """
+    require_unix("measuring")
+    with storage_errors(path):
+        return os.fdopen(
+            os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+b", buffering=0
+        )
+
+
+def lock(file: IO[bytes], folder: Path) -> None:
+    """Hold an open file for this process alone, until it is closed or the process ends in any way.
+
+    Raises:
+        ResultsError: another process holds it, or the file system knows no locks.
+    """
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ResultsError(f"{folder}: another sweep is writing there; wait for it, or choose another --out") from None
+    except OSError as error:
+        raise ResultsError(f"{folder}: cannot lock journal.jsonl: {error.strerror}; choose another --out") from None
+
+
+def read_journal(path: Path) -> Iterator[tuple[Measurement, int]]:
+    """Measurements with the sizes of their lines in bytes; a last line that a kill cut short is left out.
+
+    Raises:
+        ResultsError: there is no journal, or a line of it is not a measurement.
+    """
+    if not path.exists():
+        raise ResultsError(f"{path.parent}: no journal there (journal.jsonl is missing)")
+    if not path.is_file():
+        raise ResultsError(f"{path}: must be a regular file")
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):  # only the last one can be: a write was cut short
+                    return
+                yield _measurement(line, f"{path}:{number}"), len(line)
+    except OSError as error:
+        raise ResultsError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+class JournalWriter:
+    """Appends measurements, each durable before the next cell starts.
+
+    Args:
+        file: the journal, unbuffered.
+        path: its name, for errors.
+        whole: bytes of it that are whole lines; what follows them is cut off.
+    """
+
+    def __init__(self, file: IO[bytes], path: Path, whole: int) -> None:
+        self._file = file
+        self._path = path
+        self._whole = whole
+        self._cut()
+
+    def write(self, measurement: Measurement) -> None:
+        """Append one line and push it to the disk.
+
+        Raises:
+            StorageError: the disk is full or refuses; the lines before stay whole.
+        """
+        line = measurement.to_json_line().encode() + b"\n"
+        with storage_errors(self._path):
+            written = 0
+            try:
+                while written < len(line):
+                    written += self._file.write(line[written:])
+                os.fsync(self._file.fileno())
+            except BaseException as error:
+                # A line that is there in full stays when only waiting for the disk was interrupted, by Ctrl-C say.
+                if isinstance(error, OSError) or written < len(line):
+                    with suppress(OSError):
+                        self._cut()
+                else:
+                    self._whole += len(line)
+                raise
+        self._whole += len(line)
+
+    def _cut(self) -> None:
+        self._file.truncate(self._whole)
+        self._file.seek(self._whole)
+
+
+def _measurement(line: bytes, place: str) -> Measurement:
+    try:
+        return Measurement.from_json(json.loads(line))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ResultsError(f"{place}: damaged line: {one_line(repr(error))}") from None

@@ -1,0 +1,181 @@
+"""What a cell gave: a status, the raw latencies, and what was learnt on the way."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+from opbench.workload.case import MAX_COUNT, Cell
+
+__all__ = ["FAILURES", "Measurement", "Status", "StopReason", "one_line", "warning_kind"]
+
+
+SHORTEST_MS = 1e-9
+LONGEST_MS = 1e12
+"""A picosecond and thirty years, in milliseconds: no latency lies beyond."""
+MAX_REASON_LENGTH = 500
+
+
+class Status(StrEnum):
+    """How a cell ended; always with a reason when not ok."""
+
+    OK = "ok"
+    NOT_APPLICABLE = "not_applicable"
+    UNAVAILABLE = "unavailable"
+    OUT_OF_MEMORY = "out_of_memory"
+    WRONG = "wrong"
+    ERROR = "error"
+    TIMEOUT = "timeout"
+    NOT_RUN = "not_run"
+    """Planned, but the run ended first; never in a journal, only on reading."""
+
+
+FAILURES = frozenset({Status.WRONG, Status.ERROR, Status.TIMEOUT, Status.UNAVAILABLE})
+"""Statuses that make `opbench sweep` exit with 1: something that was asked for was not measured."""
+
+
+class StopReason(StrEnum):
+    """Why sampling ended."""
+
+    CONVERGED = "converged"
+    """The 95 % interval of the median was within 1 % of it."""
+    TIME_BUDGET = "time_budget"
+    """The cell's time budget was spent first."""
+    LONG_LAUNCH = "long_launch"
+    """A launch takes more than a fifth of the budget, so the fewest samples were taken that give an interval: six."""
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One line of the journal."""
+
+    cell: Cell
+    status: Status
+    reason: str = ""
+    """Why not ok; for an ok cell, what a reader should know (a check on a cropped shape)."""
+    latencies_ms: tuple[float, ...] = ()
+    """Raw samples, in order, milliseconds per launch; none removed, none rounded."""
+    launches_per_sample: int | None = None
+    stop_reason: StopReason | None = None
+    timer: str = ""
+    cache: str = ""
+    max_rel_error: float | None = None
+    """Largest error against the fp64 reference; None where there was no comparison or no finite value."""
+    tolerance: float | None = None
+    """The largest one allowed."""
+    mean_rel_error: float | None = None
+    """Mean of the signed errors, of the output or the gradient where it is the largest part of what is allowed."""
+    mean_tolerance: float | None = None
+    """The largest size of it allowed."""
+    checked_shape: str = ""
+    result_dtype: str = ""
+    """torch's name of the dtype that the provider's output had in the comparison."""
+    peak_memory_bytes: int | None = None
+    kernel_source_hash: str = ""
+    configuration: str = ""
+    """What the provider tuned or chose, as it says; empty where there is nothing to choose."""
+    seconds: float = 0.0
+    """Wall-clock time of the whole cell: build, check, warm-up and samples."""
+    conditions: Mapping[str, Any] = field(default_factory=dict)
+    """Clocks, power, load and throttling around the samples, where the device reports them."""
+    warnings: tuple[str, ...] = ()
+    """What disturbed the samples, and what the cell left changed, each as `kind: detail`; the figures stand."""
+    repetition: int = 1
+    """Which of the fresh processes that a cell is measured in, from 1."""
+    processes: int = 1
+    """Above 1 the latencies are this many processes' medians: opbench.results.repetitions. Never in a journal."""
+    traceback: str = ""
+    """Of a cell that raised: printable lines."""
+
+    def __post_init__(self) -> None:
+        if self.status is not Status.OK and not self.reason:
+            raise ValueError(f"a cell that is {self.status} needs a reason")
+        if isinstance(self.reason, str) and not self.reason.isprintable():  # it may quote what a cell printed
+            object.__setattr__(self, "reason", one_line(self.reason, MAX_REASON_LENGTH) or "unprintable")
+
+    @property
+    def other_dtype(self) -> str:
+        """That the output has another dtype than the case, in words; empty where it has not."""
+        asked = self.cell.case.dtype.torch_name
+        return f"the output is {self.result_dtype}, not {asked}" if self.result_dtype not in ("", asked) else ""
+
+    def to_json_line(self) -> str:
+        """One line of strict JSON; a non-finite error becomes null (the reason says what it was)."""
+        data = asdict(self) | {"cell": self.cell.to_json()}
+        del data["processes"]
+        if self.max_rel_error is not None and not math.isfinite(self.max_rel_error):
+            data["max_rel_error"] = None
+        return json.dumps(data, allow_nan=False, ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """The measurement that to_json_line wrote; fields that only a newer opbench knows are left out.
+
+        What a newer opbench writes under a name of today means the same; otherwise run.json has another schema_version.
+
+        Raises:
+            KeyError, TypeError, ValueError: to_json_line did not write that.
+        """
+        values = {name: data[name] for name in cls.__slots__ if name in data and name != "processes"}
+        values["cell"] = Cell.from_json(data["cell"])
+        values["status"] = Status(data["status"])
+        values["latencies_ms"] = _latencies(data["latencies_ms"])
+        values["stop_reason"] = StopReason(data["stop_reason"]) if data["stop_reason"] else None
+        values["warnings"] = tuple(data.get("warnings", ()))
+        measurement = cls(**values)
+        measurement._check_types()
+        return measurement
+
+    def _check_types(self) -> None:
+        """Refuse what a journal that was not written by this class may hold."""
+        names = (self.timer, self.cache, self.checked_shape, self.result_dtype, self.kernel_source_hash)
+        texts = (self.reason, *names, *self.warnings)
+        if not all(isinstance(text, str) and text.isprintable() for text in texts):
+            raise ValueError(f"must be printable texts: {texts!r:.100}")
+        if not (isinstance(self.traceback, str) and all(map(str.isprintable, self.traceback.split("\n")))):
+            raise ValueError(f"traceback must be printable lines, got {self.traceback!r:.60}")
+        numbers = (self.max_rel_error, self.tolerance, self.mean_rel_error, self.mean_tolerance, self.seconds)
+        for number in numbers:
+            if number is not None and not _is_number(number):
+                raise ValueError(f"must be a number, got {number!r:.60}")
+        for count in (self.launches_per_sample, self.peak_memory_bytes):
+            if count is not None and not (isinstance(count, int) and 0 <= count < MAX_COUNT):
+                raise ValueError(f"must be a count, got {count!r:.60}")
+        if not (type(self.repetition) is int and self.repetition >= 1):
+            raise ValueError(f"repetition must be a positive integer, got {self.repetition!r:.60}")
+        if not isinstance(self.conditions, dict):
+            raise TypeError(f"conditions must be an object, got {self.conditions!r:.60}")
+        if self.status is Status.OK and not self.latencies_ms:
+            raise ValueError("a cell that is ok needs samples")
+
+
+def warning_kind(warning: str) -> str:
+    """What a warning is of, without its details."""
+    return warning.partition(":")[0]
+
+
+def one_line(text: str, length: int = 300) -> str:
+    """A text cut to one printable line: what breaks a line is a space, other control characters are escaped."""
+    if len(text) <= length and text.isprintable():
+        return text
+    words = " ".join(text[: 4 * length].split())
+    printable = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
+    return printable if len(printable) <= length else f"{printable[: length - 1]}…"
+
+
+def _latencies(values: Any) -> tuple[float, ...]:  # noqa: ANN401 - of unknown origin
+    if not isinstance(values, list | tuple):
+        raise TypeError(f"latencies must be a list, got {values!r:.60}")
+    # Whole lists at a time, for journals of 100,000 cells; nan and inf show in the sum.
+    if not {*map(type, values)} <= {float, int} or not math.isfinite(sum(values)):
+        raise ValueError(f"latencies must be numbers, got {values!r:.60}")
+    positive = [value for value in values if value]  # an event timer's step is coarse enough for a 0
+    if positive and not (min(positive) >= SHORTEST_MS and max(positive) <= LONGEST_MS):
+        raise ValueError(f"a latency must be 0 or from {SHORTEST_MS:g} to {LONGEST_MS:g} ms, got {values!r:.60}")
+    return tuple(values)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, float | int) and not isinstance(value, bool) and abs(value) < math.inf

@@ -1,0 +1,1 @@
+"""Worker processes: a cell that crashes or hangs costs one row."""

@@ -1,0 +1,360 @@
+"""Runs one cell in this process: build, check, time. Whatever goes wrong becomes a row with a reason."""
+
+import gc
+import hashlib
+import importlib.util
+import sys
+import time
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+
+from opbench.device.interference import interference
+from opbench.device.snapshots import busy_counters, conditions
+from opbench.registry.raised import place_of, traceback_text
+from opbench.registry.registry import operator_module
+from opbench.results.measurement import Measurement, Status, one_line
+from opbench.sweeps.check import check, make_tensors, output_gradient
+from opbench.sweeps.global_state import restored_state, seeded
+from opbench.sweeps.plan import applicability
+from opbench.system import available_memory_bytes, data_limit, says_out_of_memory
+from opbench.timing import Launch, SpoiledProcessError, StoppingRule, Timer, collect_samples, make_timer
+from opbench.timing.precision import torch_precision
+from opbench.workload.case import Case, Cell, Direction
+from opbench.workload.operator import Operator, Provider, Tensors
+
+__all__ = ["CellRunner", "RunOptions", "memory_limit", "source_hash", "torch_threads"]
+
+WARM_UP_FRACTION = 0.2
+TRIED_FIRST = 0.5
+"""Share of the memory that is left beyond which a cell is launched once before it is checked."""
+"""Warm-up time, as a fraction of the time budget."""
+
+OnStage = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How every cell of a run is measured; as SweepRequest's attributes of the same names."""
+
+    device: str
+    timer: str
+    cache: str
+    time_budget_s: float
+    memory_limit_gib: float | None
+    seed: int
+    threads: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that the constructor takes back."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, command: Mapping[str, Any]) -> Self:
+        """The options in a run's command."""
+        return cls(**{name: command[name] for name in cls.__slots__ if name in command})
+
+
+class CellRunner:
+    """Runs cells one after another.
+
+    Args:
+        options: how to measure.
+        find_operator: the operator of a name.
+        timer: replaces the one that the options name; for tests.
+    """
+
+    def __init__(
+        self, options: RunOptions, find_operator: Callable[[str], Operator], timer: Timer | None = None
+    ) -> None:
+        self.options = options
+        self.device_broken = False
+        """Only a new process helps: an illegal access poisoned the context, or the capture of a graph never ended."""
+        self.spent = False
+        """This process must run no other cell: its device is broken, or the last cell changed global state."""
+        self.estimate_limit_bytes: int | None = None
+        """Cells that are estimated to need more are not run; for systems that hold no process to a limit."""
+        self._find_operator = find_operator
+        self._timer = timer
+        self._device_type = options.device.partition(":")[0]
+
+    def run(self, cell: Cell, on_stage: OnStage = lambda stage: None) -> Measurement:
+        """Measure one cell. Never raises but for KeyboardInterrupt."""
+        started = time.perf_counter()
+        stage = "set-up"
+
+        def enter(name: str) -> None:
+            nonlocal stage
+            stage = name
+            on_stage(name)
+
+        with restored_state() as changes:
+            try:
+                with seeded(self._seed(cell), self.options.device):
+                    measurement = self._run(cell, enter)
+            except (Exception, SystemExit) as error:
+                self.device_broken |= isinstance(error, SpoiledProcessError)
+                # The traceback's frames hold the cell's tensors, so only texts are kept.
+                status, reason = _failure(error, stage, cell.memory_bytes)
+                if place := place_of(error, self._modules(cell)):
+                    reason = f"{reason}, at {place}"
+                measurement = Measurement(cell, status, reason, traceback=traceback_text(error))
+        self._clean_up()
+        self.spent = self.device_broken or bool(changes.names)
+        if changes.names:
+            left = f"global state: the cell changed {', '.join(changes.names)}"
+            measurement = replace(measurement, warnings=(*measurement.warnings, left))
+        return replace(measurement, seconds=time.perf_counter() - started)
+
+    def _seed(self, cell: Cell) -> int:
+        """One seed per case, whatever the order of the cells or where a run resumed."""
+        return self.options.seed + zlib.crc32(cell.case.key.encode())
+
+    def _modules(self, cell: Cell) -> tuple[str, ...]:
+        """Names of the modules that define the cell's operator and provider."""
+        with suppress(Exception):
+            operator = self._find_operator(cell.case.operator)
+            return operator_module(operator), operator.provider(cell.provider).build_module
+        return ()
+
+    def _run(self, cell: Cell, enter: OnStage) -> Measurement:
+        enter("set-up")
+        operator = self._find_operator(cell.case.operator)
+        provider = operator.provider(cell.provider)
+        refusal = applicability(operator, provider, cell.case, self._device_type)
+        if refusal:
+            return Measurement(cell, *refusal, kernel_source_hash=source_hash(operator, provider))
+        if self.estimate_limit_bytes is not None and cell.memory_bytes > self.estimate_limit_bytes:
+            needed, limit = (f"{size / 2**30:.3g} GiB" for size in (cell.memory_bytes, self.estimate_limit_bytes))
+            return Measurement(cell, Status.OUT_OF_MEMORY, f"not run: needs {needed} by estimate, {limit} are left")
+        with self._current_device(), torch_precision(cell.case.dtype), _kept_buffers(cell.case):
+            timer = self._timer or make_timer(self.options.timer, self.options.cache, self.options.device)
+            return self._check_and_time(cell, operator, provider, timer, enter)
+
+    def _current_device(self) -> AbstractContextManager[object]:
+        """Makes the device the current one: events are recorded, and kernels of others launched, on that.
+
+        For graphs also a stream: the default one cannot be captured, and autograd runs a backward pass, which is what
+        is captured, on the stream of its forward pass, which is not.
+        """
+        if self._device_type != "cuda":
+            return nullcontext()
+        stack = ExitStack()
+        stack.enter_context(torch.cuda.device(self.options.device))
+        if self.options.timer == "cuda-graph":
+            stack.enter_context(torch.cuda.stream(torch.cuda.Stream(self.options.device)))
+        return stack
+
+    def _check_and_time(
+        self, cell: Cell, operator: Operator, provider: Provider, timer: Timer, enter: OnStage
+    ) -> Measurement:
+        case, device = cell.case, self.options.device
+        seed = self._seed(cell)
+        if self._may_not_fit(cell):
+            enter("build")
+            self._try_memory(cell, operator, provider, seed)
+        enter("check")
+        result = check(operator, provider, case, device, seed)
+        common = Measurement(
+            cell,
+            Status.WRONG,
+            result.reason or "not timed",
+            timer=timer.name,
+            cache=timer.cache,
+            max_rel_error=result.max_rel_error,
+            tolerance=result.tolerance,
+            mean_rel_error=result.mean_rel_error,
+            mean_tolerance=result.mean_tolerance,
+            result_dtype=result.result_dtype,
+            checked_shape=result.checked_shape,
+            kernel_source_hash=source_hash(operator, provider),
+        )
+        if result.reason:
+            return common
+        if self._device_type == "cuda":
+            _release_memory()  # in fragments of the check's tensors the timed ones may find no room
+        enter("build")
+        tensors = make_tensors(operator, case, device, seed)
+        with torch.set_grad_enabled(case.direction is not Direction.FWD):
+            launch, outcome = _launch(case, provider, tensors)
+            if result.checked_shape != str(case.shape) and not all(bool(t.isfinite().all()) for t in outcome()):
+                return replace(
+                    common, reason=f"values are not finite at {case.shape} (right at {result.checked_shape})"
+                )
+            peak = self._peak_memory_bytes(launch)
+            enter("timing")
+            rule = StoppingRule(self.options.time_budget_s)
+            busy = busy_counters()  # before the warm-up: the samples alone are often too short to judge the load by
+            timer.prepare(launch, WARM_UP_FRACTION * rule.time_budget_s)
+            before = {**conditions(device), **busy}
+            samples = collect_samples(timer, launch, rule)
+            after = conditions(device)
+        cropped = f"checked at {result.checked_shape}: the fp64 reference of the full shape is too large"
+        whole = result.checked_shape == str(case.shape)
+        return replace(
+            common,
+            status=Status.OK,
+            reason="; ".join(filter(None, (common.other_dtype, "" if whole else cropped))),
+            latencies_ms=samples.latencies_ms,
+            launches_per_sample=timer.launches_per_sample,
+            stop_reason=samples.stop_reason,
+            peak_memory_bytes=peak,
+            configuration=provider.configuration(),
+            conditions={"before": before, "after": after},
+            warnings=(*interference(before, after), *timer.warnings),
+        )
+
+    def _may_not_fit(self, cell: Cell) -> bool:
+        """Whether to try the memory of a CPU, where the check of a large shape takes long."""
+        left = available_memory_bytes() if self._device_type == "cpu" else None  # this process's limit counts
+        return left is not None and cell.memory_bytes > TRIED_FIRST * left
+
+    def _try_memory(self, cell: Cell, operator: Operator, provider: Provider, seed: int) -> None:
+        """Launch once at the full shape, so that a cell that does not fit ends before its check.
+
+        Whatever else goes wrong is for the check to find.
+        """
+        try:
+            tensors = make_tensors(operator, cell.case, self.options.device, seed)
+            with torch.set_grad_enabled(cell.case.direction is not Direction.FWD):
+                launch, _ = _launch(cell.case, provider, tensors)
+                launch()
+        except Exception as error:
+            if _failure(error, "build", cell.memory_bytes)[0] is Status.OUT_OF_MEMORY:
+                raise
+
+    def _peak_memory_bytes(self, launch: Launch) -> int | None:
+        """Most memory allocated during one launch, inputs included; None where the device does not tell."""
+        if self._device_type != "cuda":
+            return None
+        torch.cuda.reset_peak_memory_stats(self.options.device)
+        launch()
+        torch.cuda.synchronize(self.options.device)
+        return torch.cuda.max_memory_allocated(self.options.device)
+
+    def _clean_up(self) -> None:
+        gc.collect()
+        if self._device_type == "cuda":
+            try:
+                torch.cuda.synchronize(self.options.device)
+                _release_memory()
+            except RuntimeError:
+                self.device_broken = True
+
+
+def _release_memory() -> None:
+    """Give back what torch keeps of the GPU's memory; a cell's peak then does not depend on what ran before it."""
+    if hasattr(torch._C, "_cuda_clearCublasWorkspaces"):  # not in a torch without CUDA
+        torch._C._cuda_clearCublasWorkspaces()
+    torch.cuda.empty_cache()
+
+
+def _kept_buffers(case: Case) -> AbstractContextManager[object]:
+    """Compiled, a backward pass would write over what its forward pass left; the timed one runs again and again."""
+    if case.direction is not Direction.BWD:
+        return nullcontext()
+    from torch._functorch import config
+
+    kept: AbstractContextManager[object] = config.patch(donated_buffer=False)
+    return kept
+
+
+def _launch(case: Case, provider: Provider, tensors: Tensors) -> tuple[Launch, Callable[[], tuple[torch.Tensor, ...]]]:
+    """The closure to time, and one that gives what it computes."""
+    if case.direction is Direction.FWD:
+        forward = provider.build(case, tensors)
+        return forward, lambda: (forward(),)
+    leaves = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
+    forward = provider.build(case, leaves)
+    inputs = list(leaves.values())
+    first = forward()
+    gradient = output_gradient(first)
+    if case.direction is Direction.BWD:
+        out = first
+
+        def backward() -> tuple[torch.Tensor, ...]:
+            return torch.autograd.grad(out, inputs, gradient, retain_graph=True)
+
+        return backward, backward
+    del first
+
+    def forward_and_backward() -> tuple[torch.Tensor, ...]:
+        return torch.autograd.grad(forward(), inputs, gradient)
+
+    return forward_and_backward, forward_and_backward
+
+
+def _failure(error: BaseException, stage: str, needed_bytes: int) -> tuple[Status, str]:
+    """Status and reason of a cell that raised, while the error still holds its tensors."""
+    try:
+        message = str(error)
+    except Exception:  # its own __str__ is broken
+        message = ""
+    no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or says_out_of_memory(message, needed_bytes)
+    status = Status.OUT_OF_MEMORY if no_memory else Status.ERROR
+    return status, f"{type(error).__name__} in {stage}: {one_line(message) or 'no message'}"
+
+
+def source_hash(operator: Operator, provider: Provider) -> str:
+    """16 hexadecimal digits of a SHA-256 over the operator's file and the provider's sources."""
+    digest = hashlib.sha256()
+    for module in dict.fromkeys((operator_module(operator), provider.build_module, *provider.sources)):
+        if path := _source_path(module):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _source_path(module: str) -> Path | None:
+    """File of a module, imported or not; None for one that was typed in."""
+    if module in sys.modules:
+        origin = getattr(sys.modules[module], "__file__", None)
+    else:
+        spec = importlib.util.find_spec(module)
+        origin = spec.origin if spec else None
+    return Path(origin) if origin else None
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """Let torch use that many threads of the CPU; None leaves it as it is."""
+    if count is None:
+        yield
+        return
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def memory_limit(gib: float | None, device: str) -> Iterator[bool]:
+    """Hold this process to a limit: the CUDA allocator's share of the device, or on the CPU the growth of its data.
+
+    Args:
+        gib: GiB; None for none.
+        device: as RunOptions.
+
+    Yields:
+        Whether the limit holds; only Linux counts the data of a process.
+    """
+    if gib is None:
+        yield False
+        return
+    limit_bytes = int(gib * 2**30)
+    if device != "cpu":
+        total = torch.cuda.get_device_properties(device).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), device)
+        try:
+            yield True
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0, device)
+        return
+    with data_limit(limit_bytes) as held:
+        yield held

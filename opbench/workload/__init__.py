@@ -1,0 +1,1 @@
+"""What is measured: shapes, cases, and the operators' interface."""

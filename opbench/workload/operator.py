@@ -1,0 +1,206 @@
+"""Operator and Provider: what an operator computes and costs, and who can compute it.
+
+Importable without torch; the functions that an operator file supplies work on torch tensors.
+"""
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
+
+from opbench.errors import UnknownNameError, UsageError
+from opbench.workload.case import Case, Direction, Level, SettingValue
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["Forward", "Operator", "Provider", "Setting", "Tensors", "by_direction", "compiled"]
+
+Tensors = dict[str, "torch.Tensor"]
+"""Inputs and parameters by name; every provider of a case gets the same ones."""
+
+Forward = Callable[[], "torch.Tensor"]
+"""One launch: computes the output from tensors it was built with."""
+
+
+def _always(*_: object) -> str | None:
+    """The answer of a provider or operator that has no limits: no reason against it."""
+    return None
+
+
+def _unchanged(_: Case, tensors: Tensors) -> Tensors:
+    """The smooth inputs of an operator that is differentiable everywhere."""
+    return tensors
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A number that `--set operator.name=value` changes.
+
+    Attributes:
+        default: value without `--set`; its type (int or float) is the setting's.
+        minimum: smallest value allowed.
+        summary: what it is, with its unit.
+    """
+
+    default: int | float
+    minimum: int | float
+    summary: str
+
+    def parse(self, name: str, text: str) -> SettingValue:
+        """The value of `text`; UsageError if it is not a finite number of the type, at least the minimum."""
+        kind = type(self.default)
+        try:
+            value = kind(text)
+        except ValueError:
+            value = None
+        if value is None or not self.minimum <= value < float("inf"):
+            word = "an integer" if kind is int else "a number"
+            raise UsageError(f"setting {name} must be {word} of at least {self.minimum}, got {text!r}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """One implementation of an operator.
+
+    Attributes:
+        name: as in `--providers operator=name`.
+        build: (case, tensors) -> the closure to time. Allocates, compiles and tunes; none of that is timed.
+            The closure must be differentiable by autograd unless not_applicable refuses `bwd` and `fwd_bwd`.
+        summary: one line for `opbench list providers`.
+        unavailable: (device type, "cpu" or "cuda") -> why this machine cannot run it, or None.
+        not_applicable: (case, device type) -> why it has no meaning for the case, or None.
+        configuration: () -> what the last launch in this process had chosen, such as a tile, for the row; empty where
+            there is no choice.
+        sources: names of modules whose text, with the operator file's, makes up kernel_source_hash.
+        needs: what a machine must have beside PyTorch, in words, for `opbench list providers`, which imports nothing to
+            find it out; `unavailable` decides.
+    """
+
+    name: str
+    build: Callable[[Case, Tensors], Forward]
+    summary: str
+    unavailable: Callable[[str], str | None] = _always
+    not_applicable: Callable[[Case, str], str | None] = _always
+    configuration: Callable[[], str] = str
+    sources: tuple[str, ...] = ()
+    needs: str = ""
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether `unavailable` may refuse a machine."""
+        return self.unavailable is not _always
+
+    @property
+    def build_module(self) -> str:
+        """Name of the module that defines `build`."""
+        function = self.build.func if isinstance(self.build, partial) else self.build
+        return function.__module__
+
+
+def compiled(provider: Provider) -> Provider:
+    """`provider` under torch.compile, as a provider called torch_compile; compiling is not timed."""
+    return replace(
+        provider,
+        name="torch_compile",
+        build=partial(_build_compiled, provider.build),
+        summary=f"{provider.name} under torch.compile",
+        unavailable=partial(_compiled_unavailable, provider),
+        sources=(provider.build_module, *provider.sources),
+        needs="; ".join(filter(None, (provider.needs, "on the CPU a C++ compiler"))),
+    )
+
+
+def _build_compiled(build: Callable[[Case, Tensors], Forward], case: Case, tensors: Tensors) -> Forward:
+    import torch
+
+    # Every case compiles the same functions anew; past a limit torch.compile would refuse to.
+    torch.compiler.reset()
+    forward: Forward = torch.compile(build(case, tensors), fullgraph=True, dynamic=False)
+    return forward
+
+
+def _compiled_unavailable(provider: Provider, device_type: str) -> str | None:
+    if reason := provider.unavailable(device_type):
+        return reason
+    if device_type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))):
+        return "torch.compile needs a C++ compiler on the CPU: g++, clang++ or CXX"
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Operator:
+    """A vision operator on NHWC input, with a reference, costs and providers.
+
+    Attributes:
+        name: as in `--ops`, and in tables.
+        summary: one line for `opbench list operators`.
+        timed: which conversions and stages lie inside the timing.
+        make_inputs: (case, generator) -> inputs and parameters as float32 tensors on the generator's device. The
+            harness rounds them to the case's dtype. All of them get gradients in `bwd` and `fwd_bwd`.
+        reference: (case, tensors) -> the output (batch, height, width, channels) in plain differentiable torch,
+            right in any floating dtype; the harness calls it in float64.
+        smooth_inputs: (case, tensors) -> the tensors moved away from points where the output has no gradient. Used to
+            check gradients, where a rounding across such a point would look like an error; never for timing.
+        flop_count: (case) -> floating-point operations, a multiply-add counting two.
+        bytes_moved: (case) -> bytes that the stages of the operator read and write, each tensor once per stage.
+        memory_bytes: (case) -> estimated peak bytes of a forward pass, inputs included.
+        reference_elements: (case) -> estimated peak number of elements that `reference` holds.
+        tolerance: (case) -> allowed error of an element of the output or a gradient, |got - expected| /
+            (|expected| + root mean square of expected); opbench.workload.tolerance.rounding_budget derives one.
+        providers: in order of preference.
+        settings: by name.
+        not_applicable: (case) -> why the operator has no meaning for the case, or None.
+        levels: those that it tells apart. One that has no projections around it names one alone, under which its rows
+            then stand, by default `module`; at the other it is not applicable.
+    """
+
+    name: str
+    summary: str
+    timed: str
+    make_inputs: "Callable[[Case, torch.Generator], Tensors]"
+    reference: "Callable[[Case, Tensors], torch.Tensor]"
+    flop_count: Callable[[Case], int]
+    bytes_moved: Callable[[Case], int]
+    memory_bytes: Callable[[Case], int]
+    reference_elements: Callable[[Case], int]
+    tolerance: Callable[[Case], float]
+    providers: tuple[Provider, ...]
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    not_applicable: Callable[[Case], str | None] = _always
+    smooth_inputs: Callable[[Case, Tensors], Tensors] = _unchanged
+    levels: tuple[Level, ...] = tuple(Level)
+
+    def provider(self, name: str) -> Provider:
+        """The provider of that name.
+
+        Raises:
+            UnknownNameError: there is none.
+        """
+        for provider in self.providers:
+            if provider.name == name:
+                return provider
+        raise UnknownNameError(f"provider of {self.name}", name, (p.name for p in self.providers))
+
+    def resolve_settings(self, given: Mapping[str, str]) -> tuple[tuple[str, SettingValue], ...]:
+        """Every setting with its value, the defaults replaced by what was given.
+
+        Raises:
+            UnknownNameError: no setting of that name.
+            UsageError: a value that the setting does not allow.
+        """
+        for name in given:
+            if name not in self.settings:
+                raise UnknownNameError(f"setting of {self.name}", name, self.settings or ("(none)",))
+        return tuple(
+            (name, setting.parse(f"{self.name}.{name}", given[name]) if name in given else setting.default)
+            for name, setting in self.settings.items()
+        )
+
+
+def by_direction(case: Case, *, fwd: int, bwd: int) -> int:
+    """The forward figure, the backward figure or their sum, by the case's direction."""
+    return {Direction.FWD: fwd, Direction.BWD: bwd, Direction.FWD_BWD: fwd + bwd}[case.direction]
