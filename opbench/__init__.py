@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from opbench import plots
-    from opbench.results.run import Run, load_results, load_samples
+    from opbench.report.notebook import Run
+    from opbench.results.frames import load_results, load_samples
     from opbench.sweeps.sweep import sweep
     from opbench.workload.case import Case, Dtype, Level, Shape
     from opbench.workload.operator import Operator, Provider, Setting, by_direction, compiled
@@ -22,13 +23,13 @@ _PLACES = {
     "Level": "opbench.workload.case",
     "Operator": "opbench.workload.operator",
     "Provider": "opbench.workload.operator",
-    "Run": "opbench.results.run",
+    "Run": "opbench.report.notebook",
     "Setting": "opbench.workload.operator",
     "Shape": "opbench.workload.case",
     "by_direction": "opbench.workload.operator",
     "compiled": "opbench.workload.operator",
-    "load_results": "opbench.results.run",
-    "load_samples": "opbench.results.run",
+    "load_results": "opbench.results.frames",
+    "load_samples": "opbench.results.frames",
     "rounding_budget": "opbench.workload.tolerance",
     "sweep": "opbench.sweeps.sweep",
 }

@@ -1,10 +1,10 @@
-"""A relative change as people write it."""
+"""Texts as a reader gets them: one line, a percentage, the kind of a warning."""
 
 import math
 
 from opbench.errors import UsageError
 
-__all__ = ["parse_percent", "percent_text"]
+__all__ = ["one_line", "parse_percent", "percent_text", "warning_kind"]
 
 
 def parse_percent(option: str, text: str) -> float:
@@ -26,3 +26,17 @@ def parse_percent(option: str, text: str) -> float:
 def percent_text(fraction: float) -> str:
     """`3 %`, `0.25 %`."""
     return f"{100 * fraction:.4g} %"
+
+
+def one_line(text: str, length: int = 300) -> str:
+    """A text cut to one printable line: what breaks a line is a space, other control characters are escaped."""
+    if len(text) <= length and text.isprintable():
+        return text
+    words = " ".join(text[: 4 * length].split())
+    printable = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
+    return printable if len(printable) <= length else f"{printable[: length - 1]}…"
+
+
+def warning_kind(warning: str) -> str:
+    """What a warning is of, without its details."""
+    return warning.partition(":")[0]

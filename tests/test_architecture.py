@@ -1,4 +1,4 @@
-"""The direction of the arrows, held: what may import what, and what stays free of torch."""
+"""The folders and the direction of their imports, held: what may import what, and what stays free of torch."""
 
 import ast
 import json
@@ -58,6 +58,84 @@ def absolute_imports(path):
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.add(node.module)
     return names
+
+
+GROUND = "ground"
+"""Modules directly in opbench/ that every folder may import."""
+FACES = {"__init__", "__main__", "plots"}
+"""Modules directly in opbench/ that name what others hold, for users: nothing imports them."""
+ORDER = (
+    GROUND, "workload", "operators", "registry", "timing", "device", "results", "compare", "report", "sweeps",
+    "contract", "gate", "inspection", "pytest_plugin", "cli",
+)  # fmt: skip
+"""Each imports only from those before it; CONTRIBUTING.md draws them."""
+
+
+def room(name):
+    """The folder of a module of opbench's by its dotted name."""
+    parts = name.split(".")[1:]
+    if not parts or parts[0] in FACES:
+        return "faces"
+    return parts[0] if (ROOT / "opbench" / parts[0]).is_dir() else GROUND
+
+
+def modules():
+    """Every module of opbench's by its dotted name, with its file."""
+    files = sorted((ROOT / "opbench").rglob("*.py"))
+    return {".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): file for file in files}
+
+
+def imported_anywhere(file, known):
+    """Modules of opbench's that a file imports: at its head, inside functions, and for annotations."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    for name in names:
+        found = name
+        while found and found not in known:
+            found = found.rpartition(".")[0]
+        if found:
+            yield found
+
+
+def test_every_folder_has_its_place_in_the_order():
+    assert {room(name) for name in modules()} == {"faces", *ORDER}
+
+
+def test_a_folder_imports_only_from_those_before_it():
+    known = modules()
+    wrong = [
+        f"{name} -> {imported}"
+        for name, file in known.items()
+        for imported in imported_anywhere(file, known)
+        if imported != "opbench"
+        and room(name) != "faces"
+        and room(imported) not in ORDER[: ORDER.index(room(name)) + 1]
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("folder", ORDER)
+def test_a_fresh_process_that_imports_a_folder_loads_only_those_before_it(folder):
+    names = [name for name in modules() if room(name) == folder]
+    code = (
+        "import importlib, json, sys\n"
+        f"for name in {names!r}: importlib.import_module(name)\n"
+        "print(json.dumps([name for name in sys.modules if name.partition('.')[0] == 'opbench']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    loaded = {room(name) for name in json.loads(done.stdout.splitlines()[-1])}
+    assert loaded <= {"faces", *ORDER[: ORDER.index(folder) + 1]}
+
+
+def test_no_file_is_longer_than_350_lines_and_half_are_within_120():
+    lengths = sorted(len(file.read_text().splitlines()) for file in modules().values() if file.stat().st_size)
+    assert lengths[-1] <= 350
+    assert lengths[len(lengths) // 2] <= 120
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 import torch
 from builders import doubling
 
+from opbench.checkout import git_revision
 from opbench.device import environment
 from opbench.device.environment import (
     collect_environment,
@@ -21,7 +22,6 @@ from opbench.device.environment import (
     comparison_identity,
     device_slug,
     environment_differences,
-    git_revision,
     measured_revision,
     resolve_device,
 )

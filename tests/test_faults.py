@@ -10,7 +10,8 @@ import psutil
 import pytest
 from fault_operators import EXPECTED, HEALTHY, drawn_fault, healthy
 
-from opbench.results.run import RunFolder, load_results
+from opbench.results.frames import load_results
+from opbench.results.run import RunFolder
 
 TESTS = Path(__file__).parent
 ENTRY_POINT = "[opbench.operators]\nfaulty = fault_operators:OPERATOR\n"

@@ -16,8 +16,9 @@ from opbench.device.snapshots import cpu_conditions
 from opbench.gate.process import Arm
 from opbench.gate.process import _environment as gate_environment
 from opbench.report import print_tables, run_tables
+from opbench.results.frames import load_results
 from opbench.results.measurement import Status
-from opbench.results.run import RunFolder, load_results
+from opbench.results.run import RunFolder
 from opbench.sweeps import runner
 from opbench.sweeps.runner import CellRunner, RunOptions
 

@@ -28,9 +28,10 @@ from opbench.report.layout import OPERATOR_LABELS, cell_text
 from opbench.report.page.data import MOST_SAMPLES, page_data
 from opbench.report.page.environment import in_words
 from opbench.report.page.html import page
+from opbench.results.frames import load_results
 from opbench.results.measurement import Status
 from opbench.results.published import PublishedRun, open_run
-from opbench.results.run import RunFolder, load_results
+from opbench.results.run import RunFolder
 from opbench.workload.case import Direction, Dtype, Level, Shape
 
 SHAPES = [Shape(64, 56, 56, 128), Shape(64, 28, 28, 256), Shape(64, 14, 14, 512)]

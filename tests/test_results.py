@@ -11,8 +11,10 @@ from builders import make_case, make_cell
 import opbench
 from opbench.errors import ResultsError, StorageError
 from opbench.results import columns
-from opbench.results.measurement import Measurement, Status, StopReason
-from opbench.results.run import COLUMNS, RunFolder, free_run_path, load_results, load_samples
+from opbench.results.frames import load_results, load_samples
+from opbench.results.measurement import Measurement, Status
+from opbench.results.run import COLUMNS, RunFolder, free_run_path
+from opbench.timing.stopping import StopReason
 from opbench.workload.case import Cell, Dtype
 
 COMMAND = {"timer": "wall-clock", "cache": "warm"}

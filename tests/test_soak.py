@@ -18,7 +18,8 @@ from builders import build_right, doubling, make_case, make_cell
 from test_results import COMMAND, ENVIRONMENT, LATENCIES, ok
 from work import bytes_read, counted_calls
 
-from opbench.results.run import RunFolder, load_results
+from opbench.results.frames import load_results
+from opbench.results.run import RunFolder
 from opbench.sweeps import sweep as run_module
 from opbench.sweeps.isolation.executor import InProcessExecutor
 from opbench.sweeps.runner import CellRunner, RunOptions

@@ -16,8 +16,9 @@ from test_results import CELLS, COMMAND, ENVIRONMENT, ok
 
 from opbench import files
 from opbench.errors import ResultsError, StorageError
+from opbench.results.frames import load_results
 from opbench.results.measurement import Measurement, Status
-from opbench.results.run import RunFolder, free_run_path, load_results
+from opbench.results.run import RunFolder, free_run_path
 from opbench.sweeps.isolation.executor import InProcessExecutor
 from opbench.sweeps.sweep import Conduct, Isolation, continue_run, make_request, run_cells, start_run
 

@@ -3,10 +3,9 @@
 import pytest
 
 from opbench.errors import UsageError
-from opbench.results.measurement import StopReason
 from opbench.timing import StoppingRule, WallClockTimer, collect_samples, make_timer, resolve_timer
 from opbench.timing.fake import FakeTimer
-from opbench.timing.stopping import LEAST_SAMPLES
+from opbench.timing.stopping import LEAST_SAMPLES, StopReason
 
 
 class FakeClock:

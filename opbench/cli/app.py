@@ -82,7 +82,7 @@ def _run_app() -> None:
     except Exception as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        from opbench.results.measurement import one_line
+        from opbench.text import one_line
 
         what = one_line(f"{type(error).__name__}: {error}")
         fail(f"internal error: {what}; {TRACEBACK_VARIABLE}=1 shows where, for a bug report", EXIT_INTERNAL)

@@ -23,8 +23,9 @@ from opbench.device.environment import comparison_identity, device_slug
 from opbench.errors import ResultsError, UsageError
 from opbench.files import PART_SUFFIX, storage_errors
 from opbench.results.journal import JOURNAL
-from opbench.results.measurement import Status, one_line
+from opbench.results.measurement import Status
 from opbench.results.run import RUN, RunFolder
+from opbench.text import one_line
 
 __all__ = [
     "Baseline",

@@ -16,9 +16,10 @@ from opbench.compare.readings import Arm, Reading, reading_of
 from opbench.compare.verdicts import Benchmark
 from opbench.device.environment import comparison_identity, measured_revision
 from opbench.errors import ResultsError
-from opbench.results.measurement import Measurement, Status, one_line
+from opbench.results.measurement import Measurement, Status
 from opbench.results.run import RunFolder
 from opbench.stats import median, median_interval
+from opbench.text import one_line
 from opbench.workload.case import Cell
 
 __all__ = ["EXTRA_KEY", "circumstances", "extra_info", "read_benchmark_json", "run_as_benchmark_json"]

@@ -18,9 +18,9 @@ from opbench.compare.readings import Arm, Reading
 from opbench.device.environment import measured_revision
 from opbench.errors import ResultsError
 from opbench.results.journal import JOURNAL
-from opbench.results.measurement import one_line, warning_kind
 from opbench.results.run import RunFolder
 from opbench.stats import median
+from opbench.text import one_line, warning_kind
 from opbench.workload.case import Cell
 
 __all__ = ["History", "Point", "RunEntry", "Series", "Step", "Trend", "read_history"]

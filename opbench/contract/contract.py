@@ -7,10 +7,11 @@ import torch
 
 from opbench.errors import OpbenchError
 from opbench.registry.raised import place_of, traceback_text
-from opbench.results.measurement import Status, one_line
+from opbench.results.measurement import Status
 from opbench.sweeps.check import allowed_error, make_tensors, output_gradient, reference_values
 from opbench.sweeps.deviation import relative_error
 from opbench.sweeps.plan import applicability, cost
+from opbench.text import one_line
 from opbench.workload.case import Case, Direction, Dtype
 from opbench.workload.operator import Operator, Provider
 

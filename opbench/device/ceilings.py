@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from opbench.device.interference import OTHER_LOAD
 from opbench.errors import ResultsError
-from opbench.results.measurement import one_line
+from opbench.text import one_line
 from opbench.workload.case import Dtype
 
 __all__ = [

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from opbench.checkout import git_revision
 from opbench.device.nvml import Nvml, nvml_of
 from opbench.device.snapshots import scaling_governor
 from opbench.errors import UsageError
@@ -25,7 +26,6 @@ __all__ = [
     "comparison_identity",
     "device_slug",
     "environment_differences",
-    "git_revision",
     "measured_revision",
     "resolve_device",
     "value_text",
@@ -201,27 +201,6 @@ def value_text(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return "none" if value is None else str(value)
-
-
-def git_revision(file: Path) -> str | None:
-    """Commit of the checkout that tracks `file`, with `+dirty` when tracked files differ from it; else None."""
-    # In a git hook these would point at another repository.
-    variables = {name: value for name, value in os.environ.items() if name not in ("GIT_DIR", "GIT_WORK_TREE")}
-    variables["GIT_OPTIONAL_LOCKS"] = "0"  # status must not write the index of a checkout that is in use
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(file.parent), *arguments]
-        done = subprocess.run(command, capture_output=True, timeout=10, check=True, env=variables)
-        return done.stdout.decode(errors="replace").strip()
-
-    try:
-        # A site-packages folder can lie inside some other project's checkout.
-        git("ls-files", "--error-unmatch", "--", file.name)
-        revision = git("rev-parse", "--verify", "HEAD")
-        dirty = git("status", "--porcelain", "--untracked-files=no")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return f"{revision}+dirty" if dirty else revision
 
 
 def _gpu(properties: Any, nvml: Nvml) -> dict[str, Any]:  # noqa: ANN401 - torch's class is private

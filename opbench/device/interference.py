@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from opbench.results.measurement import warning_kind
+from opbench.text import warning_kind
 
 __all__ = ["DISTURBING", "OTHER_LOAD", "interference", "is_disturbed", "others_share"]
 

@@ -13,8 +13,9 @@ from opbench.compare.rules import Decision, Rules, interval, moved
 from opbench.compare.verdicts import CellComparison, Comparison, Verdict, overall_verdict
 from opbench.estimate import Estimate
 from opbench.gate.process import Arm, ArmProcess
-from opbench.results.measurement import Measurement, Status, warning_kind
+from opbench.results.measurement import Measurement, Status
 from opbench.stats import median
+from opbench.text import warning_kind
 from opbench.workload.case import Cell
 
 __all__ = ["SAME_SOURCE", "Pair", "complete", "conclude", "undecided"]

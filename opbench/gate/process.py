@@ -17,9 +17,10 @@ from typing import IO, Any, Self, cast
 from opbench.device.snapshots import GATE_VARIABLE
 from opbench.errors import GateError, NotComparableError
 from opbench.gate import arm as arm_program
-from opbench.results.measurement import Measurement, Status, one_line
+from opbench.results.measurement import Measurement, Status
 from opbench.stats import median
 from opbench.sweeps.isolation.executor import START_LIMIT_S, cell_limit_s
+from opbench.text import one_line
 from opbench.workload.case import Cell
 
 __all__ = ["Arm", "ArmProcess", "Launcher"]

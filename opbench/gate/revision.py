@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 from opbench.errors import GateError, UsageError
-from opbench.results.measurement import one_line
+from opbench.text import one_line
 
 __all__ = ["Source", "find_source", "installed"]
 

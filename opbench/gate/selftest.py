@@ -19,7 +19,7 @@ from opbench.errors import GateError, ResultsError
 from opbench.files import write_whole
 from opbench.gate.process import Arm
 from opbench.gate.session import Listener, RunRound, Session, SessionSettings, run_session
-from opbench.results.measurement import one_line
+from opbench.text import one_line
 
 __all__ = ["Rate", "SelfTest", "SessionOutcome", "rate", "read_outcomes", "run_sessions", "summarise"]
 

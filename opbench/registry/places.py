@@ -14,7 +14,7 @@ from typing import Any
 from opbench.errors import RegistryError, UsageError
 from opbench.registry import registry
 from opbench.registry.raised import place_of
-from opbench.results.measurement import one_line
+from opbench.text import one_line
 from opbench.workload.operator import Operator
 
 __all__ = ["is_place", "load", "ops_option", "resolve_ops", "same_place"]

@@ -9,9 +9,9 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from opbench import operators
-from opbench.device.environment import git_revision
+from opbench.checkout import git_revision
 from opbench.errors import RegistryError, UnknownNameError
-from opbench.results.measurement import one_line
+from opbench.text import one_line
 from opbench.workload.operator import Operator
 
 __all__ = ["ENTRY_POINT_GROUP", "collect", "find", "left_out", "operator_module", "registered", "revisions"]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from opbench.results.measurement import warning_kind
+from opbench.text import warning_kind
 
 __all__ = ["SCATTER", "cells_advice", "way_out"]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from opbench.compare.verdicts import CellComparison, Comparison, Verdict
 from opbench.files import storage_errors
-from opbench.results.measurement import one_line
+from opbench.text import one_line
 
 __all__ = ["SUMMARY_VARIABLE", "append_job_summary", "workflow_commands"]
 

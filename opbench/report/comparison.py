@@ -15,8 +15,7 @@ from opbench.report.annotations import append_job_summary, workflow_commands
 from opbench.report.junit import junit_xml
 from opbench.report.layout import count_cells
 from opbench.report.render import Table, markdown_escape, print_tables, render
-from opbench.results.measurement import one_line
-from opbench.text import percent_text
+from opbench.text import one_line, percent_text
 from opbench.workload.case import Cell
 
 if TYPE_CHECKING:

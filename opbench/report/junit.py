@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Collection
 
 from opbench.compare.verdicts import CellComparison, Comparison, Verdict
-from opbench.results.measurement import one_line
+from opbench.text import one_line
 from opbench.workload.case import Cell
 
 __all__ = ["junit_xml"]

@@ -1,11 +1,14 @@
-"""A run as a notebook shows it: its tables as plain HTML, whatever stands in it escaped."""
+"""A run as a notebook shows it: its tables as plain HTML, whatever stands in it escaped.
+
+Importing this module gives Run the method that notebooks look for.
+"""
 
 from opbench.report.render import Table
 from opbench.report.summary import summary_line
 from opbench.report.tables import run_tables
-from opbench.results.run import RunFolder
+from opbench.results.run import Run, RunFolder
 
-__all__ = ["run_html"]
+__all__ = ["Run", "run_html"]
 
 
 def run_html(run: RunFolder) -> str:
@@ -33,3 +36,6 @@ def _table(table: Table) -> str:
         f"<table><caption>{escape(table.title)}</caption><thead>{line('th', table.columns)}</thead>"
         f"<tbody>{body}</tbody></table><ul>{notes}</ul>"
     )
+
+
+RunFolder._repr_html_ = run_html  # type: ignore[attr-defined]  # results know no reports

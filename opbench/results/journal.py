@@ -9,8 +9,9 @@ from typing import IO
 
 from opbench.errors import ResultsError
 from opbench.files import storage_errors
-from opbench.results.measurement import Measurement, one_line
+from opbench.results.measurement import Measurement
 from opbench.system import require_unix
+from opbench.text import one_line
 
 __all__ = ["JOURNAL", "JournalWriter", "lock", "open_journal", "read_journal"]
 

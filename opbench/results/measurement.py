@@ -7,9 +7,11 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
+from opbench.text import one_line
+from opbench.timing.stopping import StopReason
 from opbench.workload.case import MAX_COUNT, Cell
 
-__all__ = ["FAILURES", "Measurement", "Status", "StopReason", "one_line", "warning_kind"]
+__all__ = ["FAILURES", "Measurement", "Status"]
 
 
 SHORTEST_MS = 1e-9
@@ -34,17 +36,6 @@ class Status(StrEnum):
 
 FAILURES = frozenset({Status.WRONG, Status.ERROR, Status.TIMEOUT, Status.UNAVAILABLE})
 """Statuses that make `opbench sweep` exit with 1: something that was asked for was not measured."""
-
-
-class StopReason(StrEnum):
-    """Why sampling ended."""
-
-    CONVERGED = "converged"
-    """The 95 % interval of the median was within 1 % of it."""
-    TIME_BUDGET = "time_budget"
-    """The cell's time budget was spent first."""
-    LONG_LAUNCH = "long_launch"
-    """A launch takes more than a fifth of the budget, so the fewest samples were taken that give an interval: six."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,20 +140,6 @@ class Measurement:
             raise TypeError(f"conditions must be an object, got {self.conditions!r:.60}")
         if self.status is Status.OK and not self.latencies_ms:
             raise ValueError("a cell that is ok needs samples")
-
-
-def warning_kind(warning: str) -> str:
-    """What a warning is of, without its details."""
-    return warning.partition(":")[0]
-
-
-def one_line(text: str, length: int = 300) -> str:
-    """A text cut to one printable line: what breaks a line is a space, other control characters are escaped."""
-    if len(text) <= length and text.isprintable():
-        return text
-    words = " ".join(text[: 4 * length].split())
-    printable = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
-    return printable if len(printable) <= length else f"{printable[: length - 1]}…"
 
 
 def _latencies(values: Any) -> tuple[float, ...]:  # noqa: ANN401 - of unknown origin

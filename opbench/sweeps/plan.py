@@ -8,7 +8,8 @@ from typing import Any
 
 from opbench.errors import OperatorError, UnknownNameError, UsageError
 from opbench.registry.raised import place_of
-from opbench.results.measurement import Status, one_line
+from opbench.results.measurement import Status
+from opbench.text import one_line
 from opbench.workload.case import MAX_COUNT, Case, Cell, Direction, Dtype, Level
 from opbench.workload.operator import Operator, Provider
 from opbench.workload.shapes import ShapeList

@@ -18,11 +18,12 @@ from opbench.device.interference import interference
 from opbench.device.snapshots import busy_counters, conditions
 from opbench.registry.raised import place_of, traceback_text
 from opbench.registry.registry import operator_module
-from opbench.results.measurement import Measurement, Status, one_line
+from opbench.results.measurement import Measurement, Status
 from opbench.sweeps.check import check, make_tensors, output_gradient
 from opbench.sweeps.global_state import restored_state, seeded
 from opbench.sweeps.plan import applicability
 from opbench.system import available_memory_bytes, data_limit, says_out_of_memory
+from opbench.text import one_line
 from opbench.timing import Launch, SpoiledProcessError, StoppingRule, Timer, collect_samples, make_timer
 from opbench.timing.precision import torch_precision
 from opbench.workload.case import Case, Cell, Direction

@@ -16,7 +16,7 @@ from opbench.registry import registry
 from opbench.registry.places import resolve_ops
 from opbench.report import write_plots, write_tables
 from opbench.report.advice import cells_advice, way_out
-from opbench.results.measurement import Measurement, Status, one_line
+from opbench.results.measurement import Measurement, Status
 from opbench.results.run import CEILINGS, RunFolder, free_run_path
 from opbench.stats import relative_half_width
 from opbench.sweeps.ceiling_step import ceilings_for, default_budget_s
@@ -34,6 +34,7 @@ from opbench.sweeps.options import (
     request_of_command,
 )
 from opbench.sweeps.plan import SweepRequest, plan_cells, plan_differences
+from opbench.text import one_line
 from opbench.workload.case import Cell
 from opbench.workload.operator import Operator
 from opbench.workload.shapes import load_shape_lists

@@ -2,12 +2,12 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import StrEnum
 
-from opbench.results.measurement import StopReason
 from opbench.stats import median, relative_half_width
 from opbench.timing.timer import Timer
 
-__all__ = ["Samples", "StoppingRule", "collect_samples"]
+__all__ = ["Samples", "StopReason", "StoppingRule", "collect_samples"]
 
 
 LONG_LAUNCH_SHARE = 0.2
@@ -15,6 +15,17 @@ LONG_LAUNCH_SHARE = 0.2
 
 LEAST_SAMPLES = 6
 """The fewest whose range is a distribution-free 95 % interval of the median: 1 - 2 / 2**6 is 0.969, with 5 0.938."""
+
+
+class StopReason(StrEnum):
+    """Why sampling ended."""
+
+    CONVERGED = "converged"
+    """The 95 % interval of the median was within 1 % of it."""
+    TIME_BUDGET = "time_budget"
+    """The cell's time budget was spent first."""
+    LONG_LAUNCH = "long_launch"
+    """A launch takes more than a fifth of the budget, so the fewest samples were taken that give an interval: six."""
 
 
 @dataclass(frozen=True, slots=True)

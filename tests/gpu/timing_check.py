@@ -23,10 +23,10 @@ import torch
 
 from opbench.device.environment import collect_environment, resolve_device
 from opbench.registry.registry import find
-from opbench.results.measurement import one_line
 from opbench.stats import median
 from opbench.sweeps.check import check, make_tensors
 from opbench.sweeps.plan import applicability
+from opbench.text import one_line
 from opbench.timing import StoppingRule, collect_samples, make_timer
 from opbench.timing.precision import torch_precision
 from opbench.workload.case import Case, Direction, Dtype, Level, Shape

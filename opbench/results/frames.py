@@ -1,0 +1,79 @@
+"""Runs as tidy data frames. Only this module needs pandas, and only when it is called."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opbench.results import columns
+from opbench.results.columns import names
+from opbench.results.published import open_run
+from opbench.results.run import COLUMNS, RunFolder
+
+if TYPE_CHECKING:
+    import pandas
+
+__all__ = ["load_results", "load_samples"]
+
+
+def load_results(path: str | Path | Iterable[str | Path]) -> "pandas.DataFrame":
+    """Read runs into a tidy frame: one row per planned cell, the columns of measurements.csv.
+
+    docs/columns.md says of each column what it is, its unit, and when it is empty. Medians and rates are derived from
+    the raw latencies in the journal. A cell without a value is NaN (NA in the integer columns) and its status and
+    reason say why; it is never 0.
+
+    Args:
+        path: folder of a run, as `opbench sweep` prints it, or several of them, whose rows come one after the other and
+            differ in run_id; "published" for the paper's figures.
+
+    Returns:
+        pandas.DataFrame with latencies and limit_ms in milliseconds, tflops in 1e12 FLOP/s, gbps in 1e9 byte/s;
+        attrs["ceilings"] keeps the limits of the device for opbench.plots.
+
+    Raises:
+        ResultsError: there is no run at `path`, or it is damaged.
+    """
+    import pandas as pd
+
+    runs = _open_all(path)
+    frame = pd.DataFrame([row for run in runs for row in run.rows()], columns=list(COLUMNS))
+    if ceilings := {run.run["run_id"]: run.ceilings.to_json() for run in runs if run.ceilings}:
+        frame.attrs["ceilings"] = ceilings
+    return frame.astype(_types(columns.COLUMNS))
+
+
+def load_samples(path: str | Path | Iterable[str | Path]) -> "pandas.DataFrame":
+    """Read the raw latencies of runs into a long frame: one row per sample of each cell that is ok.
+
+    Args:
+        path: as for load_results.
+
+    Returns:
+        pandas.DataFrame: what names the cell, as in load_results; `sample`, its place in the order of time; and
+        `latency_ms`, milliseconds per launch, as measured.
+
+    Raises:
+        ResultsError: there is no run at `path`, or it is damaged.
+    """
+    import pandas as pd
+
+    labels: dict[str, list[Any]] = {name: [] for name in names(columns.SAMPLE_COLUMNS)}
+    for run in _open_all(path):
+        finished = {measurement.cell.key: measurement for measurement in run.measurements()}
+        for cell in run.plan():
+            latencies = finished[cell.key].latencies_ms if cell.key in finished else ()
+            of_cell = {"run_id": run.run["run_id"], "provider": cell.provider, **cell.case.labels()}
+            for name in labels.keys() - {"sample", "latency_ms"}:
+                labels[name] += [of_cell[name]] * len(latencies)
+            labels["sample"] += range(len(latencies))
+            labels["latency_ms"] += latencies
+    return pd.DataFrame(labels).astype(_types(columns.SAMPLE_COLUMNS))
+
+
+def _open_all(path: str | Path | Iterable[str | Path]) -> list[RunFolder]:
+    return [open_run(Path(one)) for one in ([path] if isinstance(path, str | Path) else path)]
+
+
+def _types(of: tuple[columns.Column, ...]) -> dict[str, str]:
+    """pandas' types of the columns that hold numbers: an integer column may lack values."""
+    return dict.fromkeys(names(of, int), "Int64") | dict.fromkeys(names(of, float), "float64")
