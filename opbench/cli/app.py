@@ -82,8 +82,15 @@ def _run_app() -> None:
     except Exception as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
+        from opbench.requirements import missing_requirement
         from opbench.text import one_line
 
+        if isinstance(error, ModuleNotFoundError) and (missing := missing_requirement(error)):
+            fail(
+                f"{_command_given()} needs {missing}, which is not installed: pip install opbench "
+                "(docs/reading.md: what works without)",
+                EXIT_USAGE,
+            )
         what = one_line(f"{type(error).__name__}: {error}")
         fail(f"internal error: {what}; {TRACEBACK_VARIABLE}=1 shows where, for a bug report", EXIT_INTERNAL)
 
@@ -97,6 +104,14 @@ def _say_usage(error: typer.BadParameter) -> NoReturn:
     given = _value_given(parameter.opts) if parameter else ""
     place = error.ctx.command_path if error.ctx else "opbench"
     fail(f"{error.format_message().rstrip('.')}{given and f', got {given!r}'} (see {place} --help)", EXIT_USAGE)
+
+
+def _command_given() -> str:
+    """The command that the command line names: `opbench sweep`."""
+    words = [word for word in sys.argv[1:] if not word.startswith("-")]
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    known |= {str(group.name) for group in app.registered_groups}
+    return " ".join(["opbench", *(word for word in words[:1] if word in known)])
 
 
 def _value_given(options: list[str]) -> str:
