@@ -7,7 +7,7 @@ from typing import Any
 from opbench.compare.noise import Noise
 from opbench.results.journal import JOURNAL
 from opbench.results.measurement import Measurement, Status
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 from opbench.workload.case import Case, Cell, Direction, Dtype, Level, Shape
 
 DEVICE = "Example GPU 40GB"
@@ -51,10 +51,10 @@ def made_noise(spread: float, **changes: Any) -> Noise:
     return Noise(**{**values, **changes})
 
 
-def make_run(path: Path, measurements: Iterable[Measurement]) -> RunFolder:
+def make_run(path: Path, measurements: Iterable[Measurement]) -> Run:
     """A run folder with these cells planned; those that are not_run have no line in the journal."""
     cells = list(measurements)
-    run = RunFolder.create(
+    run = Run.create(
         path,
         command={"timer": "auto", "cache": "cold"},
         environment={"device_name": DEVICE},

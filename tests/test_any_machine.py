@@ -24,7 +24,7 @@ from opbench.device import snapshots as conditions
 from opbench.device.ceiling_cache import device_cache_path
 from opbench.errors import StorageError, UsageError
 from opbench.results.measurement import Status
-from opbench.results.run import RunFolder, free_run_path
+from opbench.results.run import Run, free_run_path
 from opbench.standard_streams import ASCII, plain
 from opbench.sweeps.isolation import worker
 from opbench.sweeps.isolation.executor import WorkerExecutor
@@ -113,7 +113,7 @@ def opbench(folder, *arguments, start_up="", options=(), at_start=None, **variab
 def test_a_sweep_without_what_only_linux_has(folder):
     done = opbench(folder, *SWEEP, "--ops", "conv3x3", "--out", "run", "--no-plots", start_up=NO_LINUX)
     assert done.returncode == 0, done.stderr.decode()
-    run = RunFolder.open(folder / "run")
+    run = Run.open(folder / "run")
     assert [row["status"] for row in run.rows()] == ["ok", "ok"]
     assert run.run["environment"]["memory_bytes"] is None
     assert run.run["environment"]["cpu"]["load_average"] is not None
@@ -207,7 +207,7 @@ def test_windows_reads_results_and_says_in_one_line_what_it_cannot(folder):
 def test_measuring_by_the_api_is_refused_on_windows(monkeypatch, tmp_path):
     monkeypatch.setattr(system, "POSIX", False)
     with pytest.raises(UsageError, match="measuring needs Linux or macOS"):
-        RunFolder.create(tmp_path / "run", command={}, environment={}, plan=[])
+        Run.create(tmp_path / "run", command={}, environment={}, plan=[])
 
 
 def test_what_the_system_does_not_tell_is_none(monkeypatch):
@@ -429,7 +429,7 @@ def test_a_sweep_on_a_poor_machine(folder):
     lines = done.stderr.decode().splitlines()
     ours = [line for line in lines if "EncodingWarning" in line and ("/opbench/" in line or "/kernels/" in line)]
     assert not ours
-    run = RunFolder.open(folder / "run")
+    run = Run.open(folder / "run")
     assert [row["status"] for row in run.rows()] == ["ok"] * 4
     assert run.run["environment"]["cpu"]["torch_threads"] == 1
     assert run.run["environment"]["git_revision"] is None
@@ -535,4 +535,4 @@ def test_a_disk_that_fills_while_plotting_still_shows_the_tables(folder):
     assert b"2 cells: 2 ok" in done.stdout
     assert re.fullmatch(r"opbench: run/plots/.*: cannot be written: File too large; what .* readable", said[-1])
     assert sum(line.startswith("opbench: ") for line in said) == 1
-    assert [row["status"] for row in RunFolder.open(folder / "run").rows()] == ["ok", "ok"]
+    assert [row["status"] for row in Run.open(folder / "run").rows()] == ["ok", "ok"]

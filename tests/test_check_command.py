@@ -13,7 +13,7 @@ from test_fuzz import call
 from opbench.contract.contract import check_contract
 from opbench.errors import RegistryError, UsageError
 from opbench.registry.places import load, ops_option, resolve_ops
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 from opbench.workload.case import Direction, Dtype
 from opbench.workload.operator import by_direction
 
@@ -141,7 +141,7 @@ def test_workers_load_the_file_and_a_resumed_sweep_wants_it_named_again(folder, 
              "--no-plots")  # fmt: skip
     code, out, err = call(*sweep, "--ops", "mine.py", "--out", "run", "--quiet")
     assert (code, out) == (0, "1 cells: 1 ok\nresults: run\n"), err
-    [row] = RunFolder.open(folder / "run").rows()
+    [row] = Run.open(folder / "run").rows()
     assert (row["operator"], row["status"], row["tolerance"]) == ("mine", "ok", pytest.approx(12 * 2**-24))
     command = json.loads((folder / "run" / "run.json").read_text())["command"]
     assert (command["ops"], command["sources"]) == (["mine"], [str(folder / "mine.py")])

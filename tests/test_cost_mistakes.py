@@ -6,7 +6,7 @@ from test_fuzz import call
 
 from opbench.errors import OperatorError
 from opbench.results.measurement import Status
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 from opbench.sweeps.options import make_request
 from opbench.sweeps.sweep import plan, start_run
 from opbench.workload.case import MAX_COUNT
@@ -88,7 +88,7 @@ def test_a_count_that_is_too_large_is_not_applicable(tmp_path, tiny, count, show
     known = {"double": operator}
     request = make_request({"shapes": [tiny], "device": "cpu", "dtypes": ["fp32"]}, known)
     folder = start_run(request, known, tmp_path / "run")
-    [cell] = RunFolder.open(folder.path).plan()
+    [cell] = Run.open(folder.path).plan()
     assert cell.flop_count == MAX_COUNT - 1
     measurement, _ = run(operator=operator)
     assert measurement.status is Status.NOT_APPLICABLE
@@ -101,5 +101,5 @@ def test_attention_on_a_huge_image_does_not_apply(tmp_path, monkeypatch):
     code, out, err = call("sweep", "--ops", "attention", "--shapes", "huge.yaml", "--dtypes", "fp32", "--device", "cpu",
                           "--isolation", "none", "--no-plots", "--out", "run")  # fmt: skip
     assert (code, "1 cells: 1 not_applicable" in out) == (0, True), err
-    [row] = RunFolder.open(tmp_path / "run").rows()
+    [row] = Run.open(tmp_path / "run").rows()
     assert row["reason"].startswith("flop_count would be 1.74e+19, and 2**63 - 1 is")

@@ -11,7 +11,7 @@ import pytest
 from fault_operators import EXPECTED, HEALTHY, drawn_fault, healthy
 
 from opbench.results.frames import load_results
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 
 TESTS = Path(__file__).parent
 ENTRY_POINT = "[opbench.operators]\nfaulty = fault_operators:OPERATOR\n"
@@ -75,14 +75,14 @@ def tmp_of(process):
 
 
 def rows_by_cell(path):
-    return {(row["shape"], row["dtype"], row["provider"]): row for row in RunFolder.open(path).rows()}
+    return {(row["shape"], row["dtype"], row["provider"]): row for row in Run.open(path).rows()}
 
 
 def test_each_fault_is_one_row_with_its_reason(place):
     write_shapes(place, 1)
     done = sweep(place, "run", "--dtypes", "fp32", "--providers", "faulty=all", "--cell-timeout", "6")
     assert done.returncode == 1
-    rows = {row["provider"]: row for row in RunFolder.open(place / "run").rows()}
+    rows = {row["provider"]: row for row in Run.open(place / "run").rows()}
     assert len(rows) == len(EXPECTED) + 3
     for fault, (status, reason) in EXPECTED.items():
         row = rows[fault.__name__]
@@ -116,7 +116,7 @@ def check_lottery(place, shapes, seeds):
         ill = rows_by_cell(place / f"ill-{seed}")
         assert ill.keys() == well.keys()
         keys = {(str(c.case.shape), str(c.case.dtype), c.provider): c.case.key
-                for c in RunFolder.open(place / "well").plan()}  # fmt: skip
+                for c in Run.open(place / "well").plan()}  # fmt: skip
         unharmed = 0
         for cell, row in ill.items():
             fault, _ = drawn_fault(keys[cell], seed)

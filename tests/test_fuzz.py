@@ -22,7 +22,7 @@ import opbench
 from opbench.cli import app as cli
 from opbench.errors import OpbenchError
 from opbench.results.measurement import Measurement, Status
-from opbench.results.run import COLUMNS, RunFolder
+from opbench.results.run import COLUMNS, Run
 from opbench.sweeps.sweep import continue_run, make_request, plan
 from opbench.workload.case import Dtype
 
@@ -81,7 +81,7 @@ def original(tmp_path_factory):
     path = tmp_path_factory.mktemp("fuzz") / "run"
     environment = {"device_name": "A CPU", "device": "cpu", "packages": {"torch": "2"}, "cpu": {"torch_threads": 2}}
     command = make_request({"device": "cpu", "ops": ["conv3x3"]}, {"conv3x3": None}).to_json()
-    run = RunFolder.create(path, command=command, environment=environment, plan=cells)
+    run = Run.create(path, command=command, environment=environment, plan=cells)
     with run.append() as journal:
         journal.write(ok(cells[0]))
         journal.write(Measurement(cells[1], Status.ERROR, "no luck"))
@@ -164,11 +164,11 @@ def test_any_journal_is_read_or_refused_in_one_line(place, data):
 @given(names=st.sets(st.text(max_size=12), min_size=1, max_size=3), value=VALUES)
 def test_fields_of_a_newer_opbench_change_no_row(place, names, value):
     run = place()
-    before = RunFolder.open(run).rows()
+    before = Run.open(run).rows()
     lines = [json.loads(line) for line in (run / "journal.jsonl").read_text().splitlines()]
     lines[0] |= dict.fromkeys(names - set(Measurement.__slots__), value)
     (run / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert RunFolder.open(run).rows() == before
+    assert Run.open(run).rows() == before
     check_report(place, run)
 
 
@@ -214,7 +214,7 @@ def test_a_journal_that_is_a_link_is_not_written(place):
     run = place()
     (run / "journal.jsonl").unlink()
     (run / "journal.jsonl").symlink_to(place.root / "precious")
-    with pytest.raises(OpbenchError), RunFolder.open(run).append():
+    with pytest.raises(OpbenchError), Run.open(run).append():
         pass
     assert (place.root / "precious").read_text() == "mine"
 
@@ -305,7 +305,7 @@ def test_any_shape_file_is_followed_or_refused_in_one_line(place, lines):
 @fuzz
 @given(text=st.text(max_size=30) | NASTY)
 def test_measurements_csv_reads_back_what_went_in(place, text):
-    run = RunFolder.open(place())
+    run = Run.open(place())
     cells = run.plan()
     with run.append() as journal:
         journal.write(Measurement(cells[3], Status.ERROR, text or "empty"))

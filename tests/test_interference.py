@@ -18,7 +18,7 @@ from opbench.gate.process import _environment as gate_environment
 from opbench.report import print_tables, run_tables
 from opbench.results.frames import load_results
 from opbench.results.measurement import Status
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 from opbench.sweeps import runner
 from opbench.sweeps.runner import CellRunner, RunOptions
 
@@ -212,7 +212,7 @@ def test_warnings_are_a_column_and_a_note(tmp_path, monkeypatch):
 
     from rich.console import Console
 
-    run = RunFolder.create(tmp_path / "run", command=COMMAND, environment=ENVIRONMENT, plan=CELLS)
+    run = Run.create(tmp_path / "run", command=COMMAND, environment=ENVIRONMENT, plan=CELLS)
     with run.append() as journal:
         journal.write(replace(ok(CELLS[0]), warnings=("CPU load: 50%", "GPU MIG: a slice")))
         journal.write(replace(ok(CELLS[1]), warnings=("CPU load: 70%",)))

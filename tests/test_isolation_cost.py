@@ -11,7 +11,7 @@ from collections import Counter
 
 import pytest
 
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 
 # Every Python that a sweep starts reads this before anything else, and a fork takes its hook along.
 NOTE_PROCESSES = """
@@ -37,7 +37,7 @@ def processes_of_a_sweep(folder, isolation):
     started = time.perf_counter()
     subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=900, env={**os.environ, **variables})
     total = time.perf_counter() - started
-    run = RunFolder.open(folder / isolation)
+    run = Run.open(folder / isolation)
     sampling = sum(sum(m.latencies_ms) * m.launches_per_sample / 1e3 for m in run.measurements())
     print(f"\n{isolation}: {total:.1f} s, {total - sampling:.1f} s of it not sampling")
     return Counter(noted.read_text().split()), run

@@ -10,7 +10,7 @@ from opbench.cli import app as cli
 from opbench.cli.shared import TRACEBACK_VARIABLE, shows_tracebacks
 from opbench.registry.raised import LONGEST_TEXT, place_of, traceback_text
 from opbench.results.measurement import Measurement, Status
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 
 FILE = """\
 import torch
@@ -98,7 +98,7 @@ def test_without_isolation_the_traceback_is_printed(tmp_path, monkeypatch, capsy
     assert end.value.code == 1
     shown = capsys.readouterr().err
     assert "in helper\n    return torch.nn.functional.linear" in shown
-    [measurement] = RunFolder.open(tmp_path / "run").measurements()
+    [measurement] = Run.open(tmp_path / "run").measurements()
     assert measurement.reason.endswith(", at mine.py:6")
     assert measurement.traceback in shown
 

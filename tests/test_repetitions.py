@@ -14,7 +14,7 @@ from opbench.compare.readings import Arm
 from opbench.errors import ResultsError, UsageError
 from opbench.results.measurement import Measurement, Status
 from opbench.results.repetitions import by_cell
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 from opbench.sweeps.isolation.executor import WorkerExecutor
 from opbench.sweeps.options import Conduct, make_request
 from opbench.sweeps.sweep import Silence, continue_run, run_cells, start_run
@@ -187,6 +187,6 @@ def test_a_real_sweep_with_repetitions_and_threads(tmp_path, monkeypatch):
     assert code == 0, err
     assert "[2/2] conv3x3" in err
     assert "1 cells: 1 ok" in out
-    run = RunFolder.open(tmp_path / "run")
+    run = Run.open(tmp_path / "run")
     assert [line.repetition for line in run.measurements()] == [1, 2]
     assert run.run["environment"]["cpu"]["torch_threads"] == 1

@@ -31,7 +31,7 @@ from opbench.report.page.html import page
 from opbench.results.frames import load_results
 from opbench.results.measurement import Status
 from opbench.results.published import PublishedRun, open_run
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 from opbench.workload.case import Direction, Dtype, Level, Shape
 
 SHAPES = [Shape(64, 56, 56, 128), Shape(64, 28, 28, 256), Shape(64, 14, 14, 512)]
@@ -61,7 +61,7 @@ def example_cells(factor=1.0, operators=tuple(OPERATOR_LABELS)):
 def example(tmp_path_factory):
     run = make_run(tmp_path_factory.mktemp("runs") / "first", example_cells())
     run.write_ceilings(example_ceilings())
-    return RunFolder.open(run.path)
+    return Run.open(run.path)
 
 
 @pytest.fixture(scope="module")
@@ -251,7 +251,7 @@ def test_published_figures_look_like_the_operator_that_they_stand_beside(example
 def test_empty_sections_are_one_line(tmp_path):
     quiet = make_run(tmp_path, [measurement("conv3x3", SHAPES[0], "fp32", 1.0)])
     quiet.write_ceilings(example_ceilings())
-    text = page([RunFolder.open(quiet.path)])
+    text = page([Run.open(quiet.path)])
     assert "<p>Failed: none. Suspicious: none. Warnings: none.</p>" in text
     assert "<h3>Warnings" not in text
 
@@ -309,7 +309,7 @@ def hostile_run(folder):
     document["started_at"] = document["run_id"] = HOSTILE
     (path / "run.json").write_text(json.dumps(document))
     (path / "ceilings.json").write_text(json.dumps({"reason": HOSTILE}))
-    return RunFolder.open(path)
+    return Run.open(path)
 
 
 def test_nothing_in_a_run_folder_becomes_markup(tmp_path, second):

@@ -18,7 +18,7 @@ from opbench.report.plots.files import flops_figure, resolution_figure, speedup_
 from opbench.report.plots.source import source_of_run
 from opbench.report.plots.style import plot_style, series_styles, si
 from opbench.results.measurement import Measurement, Status
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 from opbench.workload.case import Shape
 
 SHAPES = [
@@ -48,7 +48,7 @@ def full_run() -> list[Measurement]:
     return cells
 
 
-def only_group(run: RunFolder) -> Group:
+def only_group(run: Run) -> Group:
     (group,) = group_rows(run.rows())
     return group
 
@@ -210,7 +210,7 @@ def test_providers_of_one_operator_differ_in_colour_and_marker_and_lines_in_dash
         measurement("mine", shape, "fp32", 1.0 + n, provider=name) for n, name in enumerate(names) for shape in SHAPES
     ]
     group = only_group(make_run(tmp_path, cells))
-    drawn = list(resolution_figure(source_of_run(RunFolder.open(tmp_path)), group).axes[0].lines)
+    drawn = list(resolution_figure(source_of_run(Run.open(tmp_path)), group).axes[0].lines)
     assert len(drawn) == len({line.get_color() for line in drawn}) == len({line.get_marker() for line in drawn}) == 12
     assert len({str(line._dash_pattern) for line in drawn}) > 1
 

@@ -304,8 +304,8 @@ def test_reporting_imports_nothing_heavy(tmp_path):
 import sys
 from pathlib import Path
 from opbench.report import paper_tables, render, run_tables, speedup_tables
-from opbench.results.run import RunFolder
-run = RunFolder.open(Path(sys.argv[1]))
+from opbench.results.run import Run
+run = Run.open(Path(sys.argv[1]))
 for table in (*run_tables(run), *speedup_tables(run), *paper_tables(run)):
     for form in ("terminal", "markdown", "csv", "latex"):
         render(table, form)

@@ -8,7 +8,7 @@ import pytest
 from opbench import reproduce
 from opbench.registry import registry
 from opbench.results.journal import JOURNAL
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 from opbench.sweeps.options import make_request
 from opbench.sweeps.plan import plan_cells
 from opbench.workload.shapes import load_shape_lists
@@ -71,7 +71,7 @@ def test_it_runs_and_goes_on(tmp_path, capsys, monkeypatch):
     journal.write_text(first + "\n" + second[: len(second) // 2])  # as a kill leaves it
     assert reproduce.main(command) == 0
     assert journal.read_text().splitlines()[0] == first
-    assert [row["status"] for row in RunFolder.open(out / "core-wall").rows()] == ["ok", "ok"]
+    assert [row["status"] for row in Run.open(out / "core-wall").rows()] == ["ok", "ok"]
     assert (out / "core-wall" / "measurements.csv").exists()
     notes = json.loads((out / "reproduce.json").read_text())
     assert [(note["part"], note["cells"]) for note in notes] == [("core-wall", {"ok": 2})] * 2

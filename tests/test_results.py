@@ -13,7 +13,7 @@ from opbench.errors import ResultsError, StorageError
 from opbench.results import columns
 from opbench.results.frames import load_results, load_samples
 from opbench.results.measurement import Measurement, Status
-from opbench.results.run import COLUMNS, RunFolder, free_run_path
+from opbench.results.run import COLUMNS, Run, free_run_path
 from opbench.timing.stopping import StopReason
 from opbench.workload.case import Cell, Dtype
 
@@ -34,7 +34,7 @@ def ok(cell, latencies=LATENCIES):
 
 @pytest.fixture
 def run(tmp_path):
-    folder = RunFolder.create(tmp_path / "run", command=COMMAND, environment=ENVIRONMENT, plan=CELLS)
+    folder = Run.create(tmp_path / "run", command=COMMAND, environment=ENVIRONMENT, plan=CELLS)
     with folder.append() as journal:
         journal.write(ok(CELLS[0]))
         journal.write(Measurement(CELLS[1], Status.OUT_OF_MEMORY, "too big"))
@@ -44,16 +44,16 @@ def run(tmp_path):
 def test_cells_and_measurements_survive_json(run):
     assert run.plan() == CELLS
     assert Cell.from_json(json.loads(json.dumps(CELLS[0].to_json()))) == CELLS[0]
-    assert next(RunFolder.open(run.path).measurements()) == ok(CELLS[0])
+    assert next(Run.open(run.path).measurements()) == ok(CELLS[0])
 
 
 def test_fields_that_only_a_newer_opbench_knows_are_left_out(run):
-    before = RunFolder.open(run.path).rows()
+    before = Run.open(run.path).rows()
     journal = run.path / "journal.jsonl"
     lines = [json.loads(line) for line in journal.read_text().splitlines()]
     lines[0] |= {"energy_j": 3.5, "": None, "cell": lines[0]["cell"] | {"layout": "nhwc"}}
     journal.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert RunFolder.open(run.path).rows() == before
+    assert Run.open(run.path).rows() == before
 
 
 def test_the_frame_has_every_planned_cell_and_derives_from_raw_samples(run):
@@ -128,13 +128,13 @@ def test_other_damage_names_the_line(run):
 
 def test_a_folder_that_holds_a_run_is_refused(run):
     with pytest.raises(ResultsError, match="already holds a run"):
-        RunFolder.create(run.path, command=COMMAND, environment=ENVIRONMENT, plan=CELLS)
+        Run.create(run.path, command=COMMAND, environment=ENVIRONMENT, plan=CELLS)
 
 
 def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
-        RunFolder.create(tmp_path / "file", command=COMMAND, environment=ENVIRONMENT, plan=CELLS)
+        Run.create(tmp_path / "file", command=COMMAND, environment=ENVIRONMENT, plan=CELLS)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +182,7 @@ def test_every_column_has_a_meaning_and_one_with_a_unit_in_its_name_says_it():
 
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.name)
 def test_columns_are_empty_where_their_reference_says(path):
-    rows = RunFolder.open(path).rows()
+    rows = Run.open(path).rows()
     for column in columns.COLUMNS:
         values = [row[column.name] for row in rows]
         assert all(value is None or isinstance(value, column.kind) for value in values)
@@ -193,7 +193,7 @@ def test_columns_are_empty_where_their_reference_says(path):
 
 
 def test_several_runs_are_one_frame_with_the_limits_of_each(run, tmp_path):
-    other = RunFolder.create(tmp_path / "other", command=COMMAND, environment=ENVIRONMENT, plan=CELLS[:1])
+    other = Run.create(tmp_path / "other", command=COMMAND, environment=ENVIRONMENT, plan=CELLS[:1])
     with other.append() as journal:
         journal.write(ok(CELLS[0]))
     frame = load_results([run.path, str(other.path)])
@@ -219,7 +219,7 @@ def test_samples_are_a_long_frame_in_the_order_of_time(run):
 
 
 def test_a_run_opens_from_a_text_and_says_what_it_is(run):
-    assert repr(opbench.Run.open(str(run.path))) == repr(RunFolder.open(run.path))
+    assert repr(opbench.Run.open(str(run.path))) == repr(Run.open(run.path))
     text = repr(run)
     assert text.startswith(f"<opbench.Run {run.path}: {len(CELLS)} cells on A CPU, 20")
 

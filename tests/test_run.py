@@ -10,7 +10,7 @@ import opbench
 from opbench.errors import DeviceLostError, OpbenchError, ResultsError, UnknownNameError, UsageError
 from opbench.registry import registry
 from opbench.results.measurement import Status
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 from opbench.sweeps.native_dtypes import DefaultDtypes
 from opbench.sweeps.plan import applicability
 from opbench.sweeps.sweep import Conduct, Isolation, continue_run, make_request, plan, run_cells, start_run
@@ -74,7 +74,7 @@ def test_without_isolation_a_broken_device_stops_the_sweep_and_a_resumed_one_goe
             DeviceLostError, match=r"^cpu no longer answers .* --resume .* or take --isolation process$"
         ):
             opbench.sweep(**request)
-    run = RunFolder.open(tmp_path / "run")
+    run = Run.open(tmp_path / "run")
     assert [(m.cell.provider, m.status) for m in run.measurements()] == [("raising", Status.ERROR)]
     opbench.sweep(**request, resume=True)
     assert [m.status for m in run.measurements()].count(Status.OK) == 2
@@ -245,5 +245,5 @@ def test_an_operator_of_one_level_is_timed_once_and_says_why():
 def test_reading_a_run_gives_back_the_plan(tiny, tmp_path):
     known = {"double": doubling()}
     run = start_run(make_request({"shapes": [tiny]}, known), known, tmp_path / "run")
-    assert RunFolder.open(run.path).plan() == run.plan()
+    assert Run.open(run.path).plan() == run.plan()
     assert {row["status"] for row in run.rows()} == {Status.NOT_RUN}

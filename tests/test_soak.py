@@ -19,7 +19,7 @@ from test_results import COMMAND, ENVIRONMENT, LATENCIES, ok
 from work import bytes_read, counted_calls
 
 from opbench.results.frames import load_results
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 from opbench.sweeps import sweep as run_module
 from opbench.sweeps.isolation.executor import InProcessExecutor
 from opbench.sweeps.runner import CellRunner, RunOptions
@@ -162,7 +162,7 @@ def long_run(path, rows):
         for n in range(rows // 4)
         for dtype in Dtype
     ]
-    run = RunFolder.create(path, command=COMMAND, environment=ENVIRONMENT, plan=cells)
+    run = Run.create(path, command=COMMAND, environment=ENVIRONMENT, plan=cells)
     line = json.loads(ok(cells[0], LATENCIES).to_json_line())
     with (path / "journal.jsonl").open("w") as journal:
         for cell in cells:

@@ -18,7 +18,7 @@ from opbench import files
 from opbench.errors import ResultsError, StorageError
 from opbench.results.frames import load_results
 from opbench.results.measurement import Measurement, Status
-from opbench.results.run import RunFolder, free_run_path
+from opbench.results.run import Run, free_run_path
 from opbench.sweeps.isolation.executor import InProcessExecutor
 from opbench.sweeps.sweep import Conduct, Isolation, continue_run, make_request, run_cells, start_run
 
@@ -118,9 +118,9 @@ def test_kill_9_at_many_random_moments(folder, seed):
 HOLD = """
 import sys, time
 from pathlib import Path
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 
-with RunFolder.open(Path(sys.argv[1])).append():
+with Run.open(Path(sys.argv[1])).append():
     print("held", flush=True)
     time.sleep(600)
 """
@@ -141,9 +141,9 @@ def test_the_second_sweep_into_a_folder_is_refused_while_the_first_lives(mended)
 
 def test_two_sweeps_that_start_at_once_never_share_a_folder(tmp_path):
     assert free_run_path(tmp_path, "cpu") != free_run_path(tmp_path, "cpu")
-    run = RunFolder.create(tmp_path / "run", command=COMMAND, environment=ENVIRONMENT, plan=CELLS)
+    run = Run.create(tmp_path / "run", command=COMMAND, environment=ENVIRONMENT, plan=CELLS)
     with run.append(), pytest.raises(ResultsError, match="another sweep is writing there"):
-        RunFolder.create(tmp_path / "run", command=COMMAND, environment=ENVIRONMENT, plan=CELLS)
+        Run.create(tmp_path / "run", command=COMMAND, environment=ENVIRONMENT, plan=CELLS)
     with run.append(), pytest.raises(ResultsError, match="another sweep"), run.append():
         pass
 
@@ -178,7 +178,7 @@ def full_disk(monkeypatch):
 
 
 def test_a_full_disk_leaves_the_rows_before_and_the_old_files(tmp_path, full_disk):
-    run = RunFolder.create(tmp_path / "run", command=COMMAND, environment=ENVIRONMENT, plan=CELLS)
+    run = Run.create(tmp_path / "run", command=COMMAND, environment=ENVIRONMENT, plan=CELLS)
     with run.append() as journal:
         journal.write(ok(CELLS[0]))
     old = run.write_measurements_csv().read_bytes()
@@ -194,7 +194,7 @@ def test_a_full_disk_leaves_the_rows_before_and_the_old_files(tmp_path, full_dis
     assert {path.name: path.read_bytes() for path in run.path.iterdir()} == before
     assert before["measurements.csv"] == old
     with pytest.raises(StorageError, match="No space left"):
-        RunFolder.create(tmp_path / "other", command=COMMAND, environment=ENVIRONMENT, plan=CELLS)
+        Run.create(tmp_path / "other", command=COMMAND, environment=ENVIRONMENT, plan=CELLS)
 
 
 def test_whole_files_are_replaced_whole_and_leftovers_go(tmp_path, monkeypatch):
@@ -326,10 +326,10 @@ def test_a_cell_that_forks_does_not_sweep_twice(mended):
 
 def test_the_measurement_of_a_cell_is_written_whatever_its_text(tmp_path):
     cell = make_cell(make_case())
-    run = RunFolder.create(tmp_path / "run", command=COMMAND, environment=ENVIRONMENT, plan=[cell])
+    run = Run.create(tmp_path / "run", command=COMMAND, environment=ENVIRONMENT, plan=[cell])
     with run.append() as journal:
         journal.write(Measurement(cell, Status.ERROR, "bad \udcff\x1b[2J\x00\n" * 1000))
-    [row] = RunFolder.open(run.path).rows()
+    [row] = Run.open(run.path).rows()
     assert row["reason"].startswith(r"bad \udcff\x1b[2J\x00 bad")
     assert row["reason"].isprintable()
     assert len(row["reason"]) <= 500

@@ -24,7 +24,7 @@ from opbench.errors import ResultsError, UsageError
 from opbench.files import PART_SUFFIX, storage_errors
 from opbench.results.journal import JOURNAL
 from opbench.results.measurement import Status
-from opbench.results.run import RUN, RunFolder
+from opbench.results.run import RUN, Run
 from opbench.text import one_line
 
 __all__ = [
@@ -65,10 +65,10 @@ class Baseline:
     key: str
     identity: Mapping[str, str]
     saved_at: str
-    run: RunFolder
+    run: Run
 
 
-def save_baseline(run: RunFolder, folder: Path, name: str | None = None) -> Baseline:
+def save_baseline(run: Run, folder: Path, name: str | None = None) -> Baseline:
     """Keep a copy of a run.
 
     Raises:
@@ -165,7 +165,7 @@ def read_baseline(path: Path) -> Baseline:
     for kept in KEPT:
         if _digest(path / kept) != digests.get(kept):
             raise ResultsError(f"{path / kept}: damaged: not what was saved (its checksum differs)")
-    run = RunFolder.open(path)
+    run = Run.open(path)
     if comparison_identity(run.run["environment"]) != identity:
         raise ResultsError(f"{file}: damaged: its key is not that of its run")
     return Baseline(path, path.name, path.parent.name, identity, saved_at, run)

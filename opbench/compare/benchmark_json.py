@@ -17,7 +17,7 @@ from opbench.compare.verdicts import Benchmark
 from opbench.device.environment import comparison_identity, measured_revision
 from opbench.errors import ResultsError
 from opbench.results.measurement import Measurement, Status
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 from opbench.stats import median, median_interval
 from opbench.text import one_line
 from opbench.workload.case import Cell
@@ -69,7 +69,7 @@ def read_benchmark_json(path: Path) -> Arm:
     return arm
 
 
-def run_as_benchmark_json(run: RunFolder) -> dict[str, Any]:
+def run_as_benchmark_json(run: Run) -> dict[str, Any]:
     """A run as pytest-benchmark would have saved it, samples included.
 
     Raises:

@@ -18,7 +18,7 @@ from opbench.compare.readings import Arm, Reading
 from opbench.device.environment import measured_revision
 from opbench.errors import ResultsError
 from opbench.results.journal import JOURNAL
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 from opbench.stats import median
 from opbench.text import one_line, warning_kind
 from opbench.workload.case import Cell
@@ -247,7 +247,7 @@ def _run_folders(folder: Path, problems: list[str]) -> Iterator[Path]:
 
 
 def _read(path: Path, folder: Path) -> ReadRun:
-    run = RunFolder.open(path)
+    run = Run.open(path)
     readings = list(zip(run.plan(), Arm.of_run(run).readings.values(), strict=True))
     text = run.run.get("started_at", "")
     try:

@@ -10,7 +10,7 @@ from opbench.device.environment import comparison_identity
 from opbench.errors import ResultsError
 from opbench.estimate import Estimate, Unit
 from opbench.results.measurement import Measurement, Status
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 from opbench.stats import median, median_interval
 from opbench.workload.case import Cell
 
@@ -65,7 +65,7 @@ class Arm:
     environment: Mapping[str, Any] | None = None
 
     @classmethod
-    def of_run(cls, run: RunFolder, name: str | None = None) -> Self:
+    def of_run(cls, run: Run, name: str | None = None) -> Self:
         """The arm that a run is.
 
         Raises:

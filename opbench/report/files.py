@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from opbench.files import write_whole
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 
 __all__ = ["write_page", "write_plots"]
 
 
-def write_plots(run: RunFolder, *others: RunFolder) -> list[Path]:
+def write_plots(run: Run, *others: Run) -> list[Path]:
     """Draw every plot of a run into its folder `plots`, each as PNG and SVG; returns the files written.
 
     `others`, of the same device, take part where a plot compares two runs: events and graphs.
@@ -19,7 +19,7 @@ def write_plots(run: RunFolder, *others: RunFolder) -> list[Path]:
     return write(run, *others)
 
 
-def write_page(runs: Sequence[RunFolder], out: Path | None = None) -> Path:
+def write_page(runs: Sequence[Run], out: Path | None = None) -> Path:
     """Write the HTML page of runs side by side.
 
     Args:

@@ -11,7 +11,7 @@ from typing import Any
 
 from opbench.report.advice import cells_advice
 from opbench.results.measurement import FAILURES, Status
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 from opbench.stats import quantile
 from opbench.workload.case import Dtype, Shape
 
@@ -40,7 +40,7 @@ __all__ = [
 ]
 
 Row = dict[str, Any]
-"""One row of measurements.csv, as RunFolder.rows() gives it."""
+"""One row of measurements.csv, as Run.rows() gives it."""
 
 ABSENT = "—"
 
@@ -230,7 +230,7 @@ def half_width(row: Row) -> float | None:
     return float(longer / middle)
 
 
-def provenance(run: RunFolder, rows: Sequence[Row]) -> str:
+def provenance(run: Run, rows: Sequence[Row]) -> str:
     """One line: device, timer, cache and date of the run."""
     timed = [row for row in rows if row["status"] == Status.OK] or rows
     timers = ", ".join(sorted({row["timer"] for row in timed}))

@@ -6,12 +6,12 @@ Importing this module gives Run the method that notebooks look for.
 from opbench.report.render import Table
 from opbench.report.summary import summary_line
 from opbench.report.tables import run_tables
-from opbench.results.run import Run, RunFolder
+from opbench.results.run import Run
 
 __all__ = ["Run", "run_html"]
 
 
-def run_html(run: RunFolder) -> str:
+def run_html(run: Run) -> str:
     """Device, summary and the latency tables of a run, without scripts or styles of their own."""
     from markupsafe import escape
 
@@ -38,4 +38,4 @@ def _table(table: Table) -> str:
     )
 
 
-RunFolder._repr_html_ = run_html  # type: ignore[attr-defined]  # results know no reports
+Run._repr_html_ = run_html  # type: ignore[attr-defined]  # results know no reports

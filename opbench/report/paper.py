@@ -29,7 +29,7 @@ from opbench.results.published import (
     published_beside,
     published_cells,
 )
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 from opbench.workload.case import Direction, Level, Shape
 
 __all__ = ["kendall_tau", "matched_tables", "paper_tables"]
@@ -40,7 +40,7 @@ PUBLISHED_DTYPE = {"fp32": "fp32", "tf32": "fp32", "fp16": "fp16", "bf16": "fp16
 REFERENCE = "dcnv3"
 
 
-def paper_tables(run: RunFolder) -> list[Table]:
+def paper_tables(run: Run) -> list[Table]:
     """One table per published shape that the run has, or a single table that lists the published shapes.
 
     Only module-level forward rows have a published counterpart, of the same batch or, where the paper has none, of
@@ -49,7 +49,7 @@ def paper_tables(run: RunFolder) -> list[Table]:
     return matched_tables(run) or [_nothing_matches()]
 
 
-def matched_tables(run: RunFolder) -> list[Table]:
+def matched_tables(run: Run) -> list[Table]:
     """The comparisons alone, each list's ratios before its shapes; empty if the run has no published shape."""
     tables = []
     for group in group_rows(row for row in run.rows() if _has_counterpart(row)):
@@ -168,7 +168,7 @@ def _has_counterpart(row: Row) -> bool:
     return dtype is not None and published_beside(row["operator"], row_shape(row), dtype) is not None
 
 
-def _shape_table(run: RunFolder, comparison: Comparison) -> Table:
+def _shape_table(run: Run, comparison: Comparison) -> Table:
     columns = ["Operator", "Provider"]
     for dtype in comparison.dtypes:
         beside = PUBLISHED_DTYPE[dtype]
@@ -201,7 +201,7 @@ def _shape_table(run: RunFolder, comparison: Comparison) -> Table:
     )
 
 
-def _ratio_table(run: RunFolder, group: Group, comparisons: Sequence[Comparison], dtype: str) -> Table:
+def _ratio_table(run: Run, group: Group, comparisons: Sequence[Comparison], dtype: str) -> Table:
     """Measured and published ratio to DCNv3 of every operator and shape, and how well the orders agree."""
     beside = PUBLISHED_DTYPE[dtype]
     series = {series.operator: series for comparison in comparisons for series in comparison.chosen.values()}

@@ -15,7 +15,7 @@ from opbench.report.layout import (
     shape_text,
     three_digits,
 )
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 
 __all__ = ["fastest", "summary_line"]
 
@@ -23,7 +23,7 @@ FAR = 0.1
 """A cell is far from its limit below this share of it."""
 
 
-def summary_line(run: RunFolder) -> str:
+def summary_line(run: Run) -> str:
     """What was learnt: fastest per column, largest precision gain, cells far from their limit.
 
     A cell is named for what sets it apart only where its interval lies apart from the others'.

@@ -25,13 +25,13 @@ from opbench.report.layout import (
 from opbench.report.paper import matched_tables
 from opbench.report.render import SEPARATOR, SUFFIXES, Table, render
 from opbench.results.measurement import Status
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 from opbench.workload.case import Shape
 
 __all__ = ["half_precision", "run_tables", "sample_table", "speedup", "speedup_tables", "write_tables"]
 
 
-def run_tables(run: RunFolder, *, without_reasons_of: Collection[Status] = ()) -> list[Table]:
+def run_tables(run: Run, *, without_reasons_of: Collection[Status] = ()) -> list[Table]:
     """One table per shape list, level and direction: operators down, shapes across, median latencies in ms.
 
     Every dtype of the run stands in each cell, in the order fp32, tf32, fp16, bf16; a cell without a value
@@ -44,7 +44,7 @@ def run_tables(run: RunFolder, *, without_reasons_of: Collection[Status] = ()) -
     return [_latency_table(run, group, without_reasons_of) for group in group_rows(run.rows())]
 
 
-def sample_table(run: RunFolder) -> Table:
+def sample_table(run: Run) -> Table:
     """Every ok cell with the spread of its samples and their histogram, fastest left."""
     finished = run.finished()
     rows = []
@@ -64,7 +64,7 @@ def sample_table(run: RunFolder) -> Table:
     )
 
 
-def speedup_tables(run: RunFolder) -> list[Table]:
+def speedup_tables(run: Run) -> list[Table]:
     """One table per shape list, level and direction: fp32 latency divided by fp16 latency.
 
     Where the run has no fp16, bf16 stands in its place and the table says so; groups that lack fp32 or
@@ -73,7 +73,7 @@ def speedup_tables(run: RunFolder) -> list[Table]:
     return [_speedup_table(run, group, half) for group in group_rows(run.rows()) if (half := half_precision(group))]
 
 
-def write_tables(run: RunFolder) -> list[Path]:
+def write_tables(run: Run) -> list[Path]:
     """Write every table of a run into its folder `tables`, each as .md, .csv and .tex; returns the files."""
     folder = run.path / "tables"
     make_folder(folder)
@@ -100,7 +100,7 @@ def speedup(full: Row | None, half: Row | None) -> float | None:
     return float(full["latency_ms"] / half["latency_ms"])
 
 
-def _latency_table(run: RunFolder, group: Group, without_reasons_of: Collection[Status]) -> Table:
+def _latency_table(run: Run, group: Group, without_reasons_of: Collection[Status]) -> Table:
     dtypes = SEPARATOR.join(group.dtypes)
     rows = tuple(
         (
@@ -145,7 +145,7 @@ def _ranks(group: Group, *, first_column: int) -> dict[tuple[int, int, int], str
     return ranks
 
 
-def _speedup_table(run: RunFolder, group: Group, half: str) -> Table:
+def _speedup_table(run: Run, group: Group, half: str) -> Table:
     def values(series: Series) -> Iterator[str]:
         for shape in group.shapes:
             yield _speedup_text(group.cell(series, shape, "fp32"), group.cell(series, shape, half))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from opbench.results import columns
 from opbench.results.columns import names
 from opbench.results.published import open_run
-from opbench.results.run import COLUMNS, RunFolder
+from opbench.results.run import COLUMNS, Run
 
 if TYPE_CHECKING:
     import pandas
@@ -70,7 +70,7 @@ def load_samples(path: str | Path | Iterable[str | Path]) -> "pandas.DataFrame":
     return pd.DataFrame(labels).astype(_types(columns.SAMPLE_COLUMNS))
 
 
-def _open_all(path: str | Path | Iterable[str | Path]) -> list[RunFolder]:
+def _open_all(path: str | Path | Iterable[str | Path]) -> list[Run]:
     return [open_run(Path(one)) for one in ([path] if isinstance(path, str | Path) else path)]
 
 

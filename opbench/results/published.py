@@ -10,7 +10,7 @@ from typing import Any
 
 from opbench.errors import UsageError
 from opbench.results.measurement import Measurement, Status
-from opbench.results.run import COLUMNS, RunFolder
+from opbench.results.run import COLUMNS, Run
 from opbench.workload.case import Shape
 
 __all__ = [
@@ -47,7 +47,7 @@ class PublishedCell:
     """None where the paper prints N/A or OOM."""
 
 
-class PublishedRun(RunFolder):
+class PublishedRun(Run):
     """The published figures as a run: latencies as printed, and nothing that the paper does not print."""
 
     def __init__(self) -> None:
@@ -68,15 +68,15 @@ class PublishedRun(RunFolder):
         raise UsageError("--write is for runs; the published figures have no folder to write to")
 
 
-def open_run(path: Path) -> RunFolder:
+def open_run(path: Path) -> Run:
     """The run in a folder; a folder called `published` that holds no run means the published figures.
 
     Raises:
-        ResultsError: as RunFolder.open.
+        ResultsError: as Run.open.
     """
     if path.name == "published" and not (path / "run.json").exists():
         return PublishedRun()
-    return RunFolder.open(path)
+    return Run.open(path)
 
 
 @cache

@@ -27,7 +27,7 @@ from opbench.results.repetitions import by_cell
 from opbench.text import one_line
 from opbench.workload.case import Cell
 
-__all__ = ["CEILINGS", "COLUMNS", "SCHEMA_VERSION", "Run", "RunFolder", "free_run_path"]
+__all__ = ["CEILINGS", "COLUMNS", "SCHEMA_VERSION", "Run", "free_run_path"]
 
 SCHEMA_VERSION = 1
 RUN = "run.json"
@@ -37,7 +37,7 @@ COLUMNS = names(columns.COLUMNS)
 """Of a row, in their order; opbench/results/columns.py says what each is."""
 
 
-class RunFolder:
+class Run:
     """One run on disk; create it, or open one that exists."""
 
     def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
@@ -233,10 +233,6 @@ class RunFolder:
         }
         values |= limit_columns(self.ceilings, values)
         return {column: values[column] for column in COLUMNS}
-
-
-Run = RunFolder
-"""The public name: `opbench.Run.open(path)`, and what `opbench.sweep` returns."""
 
 
 def _check_run(run: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from opbench.registry.places import resolve_ops
 from opbench.report import write_plots, write_tables
 from opbench.report.advice import cells_advice, way_out
 from opbench.results.measurement import Measurement, Status
-from opbench.results.run import CEILINGS, RunFolder, free_run_path
+from opbench.results.run import CEILINGS, Run, free_run_path
 from opbench.stats import relative_half_width
 from opbench.sweeps.ceiling_step import ceilings_for, default_budget_s
 from opbench.sweeps.isolation.executor import Executor, InProcessExecutor, WorkerExecutor, cell_limit_s
@@ -99,7 +99,7 @@ def plan(request: SweepRequest, operators: Mapping[str, Operator]) -> list[Cell]
 
 def start_run(
     request: SweepRequest, operators: Mapping[str, Operator], out: Path | None, conduct: Conduct = DEFAULT_CONDUCT
-) -> RunFolder:
+) -> Run:
     """Make the folder of a new run, with its plan and environment.
 
     Raises:
@@ -110,12 +110,12 @@ def start_run(
     environment = _environment(request, operators)
     path = out or free_run_path(RESULTS, device_slug(environment["device_name"], request.device_type))
     command = {**request.to_json(), **conduct.to_json()}
-    return RunFolder.create(path, command=command, environment=environment, plan=cells)
+    return Run.create(path, command=command, environment=environment, plan=cells)
 
 
 def continue_run(
     path: Path, options: Options, operators: Mapping[str, Operator], *, accept_differences: bool = False
-) -> RunFolder:
+) -> Run:
     """Open a run to measure the cells that it lacks.
 
     Args:
@@ -129,7 +129,7 @@ def continue_run(
         ResultsError: no run there, other options, or a plan or an environment that differs and was not accepted.
         UsageError: it measured operators of a file, which the options do not name.
     """
-    run = RunFolder.open(path)
+    run = Run.open(path)
     command = run.run["command"]
     if missing := [place for place in command.get("sources", ()) if place not in (options.get("sources") or ())]:
         # What a results folder names is not run before the user has named it.
@@ -169,14 +169,14 @@ def _require_processes(repeat: int, conduct: Conduct) -> None:
         raise UsageError("--repeat needs --isolation process: each repetition is a fresh process")
 
 
-def dtypes_note(options: Options, run: RunFolder) -> str:
+def dtypes_note(options: Options, run: Run) -> str:
     """Why a run of these options has the dtypes that it has, where none were named and one might be expected."""
     device_type = str(run.run["environment"]["device"]).partition(":")[0]
     return default_dtypes(device_type).note if options.get("dtypes") is None else ""
 
 
 def run_cells(
-    run: RunFolder,
+    run: Run,
     operators: Mapping[str, Operator],
     progress: Progress,
     conduct: Conduct = DEFAULT_CONDUCT,
@@ -232,7 +232,7 @@ def run_cells(
         workers.close()
 
 
-def _advise_at_start(run: RunFolder, progress: Progress) -> bool:
+def _advise_at_start(run: Run, progress: Progress) -> bool:
     """Say what helps where other programs use the CPU before the first cell; whether it was said."""
     environment = run.run["environment"]
     helps = way_out(environment)
@@ -246,7 +246,7 @@ def _advise_at_start(run: RunFolder, progress: Progress) -> bool:
     return True
 
 
-def _advise(run: RunFolder, measurement: Measurement, progress: Progress) -> bool:
+def _advise(run: Run, measurement: Measurement, progress: Progress) -> bool:
     """Say what helps where this cell's samples scatter or others used the CPU; whether it was said."""
     width = relative_half_width(measurement.latencies_ms) if measurement.latencies_ms else None
     if text := cells_advice([(width, measurement.warnings)], run.run["environment"]):
@@ -254,7 +254,7 @@ def _advise(run: RunFolder, measurement: Measurement, progress: Progress) -> boo
     return bool(text)
 
 
-def _write_ceilings(run: RunFolder, conduct: Conduct, workers: Workers, progress: Progress) -> None:
+def _write_ceilings(run: Run, conduct: Conduct, workers: Workers, progress: Progress) -> None:
     """Take along what is kept about the device, measured now where it is not, and say what is notable."""
     environment = run.run["environment"]
     budget_s = conduct.ceilings_budget_s
@@ -274,7 +274,7 @@ def _write_ceilings(run: RunFolder, conduct: Conduct, workers: Workers, progress
         progress.note(f"no ceilings, so rows have no limits: {found}")
 
 
-def finish(run: RunFolder, *, plots: bool = True) -> None:
+def finish(run: Run, *, plots: bool = True) -> None:
     """Write what is derived from the journal: measurements.csv, tables/ and, unless told not to, plots/."""
     run.write_measurements_csv()
     write_tables(run)
@@ -309,7 +309,7 @@ def sweep(
     plots: bool = True,
     operators: Sequence[Operator] = (),
     progress: Progress | None = None,
-) -> RunFolder:
+) -> Run:
     """Check and time operators over shapes, and write a results folder; the command `opbench sweep` as a function.
 
     A list may also be one text: `ops="dcnv3,dcnv4"` as on the command line, `shapes="standard"` for one shape list.
@@ -394,7 +394,7 @@ def _listed(given: str | Sequence[str] | None) -> Sequence[str] | None:
     return [item.strip() for item in given.split(",")] if isinstance(given, str) else given
 
 
-def _executor(run: RunFolder, operators: Mapping[str, Operator], conduct: Conduct, workers: Workers) -> Executor:
+def _executor(run: Run, operators: Mapping[str, Operator], conduct: Conduct, workers: Workers) -> Executor:
     from opbench.sweeps.runner import CellRunner, RunOptions, memory_limit, torch_threads
 
     options = RunOptions.of(run.run["command"])

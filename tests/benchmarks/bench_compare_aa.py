@@ -20,7 +20,7 @@ from opbench.compare.readings import open_arm
 from opbench.compare.runs import DEFAULT_THRESHOLD, compare_runs, judge, ratio_interval
 from opbench.compare.verdicts import Verdict
 from opbench.device.interference import is_disturbed
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 
 CELLS = ("--shapes", "smoke", "--ops", "conv3x3,dcnv4", "--level", "core", "--dtypes", "fp32", "--device", "cpu",
          "--time-budget", "0.1", "--ceilings-budget", "0", "--no-plots", "--quiet")  # fmt: skip
@@ -56,7 +56,7 @@ def pair(folder, asked):
                        "--out", str(folder / name), *asked.more]  # fmt: skip
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         arms.append(open_arm(folder / name))
-    found = compare_runs(*arms, noise=known_noise(RunFolder.open(folder / "head").run["environment"]))
+    found = compare_runs(*arms, noise=known_noise(Run.open(folder / "head").run["environment"]))
     readings = ((arms[0].readings[cell.cell.key], arms[1].readings[cell.cell.key]) for cell in found.cells)
     alone = [judge(ratio_interval(a.estimate, b.estimate), DEFAULT_THRESHOLD) for a, b in readings]
     worst = max((abs(math.log(cell.change.value)) for cell in found.cells if cell.change), default=0.0)

@@ -38,7 +38,7 @@ from official_table import comparison_markdown, has_failures
 from stand_in import StandIn
 
 from opbench.errors import OpbenchError
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 from opbench.sweeps import sweep as api
 from opbench.sweeps.progress import ConsoleProgress
 from opbench.workload.operator import Operator, Provider
@@ -63,7 +63,7 @@ def options(
     return {**scope, "ops": list(ops), "providers": providers, "time_budget": TIME_BUDGET_S, **others}
 
 
-def sweep_round(path: Path, wanted: dict[str, object], operators: dict[str, Operator]) -> RunFolder:
+def sweep_round(path: Path, wanted: dict[str, object], operators: dict[str, Operator]) -> Run:
     """One round, or the rest of one that was stopped."""
     conduct = api.make_conduct({"isolation": "none"})
     if (path / "run.json").exists():

@@ -9,14 +9,14 @@ from opbench.compare.readings import Arm, Reading
 from opbench.compare.runs import geometric_mean, ratio_interval
 from opbench.estimate import Estimate, Unit
 from opbench.results.measurement import Status
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 from opbench.workload.case import Case
 
 Pair = tuple[Reading, Reading]
 """Ours and theirs of one case in one round."""
 
 
-def pairs_by_case(runs: Iterable[RunFolder], ours: str) -> dict[Case, list[Pair]]:
+def pairs_by_case(runs: Iterable[Run], ours: str) -> dict[Case, list[Pair]]:
     """Every case with its pairs, one a round."""
     pairs: defaultdict[Case, list[Pair]] = defaultdict(list)
     for run in runs:
@@ -27,7 +27,7 @@ def pairs_by_case(runs: Iterable[RunFolder], ours: str) -> dict[Case, list[Pair]
     return dict(pairs)
 
 
-def has_failures(runs: Sequence[RunFolder], ours: str) -> bool:
+def has_failures(runs: Sequence[Run], ours: str) -> bool:
     """Whether a cell is not measured that should be."""
     readings = [reading for pairs in pairs_by_case(runs, ours).values() for pair in pairs for reading in pair]
     return not readings or any(reading.status not in (Status.OK, Status.NOT_APPLICABLE) for reading in readings)
@@ -49,7 +49,7 @@ def ratio(pairs: Sequence[Pair]) -> Estimate | None:
     return Estimate(geometric_mean(ratios).value, lowest, highest, Unit.RATIO)
 
 
-def comparison_markdown(runs: Sequence[RunFolder], ours: str, sources: Mapping[str, str]) -> str:
+def comparison_markdown(runs: Sequence[Run], ours: str, sources: Mapping[str, str]) -> str:
     """The tables: geometric means, every cell, and why cells have no ratio."""
     cases = pairs_by_case(runs, ours)
     ratios = {case: found for case, pairs in cases.items() if (found := ratio(pairs))}

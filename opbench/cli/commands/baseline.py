@@ -33,9 +33,9 @@ def save(
     Exit codes: 0 saved, 2 usage, no run there or a name that is taken, 3 it cannot be written.
     """
     from opbench.compare.baselines import save_baseline
-    from opbench.results.run import RunFolder
+    from opbench.results.run import Run
 
-    print(save_baseline(RunFolder.open(run), folder, name).path)
+    print(save_baseline(Run.open(run), folder, name).path)
 
 
 def list_(folder: Folder, no_color: NoColor = False) -> None:

@@ -33,9 +33,9 @@ def export(
     from opbench.compare.benchmark_json import run_as_benchmark_json
     from opbench.errors import ResultsError
     from opbench.files import write_whole
-    from opbench.results.run import RunFolder
+    from opbench.results.run import Run
 
-    text = json.dumps(run_as_benchmark_json(RunFolder.open(run)), indent=1, allow_nan=False) + "\n"
+    text = json.dumps(run_as_benchmark_json(Run.open(run)), indent=1, allow_nan=False) + "\n"
     if out is None:
         print(text, end="")
     elif out.exists():

@@ -10,7 +10,7 @@ import typer
 from opbench.cli.shared import NoColor, stdout
 
 if TYPE_CHECKING:
-    from opbench.results.run import RunFolder
+    from opbench.results.run import Run
 
 __all__ = ["register"]
 
@@ -72,7 +72,7 @@ def report(
                 print(path, file=sys.stderr)
 
 
-def _write_page(folders: "list[RunFolder]", out: Path | None) -> None:
+def _write_page(folders: "list[Run]", out: Path | None) -> None:
     from opbench.report import write_page
 
     print(write_page(folders, out))

@@ -24,7 +24,7 @@ from opbench.system import require_unix
 from opbench.user_cache import say_if_nothing_is_kept
 
 if TYPE_CHECKING:
-    from opbench.results.run import RunFolder
+    from opbench.results.run import Run
     from opbench.workload.case import Cell
 
 __all__ = ["register"]
@@ -243,7 +243,7 @@ def _print_plan(cells: "list[Cell]") -> None:
         print(f"largest estimated memory: {largest.memory_bytes / 2**30:.2f} GiB, {largest.key}")
 
 
-def _print_results(run: "RunFolder", *, no_color: bool) -> None:
+def _print_results(run: "Run", *, no_color: bool) -> None:
     from opbench.report import print_tables, run_tables, speedup_tables, summary_line
     from opbench.results.measurement import FAILURES
 
@@ -252,7 +252,7 @@ def _print_results(run: "RunFolder", *, no_color: bool) -> None:
     print(f"\n{summary_line(run)}", flush=True)
 
 
-def _draw_plots(run: "RunFolder", *, quiet: bool, no_color: bool) -> StorageError | None:
+def _draw_plots(run: "Run", *, quiet: bool, no_color: bool) -> StorageError | None:
     """Gives why the plots could not all be written, once the tables are on the screen."""
     from opbench.report import write_plots
     from opbench.sweeps.progress import ConsoleProgress
@@ -266,7 +266,7 @@ def _draw_plots(run: "RunFolder", *, quiet: bool, no_color: bool) -> StorageErro
     return None
 
 
-def _conclude(run: "RunFolder", *, interrupted: bool, refused: StorageError | None, quiet: bool) -> NoReturn:
+def _conclude(run: "Run", *, interrupted: bool, refused: StorageError | None, quiet: bool) -> NoReturn:
     """Print what failed and where everything is; exit with the run's code."""
     from opbench.report.layout import failure_lines
     from opbench.results.measurement import FAILURES

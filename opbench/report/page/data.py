@@ -15,7 +15,7 @@ from opbench.report.page.environment import in_words
 from opbench.report.page.warnings import run_warnings
 from opbench.report.palette import identity_looks
 from opbench.results.measurement import FAILURES, Status
-from opbench.results.run import COLUMNS, RunFolder
+from opbench.results.run import COLUMNS, Run
 from opbench.stats import quantile
 
 __all__ = ["page_data"]
@@ -29,7 +29,7 @@ PUBLISHED = "published"
 DTYPES = ("fp32", "tf32", "fp16", "bf16")
 
 
-def page_data(runs: Sequence[RunFolder]) -> dict[str, Any]:
+def page_data(runs: Sequence[Run]) -> dict[str, Any]:
     """All that the page's scripts read.
 
     Args:
@@ -65,7 +65,7 @@ def _tag(number: int) -> str:
     return chr(ord("A") + number % 26) + (str(number // 26) if number >= 26 else "")
 
 
-def _run(run: RunFolder, tag: str) -> dict[str, Any]:
+def _run(run: Run, tag: str) -> dict[str, Any]:
     return {
         "tag": tag,
         "name": run.path.resolve().name if run.path.exists() else str(run.path),
@@ -211,9 +211,7 @@ def _table(members: Sequence[tuple[int, Group]], index: Mapping[int, int]) -> di
     }
 
 
-def _samples(
-    runs: Sequence[RunFolder], per_run: Sequence[Sequence[Row]], index: Mapping[int, int]
-) -> dict[str, list[float]]:
+def _samples(runs: Sequence[Run], per_run: Sequence[Sequence[Row]], index: Mapping[int, int]) -> dict[str, list[float]]:
     """Per ok row its samples in ms, in order of time; where they are more than MOST_SAMPLES, the percentiles."""
     samples = {}
     for run, rows in zip(runs, per_run, strict=True):

@@ -9,7 +9,7 @@ from typing import Any
 
 from opbench.report.page.data import page_data
 from opbench.report.summary import summary_line
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 
 __all__ = ["page"]
 
@@ -17,7 +17,7 @@ SCRIPTS = ("tables.js", "filters.js", "echarts/echarts.min.js", "scales.js", "ch
 """In the order in which they run."""
 
 
-def page(runs: Sequence[RunFolder]) -> str:
+def page(runs: Sequence[Run]) -> str:
     """Runs side by side as one self-contained HTML page; whatever stands in a run folder is text on it, never markup.
 
     The content security policy lets the page's own scripts run, named by their hashes, and nothing else load or run.

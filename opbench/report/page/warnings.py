@@ -7,12 +7,12 @@ from opbench.device.environment import measured_revision
 from opbench.report.ceiling_table import BUSY_LOAD, busy_note
 from opbench.report.layout import Row, advice_notes, count_cells, group_rows, is_wide, warning_notes
 from opbench.results.measurement import Status
-from opbench.results.run import CEILINGS, RunFolder
+from opbench.results.run import CEILINGS, Run
 
 __all__ = ["run_warnings"]
 
 
-def run_warnings(run: RunFolder) -> list[str]:
+def run_warnings(run: Run) -> list[str]:
     """Warnings of one run: uncertain cells, the machine's state, the code's state; suspicious cells have a list."""
     rows = run.rows()
     environment = run.run["environment"]
@@ -52,7 +52,7 @@ def _environment_warnings(environment: dict[str, Any]) -> list[str]:
     return warnings
 
 
-def _ceiling_warnings(run: RunFolder) -> list[str]:
+def _ceiling_warnings(run: Run) -> list[str]:
     if run.run["run_id"] == "published":
         return ["Published figures: not measured by this project; no samples, intervals, costs or limits."]
     if run.ceilings is not None:

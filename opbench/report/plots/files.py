@@ -30,12 +30,12 @@ from opbench.report.plots.style import (
     si,
 )
 from opbench.report.tables import half_precision, speedup
-from opbench.results.run import RunFolder
+from opbench.results.run import Run
 
 __all__ = ["write_plots"]
 
 
-def write_plots(run: RunFolder, *others: RunFolder) -> list[Path]:
+def write_plots(run: Run, *others: Run) -> list[Path]:
     """Draw every plot of a run into its folder `plots`, each as PNG and SVG.
 
     A plot without a single value is not drawn; cells without a value are counted in the figure.

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from opbench.device.ceilings import Ceilings
 from opbench.errors import UsageError
 from opbench.report.layout import Row
-from opbench.results.run import COLUMNS, RunFolder
+from opbench.results.run import COLUMNS, Run
 
 if TYPE_CHECKING:
     import pandas
@@ -21,7 +21,7 @@ class Source:
 
     Attributes:
         device_name: of every row.
-        rows: as RunFolder.rows gives them.
+        rows: as Run.rows gives them.
         ceilings: measured limits of the device, if known.
     """
 
@@ -30,7 +30,7 @@ class Source:
     ceilings: Ceilings | None = None
 
 
-def source_of_run(run: RunFolder, *others: RunFolder) -> Source:
+def source_of_run(run: Run, *others: Run) -> Source:
     """The rows of one run, and of others on the same device after them."""
     same = [other for other in others if other.device_name == run.device_name]
     return Source(run.device_name, tuple(row for one in (run, *same) for row in one.rows()), run.ceilings)
