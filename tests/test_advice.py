@@ -48,7 +48,7 @@ def test_what_was_seen_is_said_in_one_line():
 def test_the_advice_is_below_the_tables_and_on_the_page(tmp_path):
     run = make_run(tmp_path, [measurement("conv3x3", SMALL, "fp32", 1.0, wide=True)])
     assert not any("--threads" in note for note in (*run_tables(run)[0].notes, *run_warnings(run)))
-    run.run = {**run.run, "environment": {**run.run["environment"], **TWO}}
+    run.environment = {**run.environment, **TWO}
     for notes in (run_tables(run)[0].notes, run_warnings(run)):
         [note] = [note for note in notes if "--threads 1" in note]
         assert note.startswith("Samples scatter by up to ±50 %: close the other program")
@@ -91,7 +91,7 @@ def sweep(tmp_path, monkeypatch):
         shapes = [str(tmp_path / "tiny.yaml")]
         request = make_request({"shapes": shapes, "dtypes": ["fp32"], "device": "cpu", "time_budget": 0.01}, known)
         made = start_run(request, known, tmp_path / f"run{len([*tmp_path.iterdir()])}")
-        made.run["environment"]["cpu"].update(load_average=[load, 0.0, 0.0], torch_threads=2)
+        made.environment["cpu"].update(load_average=[load, 0.0, 0.0], torch_threads=2)
         made.write_ceilings("none here")
         progress = Notes()
         run_cells(made, known, progress, Conduct(Isolation.NONE))
@@ -158,7 +158,7 @@ def test_cells_run_with_the_threads_that_were_asked_for(tmp_path):
     assert [row["status"] for row in run.rows()] == ["ok"]
     assert set(seen) == {before + 1}
     assert torch.get_num_threads() == before
-    assert run.run["environment"]["cpu"]["torch_threads"] == before + 1
+    assert run.environment["cpu"]["torch_threads"] == before + 1
     with torch_threads(None):
         assert torch.get_num_threads() == before
 

@@ -115,8 +115,8 @@ def test_a_sweep_without_what_only_linux_has(folder):
     assert done.returncode == 0, done.stderr.decode()
     run = Run.open(folder / "run")
     assert [row["status"] for row in run.rows()] == ["ok", "ok"]
-    assert run.run["environment"]["memory_bytes"] is None
-    assert run.run["environment"]["cpu"]["load_average"] is not None
+    assert run.environment["memory_bytes"] is None
+    assert run.environment["cpu"]["load_average"] is not None
     [first, _] = run.measurements()
     assert first.conditions["before"]["governor"] is None
     assert "busy_s" not in first.conditions["before"]
@@ -431,8 +431,8 @@ def test_a_sweep_on_a_poor_machine(folder):
     assert not ours
     run = Run.open(folder / "run")
     assert [row["status"] for row in run.rows()] == ["ok"] * 4
-    assert run.run["environment"]["cpu"]["torch_threads"] == 1
-    assert run.run["environment"]["git_revision"] is None
+    assert run.environment["cpu"]["torch_threads"] == 1
+    assert run.environment["git_revision"] is None
     assert "×" in (folder / "run" / "tables" / "two-module-fwd.md").read_text(encoding="utf-8")
     assert list((folder / "run" / "plots").iterdir())
 

@@ -47,7 +47,7 @@ def test_statistics_are_those_of_pytest_benchmark(count):
 def test_an_export_names_the_project_that_was_measured(place):
     run = make_run(place / "run", [conv(1.0)])
     revisions = {"git_revision": "own", "operator_revisions": {"conv3x3": "theirs"}}
-    run.run = {**run.run, "environment": {**run.run["environment"], **revisions}}
+    run.environment = {**run.environment, **revisions}
     document = run_as_benchmark_json(run)
     assert document["commit_info"]["id"] == "theirs"
     assert document["opbench"]["opbench_revision"] == "own"

@@ -68,7 +68,7 @@ def test_the_threshold_is_an_option(place, monkeypatch):
     # 5 % may be two processes of the same code, unless this device is known to be quieter than that.
     assert call("compare", "base", "head", "--threshold", "3%")[0] == 3
     monkeypatch.setenv("XDG_CACHE_HOME", str(place / "cache"))
-    keep_noise(made_noise(0.01), Run.open(place / "head").run["environment"])
+    keep_noise(made_noise(0.01), Run.open(place / "head").environment)
     assert call("compare", "base", "head", "--threshold", "3%")[0] == 1
 
 

@@ -189,4 +189,4 @@ def test_a_real_sweep_with_repetitions_and_threads(tmp_path, monkeypatch):
     assert "1 cells: 1 ok" in out
     run = Run.open(tmp_path / "run")
     assert [line.repetition for line in run.measurements()] == [1, 2]
-    assert run.run["environment"]["cpu"]["torch_threads"] == 1
+    assert run.environment["cpu"]["torch_threads"] == 1

@@ -160,7 +160,7 @@ def test_notes_name_device_timer_cache_and_date(tmp_path):
     ]
     run = make_run(tmp_path, cells)
     (table,) = run_tables(run)
-    assert table.notes[0] == f"Device: {DEVICE}; timer: cuda-event; cache: cold; {run.run['started_at'][:10]}."
+    assert table.notes[0] == f"Device: {DEVICE}; timer: cuda-event; cache: cold; {run.started_at[:10]}."
     assert table.notes[1].startswith("error: xxx")
     assert len(table.notes[1]) < 200
     assert table.notes[-1] == "9 more reasons: see the column `reason` of measurements.csv."

@@ -197,7 +197,7 @@ def test_several_runs_are_one_frame_with_the_limits_of_each(run, tmp_path):
     with other.append() as journal:
         journal.write(ok(CELLS[0]))
     frame = load_results([run.path, str(other.path)])
-    assert frame.run_id.tolist() == [run.run["run_id"]] * len(CELLS) + [other.run["run_id"]]
+    assert frame.run_id.tolist() == [run.run_id] * len(CELLS) + [other.run_id]
     assert dict(frame.dtypes) == dict(load_results(run.path).dtypes)
     assert frame.latency_ms.notna().sum() == 2
     assert load_results([]).empty

@@ -124,7 +124,7 @@ def test_an_interrupted_sweep_keeps_what_is_finished_and_resumes(tiny, tmp_path)
     assert again.numbers == [(3, 4), (4, 4)]
     assert [row["status"] for row in resumed.rows()] == ["ok"] * 4
     assert (run.path / "journal.jsonl").read_bytes().startswith(kept)
-    assert resumed.run["run_id"] == run.run["run_id"]
+    assert resumed.run_id == run.run_id
 
 
 def test_resuming_with_other_options_names_both(tiny, tmp_path):

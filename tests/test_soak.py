@@ -100,7 +100,7 @@ def check_fake_soak(tmp_path, monkeypatch, shapes):
     run = start_run(make_request(options, known), known, tmp_path / "run")
 
     def executor(*_):
-        runner = CellRunner(RunOptions.of(run.run["command"]), known.__getitem__, FakeTimer([1.0, 1.1, 0.9]))
+        runner = CellRunner(RunOptions.of(run.command), known.__getitem__, FakeTimer([1.0, 1.1, 0.9]))
         return InProcessExecutor(runner.run)
 
     monkeypatch.setattr(run_module, "_executor", executor)

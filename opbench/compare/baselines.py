@@ -76,13 +76,13 @@ def save_baseline(run: Run, folder: Path, name: str | None = None) -> Baseline:
         ResultsError: there is a baseline of that name, or the run has no measured cell.
         StorageError: it cannot be written.
     """
-    name = run.run["run_id"] if name is None else name
+    name = run.run_id if name is None else name
     if not NAME.fullmatch(name):
         raise UsageError(f"--name must be letters, digits, '.', '_' and '-', at most 100, got {one_line(name)!r}")
     if not any(measurement.status is Status.OK for measurement in run.measurements()):
         raise ResultsError(f"{run.path}: no cell was measured; nothing could be compared with it")
-    identity = comparison_identity(run.run["environment"])
-    path = folder / _key(identity, run.run["environment"]) / name
+    identity = comparison_identity(run.environment)
+    path = folder / _key(identity, run.environment) / name
     if path.exists():
         raise ResultsError(f"{path} already holds a baseline; choose another --name, or remove it with baseline rm")
     part = path.with_name(f"{name}.{os.getpid()}{PART_SUFFIX}")
@@ -166,7 +166,7 @@ def read_baseline(path: Path) -> Baseline:
         if _digest(path / kept) != digests.get(kept):
             raise ResultsError(f"{path / kept}: damaged: not what was saved (its checksum differs)")
     run = Run.open(path)
-    if comparison_identity(run.run["environment"]) != identity:
+    if comparison_identity(run.environment) != identity:
         raise ResultsError(f"{file}: damaged: its key is not that of its run")
     return Baseline(path, path.name, path.parent.name, identity, saved_at, run)
 

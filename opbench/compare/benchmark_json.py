@@ -75,10 +75,10 @@ def run_as_benchmark_json(run: Run) -> dict[str, Any]:
     Raises:
         ResultsError: the journal is missing or damaged.
     """
-    identity = comparison_identity(run.run["environment"])
+    identity = comparison_identity(run.environment)
     finished = run.finished()
     measured = [m for cell in run.plan() if (m := finished.get(cell.key)) and m.status is Status.OK]
-    environment = run.run["environment"]
+    environment = run.environment
     return {
         "machine_info": {
             "node": "",
@@ -88,11 +88,11 @@ def run_as_benchmark_json(run: Run) -> dict[str, Any]:
         },
         "commit_info": {"id": measured_revision(environment) or "unknown", "dirty": None},
         "benchmarks": [_entry(measurement, identity) for measurement in measured],
-        "datetime": run.run.get("started_at", ""),
+        "datetime": run.started_at,
         "version": "5.0.0",
         EXTRA_KEY: {
             "schema_version": EXTRA_VERSION,
-            "run_id": run.run["run_id"],
+            "run_id": run.run_id,
             "opbench_revision": environment.get("git_revision"),
             "not_measured": [
                 {"cell": cell.to_json(), "status": str(reading.status), "reason": reading.reason}

@@ -249,18 +249,18 @@ def _run_folders(folder: Path, problems: list[str]) -> Iterator[Path]:
 def _read(path: Path, folder: Path) -> ReadRun:
     run = Run.open(path)
     readings = list(zip(run.plan(), Arm.of_run(run).readings.values(), strict=True))
-    text = run.run.get("started_at", "")
+    text = run.started_at
     try:
         started_at = datetime.fromisoformat(text)
     except ValueError:
         raise ResultsError(f"{path / 'run.json'}: damaged: started_at must be a date, got {text!r:.60}") from None
     if started_at.tzinfo is None:
         started_at = started_at.replace(tzinfo=UTC)
-    environment = run.run["environment"]
+    environment = run.environment
     revision = one_line(measured_revision(environment), 100)
     own = one_line(str(environment.get("git_revision") or ""), 60)
     name = path.relative_to(folder).as_posix() if path != folder else path.resolve().name
-    return RunEntry(one_line(name), run.run["run_id"], started_at, revision, own), readings
+    return RunEntry(one_line(name), run.run_id, started_at, revision, own), readings
 
 
 def _set_up(reading: Reading) -> SetUp:

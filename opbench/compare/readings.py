@@ -71,7 +71,7 @@ class Arm:
         Raises:
             ResultsError: the journal is missing or damaged.
         """
-        identity = comparison_identity(run.run["environment"])
+        identity = comparison_identity(run.environment)
         finished = run.finished()
         readings = {}
         for cell in run.plan():
@@ -79,11 +79,11 @@ class Arm:
                 cell, Status.NOT_RUN, reason="the run ended before this cell"
             )
             set_up = {
-                "timer": measurement.timer or run.run["command"]["timer"],
-                "cache": measurement.cache or run.run["command"]["cache"],
+                "timer": measurement.timer or run.command["timer"],
+                "cache": measurement.cache or run.command["cache"],
             }
             readings[cell.key] = reading_of(measurement, {**identity, **set_up})
-        return cls(name or str(run.path), readings, run.run["environment"])
+        return cls(name or str(run.path), readings, run.environment)
 
 
 def reading_of(measurement: Measurement, circumstances: Mapping[str, str]) -> Reading:

@@ -235,7 +235,7 @@ def provenance(run: Run, rows: Sequence[Row]) -> str:
     timed = [row for row in rows if row["status"] == Status.OK] or rows
     timers = ", ".join(sorted({row["timer"] for row in timed}))
     caches = ", ".join(sorted({row["cache"] for row in timed}))
-    date = str(run.run.get("started_at", ""))[:10] or "date unknown"
+    date = run.started_at[:10] or "date unknown"
     return f"Device: {run.device_name}; timer: {timers}; cache: {caches}; {date}."
 
 

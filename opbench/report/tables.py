@@ -126,7 +126,7 @@ def _latency_table(run: Run, group: Group, without_reasons_of: Collection[Status
             provenance(run, group.rows),
             *reason_notes(group, without_reasons_of),
             *warning_notes(group),
-            *advice_notes(group.rows, run.run["environment"]),
+            *advice_notes(group.rows, run.environment),
         ),
         ranks=_ranks(group, first_column=2),
     )

@@ -37,7 +37,7 @@ def load_results(path: str | Path | Iterable[str | Path]) -> "pandas.DataFrame":
 
     runs = _open_all(path)
     frame = pd.DataFrame([row for run in runs for row in run.rows()], columns=list(COLUMNS))
-    if ceilings := {run.run["run_id"]: run.ceilings.to_json() for run in runs if run.ceilings}:
+    if ceilings := {run.run_id: run.ceilings.to_json() for run in runs if run.ceilings}:
         frame.attrs["ceilings"] = ceilings
     return frame.astype(_types(columns.COLUMNS))
 
@@ -62,7 +62,7 @@ def load_samples(path: str | Path | Iterable[str | Path]) -> "pandas.DataFrame":
         finished = {measurement.cell.key: measurement for measurement in run.measurements()}
         for cell in run.plan():
             latencies = finished[cell.key].latencies_ms if cell.key in finished else ()
-            of_cell = {"run_id": run.run["run_id"], "provider": cell.provider, **cell.case.labels()}
+            of_cell = {"run_id": run.run_id, "provider": cell.provider, **cell.case.labels()}
             for name in labels.keys() - {"sample", "latency_ms"}:
                 labels[name] += [of_cell[name]] * len(latencies)
             labels["sample"] += range(len(latencies))

@@ -57,7 +57,7 @@ class PublishedRun(Run):
 
     def rows(self) -> list[dict[str, Any]]:
         """One row per published cell; samples, intervals, costs and rates are None."""
-        return [_row(cell, self.run["run_id"], self.device_name) for cell in published_cells().values()]
+        return [_row(cell, self.run_id, self.device_name) for cell in published_cells().values()]
 
     def measurements(self) -> Iterator[Measurement]:
         """None: there are no samples."""

@@ -38,12 +38,24 @@ COLUMNS = names(columns.COLUMNS)
 
 
 class Run:
-    """One run on disk; create it, or open one that exists."""
+    """One run on disk; create it, or open one that exists.
 
-    def __init__(self, path: Path, run: Mapping[str, Any]) -> None:
+    Attributes:
+        path: its folder.
+        run_id: when it was started, in UTC, and six random digits.
+        started_at: date and time, ISO 8601; empty where it is not known.
+        environment: where it was measured: device, versions, machine, revisions.
+        command: what was asked for, as `opbench sweep` understood it.
+    """
+
+    def __init__(self, path: Path, stored: Mapping[str, Any]) -> None:
         self.path = path
-        self.run = run
-        self._plan = [Cell.from_json(cell) for cell in run["plan"]]
+        self.run_id: str = stored["run_id"]
+        self.started_at: str = stored.get("started_at", "")
+        self.environment: Mapping[str, Any] = stored["environment"]
+        self.command: Mapping[str, Any] = stored["command"]
+        self._stored = stored
+        self._plan = [Cell.from_json(cell) for cell in stored["plan"]]
         self.differences: tuple[str, ...] = ()
         """How what is measured from now on differs from what run.json says, accepted by whoever resumed the run."""
 
@@ -128,7 +140,7 @@ class Run:
     @property
     def device_name(self) -> str:
         """Name of the device that the run measured."""
-        return str(self.run["environment"]["device_name"])
+        return str(self.environment["device_name"])
 
     def plan(self) -> list[Cell]:
         """Every cell of the run, finished or not."""
@@ -171,7 +183,7 @@ class Run:
 
     def __repr__(self) -> str:
         """Folder, size, device and day: `<opbench.Run results/gpu: 70 cells on NVIDIA H100, 2026-11-21>`."""
-        cells, day = len(self._plan), str(self.run.get("started_at", ""))[:10]
+        cells, day = len(self._plan), self.started_at[:10]
         return f"<opbench.Run {self.path}: {cells} cells on {self.device_name}{day and f', {day}'}>"
 
     def rows(self) -> list[dict[str, Any]]:
@@ -201,13 +213,13 @@ class Run:
             "at": datetime.now(UTC).isoformat(timespec="seconds"),
             "differences": list(self.differences),
         }
-        self.run = {**self.run, "resumed": [*self.run.get("resumed", ()), noted]}
-        write_whole(self.path / RUN, json.dumps(self.run, indent=1, allow_nan=False) + "\n")
+        self._stored = {**self._stored, "resumed": [*self._stored.get("resumed", ()), noted]}
+        write_whole(self.path / RUN, json.dumps(self._stored, indent=1, allow_nan=False) + "\n")
 
     def _row(self, measurement: Measurement) -> dict[str, Any]:
         case = measurement.cell.case
         values = {
-            "run_id": self.run["run_id"],
+            "run_id": self.run_id,
             **case.labels(),
             "provider": measurement.cell.provider,
             "batch": case.shape.batch,
@@ -215,8 +227,8 @@ class Run:
             "width": case.shape.width,
             "channels": case.shape.channels,
             "device": self.device_name,
-            "timer": measurement.timer or self.run["command"]["timer"],
-            "cache": measurement.cache or self.run["command"]["cache"],
+            "timer": measurement.timer or self.command["timer"],
+            "cache": measurement.cache or self.command["cache"],
             "status": str(measurement.status),
             "reason": measurement.reason,
             "warnings": "; ".join(measurement.warnings),

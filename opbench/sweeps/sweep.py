@@ -130,7 +130,7 @@ def continue_run(
         UsageError: it measured operators of a file, which the options do not name.
     """
     run = Run.open(path)
-    command = run.run["command"]
+    command = run.command
     if missing := [place for place in command.get("sources", ()) if place not in (options.get("sources") or ())]:
         # What a results folder names is not run before the user has named it.
         raise UsageError(
@@ -145,7 +145,7 @@ def continue_run(
     if others:
         raise ResultsError(f"{path}: cannot resume with another {one_line('; '.join(others))}")
     differences = [
-        *environment_differences(run.run["environment"], _environment(request, operators), code=True),
+        *environment_differences(run.environment, _environment(request, operators), code=True),
         *plan_differences(run.plan(), planned),
     ]
     if differences and not accept_differences:
@@ -171,7 +171,7 @@ def _require_processes(repeat: int, conduct: Conduct) -> None:
 
 def dtypes_note(options: Options, run: Run) -> str:
     """Why a run of these options has the dtypes that it has, where none were named and one might be expected."""
-    device_type = str(run.run["environment"]["device"]).partition(":")[0]
+    device_type = str(run.environment["device"]).partition(":")[0]
     return default_dtypes(device_type).note if options.get("dtypes") is None else ""
 
 
@@ -199,7 +199,7 @@ def run_cells(
         StorageError: a row cannot be written; those before stay readable.
         DeviceLostError: cells are not isolated, and one broke the device; those after it stay unmeasured.
     """
-    cells, repeat = run.plan(), int(run.run["command"].get("repeat", 1))
+    cells, repeat = run.plan(), int(run.command.get("repeat", 1))
     _require_processes(repeat, conduct)
     workers = workers or Workers()
     executor = _executor(run, operators, conduct, workers)
@@ -234,7 +234,7 @@ def run_cells(
 
 def _advise_at_start(run: Run, progress: Progress) -> bool:
     """Say what helps where other programs use the CPU before the first cell; whether it was said."""
-    environment = run.run["environment"]
+    environment = run.environment
     helps = way_out(environment)
     load = ((environment.get("cpu") or {}).get("load_average") or [0.0])[0]
     if not helps or load < BUSY_LOAD:  # idle for a minute: not worth a look
@@ -249,14 +249,14 @@ def _advise_at_start(run: Run, progress: Progress) -> bool:
 def _advise(run: Run, measurement: Measurement, progress: Progress) -> bool:
     """Say what helps where this cell's samples scatter or others used the CPU; whether it was said."""
     width = relative_half_width(measurement.latencies_ms) if measurement.latencies_ms else None
-    if text := cells_advice([(width, measurement.warnings)], run.run["environment"]):
+    if text := cells_advice([(width, measurement.warnings)], run.environment):
         progress.note(text)
     return bool(text)
 
 
 def _write_ceilings(run: Run, conduct: Conduct, workers: Workers, progress: Progress) -> None:
     """Take along what is kept about the device, measured now where it is not, and say what is notable."""
-    environment = run.run["environment"]
+    environment = run.environment
     budget_s = conduct.ceilings_budget_s
     found = ceilings_for(
         environment,
@@ -397,12 +397,12 @@ def _listed(given: str | Sequence[str] | None) -> Sequence[str] | None:
 def _executor(run: Run, operators: Mapping[str, Operator], conduct: Conduct, workers: Workers) -> Executor:
     from opbench.sweeps.runner import CellRunner, RunOptions, memory_limit, torch_threads
 
-    options = RunOptions.of(run.run["command"])
+    options = RunOptions.of(run.command)
     if conduct.isolation is Isolation.PROCESS:
         providers = {cell.provider for cell in run.plan()}
         workers.preload = tuple(name for name in PRELOADED if name in providers and find_spec(name))
         limit_s = conduct.cell_timeout_s or cell_limit_s(options.time_budget_s)
-        sources = run.run["command"].get("sources", ())
+        sources = run.command.get("sources", ())
         return WorkerExecutor({**options.to_json(), "sources": list(sources)}, limit_s, workers)
     runner = CellRunner(options, operators.__getitem__)
 

@@ -56,7 +56,7 @@ def pair(folder, asked):
                        "--out", str(folder / name), *asked.more]  # fmt: skip
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         arms.append(open_arm(folder / name))
-    found = compare_runs(*arms, noise=known_noise(Run.open(folder / "head").run["environment"]))
+    found = compare_runs(*arms, noise=known_noise(Run.open(folder / "head").environment))
     readings = ((arms[0].readings[cell.cell.key], arms[1].readings[cell.cell.key]) for cell in found.cells)
     alone = [judge(ratio_interval(a.estimate, b.estimate), DEFAULT_THRESHOLD) for a, b in readings]
     worst = max((abs(math.log(cell.change.value)) for cell in found.cells if cell.change), default=0.0)

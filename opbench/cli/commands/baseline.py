@@ -59,7 +59,7 @@ def show(name: Name, folder: Folder) -> None:
     lines = {
         "baseline": f"{baseline.key}/{baseline.name}",
         "saved": baseline.saved_at,
-        "run": baseline.run.run["run_id"],
+        "run": baseline.run.run_id,
         **baseline.identity,
         "cells": ", ".join(f"{count} {status}" for status, count in counts.items()),
     }

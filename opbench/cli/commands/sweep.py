@@ -291,7 +291,7 @@ def _conclude(run: "Run", *, interrupted: bool, refused: StorageError | None, qu
     if interrupted:
         from opbench.registry.places import ops_option
 
-        ops = ops_option(run.run["command"])
+        ops = ops_option(run.command)
         print(f"interrupted; continue with: opbench sweep --resume --out {run.path}{ops}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     sys.exit(EXIT_FAILED_CELLS if any(row["status"] in FAILURES for row in rows) else 0)

@@ -69,12 +69,12 @@ def _run(run: Run, tag: str) -> dict[str, Any]:
     return {
         "tag": tag,
         "name": run.path.resolve().name if run.path.exists() else str(run.path),
-        "run_id": run.run["run_id"],
+        "run_id": run.run_id,
         "device": run.device_name,
-        "started": str(run.run.get("started_at", ""))[:10],
-        "revision": measured_revision(run.run["environment"])[:12],
-        "environment": in_words(run.run["environment"]),
-        "command": in_words(run.run["command"]),
+        "started": run.started_at[:10],
+        "revision": measured_revision(run.environment)[:12],
+        "environment": in_words(run.environment),
+        "command": in_words(run.command),
         "warnings": run_warnings(run),
     }
 

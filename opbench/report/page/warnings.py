@@ -1,6 +1,7 @@
 """What a reader of a run should be wary of, one line each."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from opbench.device.environment import measured_revision
@@ -15,7 +16,7 @@ __all__ = ["run_warnings"]
 def run_warnings(run: Run) -> list[str]:
     """Warnings of one run: uncertain cells, the machine's state, the code's state; suspicious cells have a list."""
     rows = run.rows()
-    environment = run.run["environment"]
+    environment = run.environment
     return [
         *_row_warnings(rows),
         *advice_notes(rows, environment),
@@ -36,7 +37,7 @@ def _row_warnings(rows: list[Row]) -> list[str]:
     return [*warnings, *(note for group in group_rows(rows) for note in warning_notes(group))]
 
 
-def _environment_warnings(environment: dict[str, Any]) -> list[str]:
+def _environment_warnings(environment: Mapping[str, Any]) -> list[str]:
     cpu = environment.get("cpu") or {}
     warnings = []
     if "+dirty" in f"{environment.get('git_revision')}, {measured_revision(environment)}":
@@ -53,7 +54,7 @@ def _environment_warnings(environment: dict[str, Any]) -> list[str]:
 
 
 def _ceiling_warnings(run: Run) -> list[str]:
-    if run.run["run_id"] == "published":
+    if run.run_id == "published":
         return ["Published figures: not measured by this project; no samples, intervals, costs or limits."]
     if run.ceilings is not None:
         return busy_note(run.ceilings)
