@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from opbench import reproduce
 from opbench.cli.app import app
 from opbench.registry import registry
+from opbench.sweeps import reproduction as reproduce
 
 SCRIPT = Path(__file__).with_name("on_gpu.sh")
 LINE = re.compile(r"(\S+): about (\d+) s, at most (\d+) s: (.*)")

@@ -5,10 +5,10 @@ import signal
 
 import pytest
 
-from opbench import reproduce
 from opbench.registry import registry
 from opbench.results.journal import JOURNAL
 from opbench.results.run import RunFolder
+from opbench.sweeps import reproduction as reproduce
 from opbench.sweeps.options import make_request
 from opbench.sweeps.plan import plan_cells
 from opbench.workload.shapes import load_shape_lists

@@ -40,7 +40,7 @@ from stand_in import StandIn
 from opbench.errors import OpbenchError
 from opbench.results.run import RunFolder
 from opbench.sweeps import sweep as api
-from opbench.sweeps.progress import ConsoleProgress
+from opbench.sweeps.console_progress import ConsoleProgress
 from opbench.workload.operator import Operator, Provider
 
 NEEDS_GPU = 77

@@ -139,8 +139,8 @@ def _run(
 ) -> "list[Measurement]":
     """Every cell as a sweep runs it, in a folder that is not kept."""
     from opbench.sweeps import sweep as api
+    from opbench.sweeps.console_progress import ConsoleProgress
     from opbench.sweeps.isolation.worker_process import Workers
-    from opbench.sweeps.progress import ConsoleProgress
 
     with (
         TemporaryDirectory(prefix="opbench-check-") as folder,

@@ -186,8 +186,8 @@ def sweep(
     require_unix("opbench sweep")
     # A kill, or a terminal that closes, asks for the same as Ctrl-C: stop, and keep what is finished.
     interrupt_on_termination()
+    from opbench.sweeps.console_progress import ConsoleProgress
     from opbench.sweeps.isolation.worker_process import Workers
-    from opbench.sweeps.progress import ConsoleProgress
 
     with (
         closing(Workers()) as workers,
@@ -255,7 +255,7 @@ def _print_results(run: "RunFolder", *, no_color: bool) -> None:
 def _draw_plots(run: "RunFolder", *, quiet: bool, no_color: bool) -> StorageError | None:
     """Gives why the plots could not all be written, once the tables are on the screen."""
     from opbench.report import write_plots
-    from opbench.sweeps.progress import ConsoleProgress
+    from opbench.sweeps.console_progress import ConsoleProgress
 
     with ConsoleProgress(quiet=quiet, no_color=no_color) as progress:
         progress.stage("drawing plots")

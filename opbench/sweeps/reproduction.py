@@ -134,7 +134,7 @@ def _run_part(
     """Start a part or go on with it; returns how many cells have each status."""
     from opbench.report import write_tables
     from opbench.sweeps import sweep as api
-    from opbench.sweeps.progress import ConsoleProgress
+    from opbench.sweeps.console_progress import ConsoleProgress
 
     # To a part that begins, --retry says nothing: none of its cells has a status.
     retry = given.retry.split(",") if given.retry else None
