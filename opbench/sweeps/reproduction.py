@@ -1,38 +1,24 @@
-"""The paper's tables and what stands beside them, in one resumable go: `python -m opbench.reproduce --out DIR`.
+"""The paper's tables and what stands beside them, in parts that are runs of their own and resume."""
 
-Both published shape lists, every operator, every dtype that the device has, module and core, forward; the deformable
-operators backward too. On a GPU each by CUDA events, with a cold and with a warm cache, and by CUDA graphs. Each part
-is a run of its own, DIR/<part>, as `opbench sweep` makes it, without plots: `opbench report DIR/<part> --write` draws
-them, on any machine. DIR/<part>/tables has the published figures beside the measured; DIR/reproduce.json says how long
-each part took.
-
-Cells share one process, because starting one for each operator and shape of every part would take longer than
-measuring: after a crash, go on with --isolation process. A cell that breaks the GPU's context ends the command: the
-cells after it are measured when it is given again.
-
-Exit codes: 0 every cell measured (or not applicable, or out of memory), 1 some cell wrong, error, timeout or
-unavailable, 2 usage or bad input, 3 results cannot be written, 130 interrupted; the same command again goes on.
-"""
-
-import argparse
 import json
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-from opbench.cli.shared import EXIT_INTERRUPTED, interrupt_on_termination
-from opbench.errors import OpbenchError, StorageError
+from opbench.errors import UnknownNameError
 from opbench.files import write_whole
+from opbench.sweeps.options import Conduct, make_request
+from opbench.sweeps.progress import Progress
+from opbench.sweeps.run_cells import run_cells
+from opbench.sweeps.start import continue_run, start_run
+from opbench.sweeps.sweep import finish
+from opbench.workload.operator import Operator
 
-if TYPE_CHECKING:
-    from opbench.workload.operator import Operator
-
-__all__ = ["Part", "main", "parts_for"]
+__all__ = ["SHAPES", "Part", "chosen_parts", "parts_for", "run_part"]
 
 SHAPES = ("standard", "high_resolution")
 DEFORMABLE = ("dcnv3", "dcnv4_lightweight", "dcnv4")
@@ -50,8 +36,6 @@ PASSES: dict[str, dict[str, list[str]]] = {
     "core": {"level": ["core"], "direction": ["fwd"]},
     "backward": {"ops": list(DEFORMABLE), "level": ["module", "core"], "direction": ["bwd"]},
 }
-TIME_BUDGET_S = 0.05
-"""Sampling per cell: with 2400 cells on a GPU, what lies around the samples takes longer than they do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +43,7 @@ class Part:
     """One sweep: its name, and its options as opbench.sweep takes them."""
 
     name: str
-    options: dict[str, object]
+    options: dict[str, Any]
 
 
 def parts_for(device_type: str) -> list[Part]:
@@ -71,95 +55,62 @@ def parts_for(device_type: str) -> list[Part]:
     ]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run every part that is not complete; returns the exit code."""
-    given = _parser().parse_args(arguments)
-    interrupt_on_termination()
-    try:
-        return _reproduce(given)
-    except OpbenchError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3 if isinstance(error, StorageError) else 2
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return EXIT_INTERRUPTED
+def chosen_parts(names: Sequence[str] | None, device: str, options: Mapping[str, Any]) -> list[Part]:
+    """The parts of these names, or all, with what they have in common.
+
+    Args:
+        names: of parts; None for all.
+        device: "cpu" or "cuda:N".
+        options: keyword arguments as `opbench.sweep` takes them, for every part.
+
+    Raises:
+        UnknownNameError: a part that the device does not have.
+    """
+    known = {part.name: part for part in parts_for(device.partition(":")[0])}
+    chosen = known if names is None else dict.fromkeys(names)
+    for name in chosen:
+        if name not in known:
+            raise UnknownNameError("part", name, known)
+    return [Part(name, {**options, "device": device, **known[name].options}) for name in chosen]
 
 
-def _parser() -> argparse.ArgumentParser:
-    description = (__doc__ or "").partition("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m opbench.reproduce", description=description)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="made, or gone on with")
-    parser.add_argument("--parts", metavar="a,b", help="these alone [default: all]")
-    parser.add_argument("--shapes", action="append", metavar="NAME|FILE", help=f"[default: {' and '.join(SHAPES)}]")
-    parser.add_argument("--device", default="auto", metavar="auto|cpu|cuda|cuda:N")
-    parser.add_argument("--time-budget", type=float, default=TIME_BUDGET_S, metavar="SECONDS_PER_CELL")
-    parser.add_argument("--isolation", choices=("process", "none"), default="none", help="as for sweep [default: none]")
-    parser.add_argument("--retry", metavar="error,timeout", help="measure finished cells of these statuses again")
-    parser.add_argument("--accept-differences", action="store_true", help="go on although plan or environment differ")
-    parser.add_argument("--dry-run", action="store_true", help="print the parts and their cells, run nothing")
-    return parser
-
-
-def _reproduce(given: argparse.Namespace) -> int:
-    from opbench.device.environment import resolve_device
-    from opbench.errors import UnknownNameError
-    from opbench.registry import registry
-    from opbench.results.measurement import FAILURES
-    from opbench.sweeps.sweep import make_request, plan
-
-    device = resolve_device(given.device)
-    parts = {part.name: part for part in parts_for(device.partition(":")[0])}
-    names = given.parts.split(",") if given.parts else list(parts)
-    for name in names:
-        if name not in parts:
-            raise UnknownNameError("part", name, parts)
-    common = {"shapes": given.shapes or list(SHAPES), "device": device, "time_budget": given.time_budget}
-    known = registry.registered()
-    failed = False
-    for name in names:
-        options = {**common, **parts[name].options}
-        print(f"{name}: {len(plan(make_request(options, known), known))} cells", flush=True)
-        if not given.dry_run:
-            started = time.monotonic()
-            counts = _run_part(given.out / name, options, known, given)
-            _note(given.out, name, time.monotonic() - started, counts)
-            print(f"{name}: " + ", ".join(f"{count} {status}" for status, count in counts.items()), flush=True)
-            failed = failed or any(status in counts for status in FAILURES)
-    return int(failed)
-
-
-def _run_part(
-    path: Path, options: dict[str, object], known: "Mapping[str, Operator]", given: argparse.Namespace
+def run_part(
+    part: Part,
+    out: Path,
+    operators: Mapping[str, Operator],
+    progress: Progress,
+    conduct: Conduct,
+    *,
+    accept_differences: bool = False,
 ) -> dict[str, int]:
-    """Start a part or go on with it; returns how many cells have each status."""
-    from opbench.report import write_tables
-    from opbench.sweeps import sweep as api
-    from opbench.sweeps.console_progress import ConsoleProgress
+    """Start a part in out/<its name>, or go on with it; out/reproduce.json says how long it took.
 
-    # To a part that begins, --retry says nothing: none of its cells has a status.
-    retry = given.retry.split(",") if given.retry else None
-    conduct = api.make_conduct({"isolation": given.isolation, "retry": retry}, resume=True)
+    Returns:
+        How many cells have each status.
+
+    Raises:
+        ResultsError: as continue_run.
+        StorageError, DeviceLostError: as run_cells.
+    """
+    started = time.monotonic()
+    path = out / part.name
     if (path / "run.json").exists():
-        run = api.continue_run(path, options, known, accept_differences=given.accept_differences)
+        run = continue_run(path, part.options, operators, accept_differences=accept_differences)
     else:
-        run = api.start_run(api.make_request(options, known), known, path, conduct)
+        run = start_run(make_request(part.options, operators), operators, path, conduct)
     try:
-        with ConsoleProgress() as progress:
-            api.run_cells(run, known, progress, conduct)
+        run_cells(run, operators, progress, conduct)
     finally:
-        run.write_measurements_csv()
-        write_tables(run)
-    return dict(Counter(row["status"] for row in run.rows()))
+        finish(run, plots=False)
+    counts = dict(Counter(row["status"] for row in run.rows()))
+    _note(out, part.name, time.monotonic() - started, counts)
+    return counts
 
 
-def _note(out: Path, name: str, seconds: float, counts: dict[str, int]) -> None:
+def _note(out: Path, name: str, seconds: float, counts: Mapping[str, int]) -> None:
     """Keep how long a part took this time: one entry for each time that it was carried out."""
     path = out / "reproduce.json"
     notes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     ended = datetime.now(UTC).isoformat(timespec="seconds")
     notes.append({"part": name, "ended_at": ended, "seconds": round(seconds, 1), "cells": counts})
     write_whole(path, json.dumps(notes, indent=1) + "\n")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,40 @@
+"""What hears how a sweep goes on."""
+
+from typing import Protocol
+
+from opbench.results.measurement import Measurement
+from opbench.workload.case import Cell
+
+__all__ = ["NullProgress", "Progress"]
+
+
+class Progress(Protocol):
+    """Hears how a sweep goes on."""
+
+    def started(self, cell: Cell, number: int, total: int) -> None:
+        """A cell begins; `number` counts from 1."""
+
+    def stage(self, name: str) -> None:
+        """The cell is at set-up, check, build or timing; outside a cell, what the sweep is doing."""
+
+    def note(self, text: str) -> None:
+        """Something to know about the sweep."""
+
+    def ended(self, measurement: Measurement) -> None:
+        """The cell's line is in the journal."""
+
+
+class NullProgress:
+    """Progress that nobody hears."""
+
+    def started(self, cell: Cell, number: int, total: int) -> None:
+        """Say nothing."""
+
+    def stage(self, name: str) -> None:
+        """Say nothing."""
+
+    def note(self, text: str) -> None:
+        """Say nothing."""
+
+    def ended(self, measurement: Measurement) -> None:
+        """Say nothing."""
