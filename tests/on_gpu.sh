@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # What a GPU is needed for, in order: values, the paper's sweeps, comparisons from outside, memory checks, the gate.
-# usage: PYTHON=python3 STEPS="env gpu-tests" tests/on_gpu.sh OUT [options of opbench.reproduce, for every part]
+# usage: PYTHON=python3 STEPS="env gpu-tests" tests/on_gpu.sh OUT [options of `opbench reproduce`, for every part]
 #        LIST=1 tests/on_gpu.sh OUT    prints every step with its times and runs nothing
 # Without a network: pip install --no-deps --no-build-isolation -e . first.
 # All steps by default; STEPS picks some. Each has an estimate in seconds (arithmetic, none was measured) and a limit of
@@ -44,7 +44,7 @@ step kernels 180 580 "$python" -m pytest tests/test_kernels.py tests/test_tuning
 # 2400 cells, some 0.2 s each; the first part also measures the ceilings and compiles kernels.
 for way in event-cold event-warm graph; do
     for part in module core backward; do
-        step "$part-$way" 80 400 "$python" -m opbench.reproduce --out "$out/reproduce" --parts "$part-$way" "$@"
+        step "$part-$way" 80 400 "$python" -m opbench reproduce --out "$out/reproduce" --parts "$part-$way" "$@"
     done
 done
 step paper-report 10 60 "$python" -m opbench report "$out/reproduce/module-event-cold" --paper

@@ -17,8 +17,9 @@ from opbench.report.page.warnings import run_warnings
 from opbench.results.measurement import Measurement, Status
 from opbench.sweeps.isolation import worker
 from opbench.sweeps.options import Conduct, Isolation, make_request, request_of_command
+from opbench.sweeps.run_cells import run_cells
 from opbench.sweeps.runner import CellRunner, RunOptions, torch_threads
-from opbench.sweeps.sweep import run_cells, start_run
+from opbench.sweeps.start import start_run
 from opbench.workload.case import Shape
 
 TWO = {"device": "cpu", "cpu": {"torch_threads": 2}}
@@ -87,7 +88,7 @@ def sweep(tmp_path, monkeypatch):
     )  # of the machine that tests run on
 
     def run(*, load, share):
-        monkeypatch.setattr("opbench.sweeps.sweep.others_now", lambda: share)
+        monkeypatch.setattr("opbench.sweeps.run_cells.others_now", lambda: share)
         shapes = [str(tmp_path / "tiny.yaml")]
         request = make_request({"shapes": shapes, "dtypes": ["fp32"], "device": "cpu", "time_budget": 0.01}, known)
         made = start_run(request, known, tmp_path / f"run{len([*tmp_path.iterdir()])}")
@@ -105,13 +106,13 @@ def test_a_machine_that_is_busy_at_the_start_is_said_once(sweep):
 
 
 def test_a_load_that_has_ended_is_no_busy_machine(sweep, monkeypatch):
-    monkeypatch.setattr("opbench.sweeps.sweep.relative_half_width", lambda samples: 0.01)
+    monkeypatch.setattr("opbench.sweeps.run_cells.relative_half_width", lambda samples: 0.01)
     assert sweep(load=3.0, share=0.01) == []
     assert sweep(load=0.1, share=None) == []
 
 
 def test_samples_that_scatter_are_said_once(sweep, monkeypatch):
-    monkeypatch.setattr("opbench.sweeps.sweep.relative_half_width", lambda samples: 4.0)
+    monkeypatch.setattr("opbench.sweeps.run_cells.relative_half_width", lambda samples: 4.0)
     assert sweep(load=0.1, share=None) == [f"samples scatter by up to ±400 %: {way_out(TWO)}"]
 
 

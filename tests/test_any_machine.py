@@ -26,10 +26,10 @@ from opbench.errors import StorageError, UsageError
 from opbench.results.measurement import Status
 from opbench.results.run import Run, free_run_path
 from opbench.standard_streams import ASCII, plain
+from opbench.sweeps.console_progress import ConsoleProgress
 from opbench.sweeps.isolation import worker
 from opbench.sweeps.isolation.executor import WorkerExecutor
 from opbench.sweeps.isolation.worker_process import Workers
-from opbench.sweeps.progress import ConsoleProgress
 from opbench.sweeps.runner import CellRunner
 from opbench.workload.operator import Provider
 
@@ -502,7 +502,7 @@ def test_a_long_text_leaves_the_count_whole(monkeypatch):
 
 
 def test_a_histogram_is_not_broken():
-    from opbench.sweeps.progress import _wrapped
+    from opbench.sweeps.console_progress import _wrapped
 
     line = f"{'word ' * 9}1.5 ms ±3.0 % █        ▁ (30 samples, time_budget)"
     for width in (40, 50, 60, 70):

@@ -229,6 +229,7 @@ def test_reports_read_results_and_measure_nothing():
         "torch",
         "triton",
         "opbench.sweeps.runner",
+        "opbench.sweeps.run_cells",
         "opbench.sweeps.sweep",
         "opbench.sweeps.check",
         "opbench.sweeps.isolation.executor",

@@ -20,7 +20,7 @@ from opbench.cli import listing
 from opbench.cli.app import app
 from opbench.registry import registry
 from opbench.sweeps.options import make_request
-from opbench.sweeps.sweep import plan
+from opbench.sweeps.start import plan
 
 TINY = "shapes:\n  - {batch: 1, height: 4, width: 4, channels: 32}\n"
 

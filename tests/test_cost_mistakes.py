@@ -8,7 +8,7 @@ from opbench.errors import OperatorError
 from opbench.results.measurement import Status
 from opbench.results.run import Run
 from opbench.sweeps.options import make_request
-from opbench.sweeps.sweep import plan, start_run
+from opbench.sweeps.start import plan, start_run
 from opbench.workload.case import MAX_COUNT
 from opbench.workload.operator import Provider
 

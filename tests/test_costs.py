@@ -208,7 +208,7 @@ def test_a_cell_holds_its_operators_figures():
     from builders import doubling
 
     from opbench.sweeps.options import make_request
-    from opbench.sweeps.sweep import plan
+    from opbench.sweeps.start import plan
 
     costs = {"flop_count": lambda case: 3, "bytes_moved": lambda case: 5, "memory_bytes": lambda case: 7}
     known = {"double": doubling(**costs)}

@@ -23,7 +23,8 @@ from opbench.cli import app as cli
 from opbench.errors import OpbenchError
 from opbench.results.measurement import Measurement, Status
 from opbench.results.run import COLUMNS, Run
-from opbench.sweeps.sweep import continue_run, make_request, plan
+from opbench.sweeps.options import make_request
+from opbench.sweeps.start import continue_run, plan
 from opbench.workload.case import Dtype
 
 ROOT = Path(__file__).parents[1]
@@ -238,8 +239,8 @@ def test_any_command_in_run_json_is_resumed_or_refused_in_one_line(place, data, 
     document = json.loads((run / "run.json").read_text())
     document["command"] = data.draw(changed(document["command"]))
     (run / "run.json").write_text(json.dumps(document))
-    monkeypatch.setattr("opbench.sweeps.sweep.collect_environment", lambda *_: document["environment"])
-    known = opbench.sweeps.sweep.registry.registered()
+    monkeypatch.setattr("opbench.sweeps.start.collect_environment", lambda *_: document["environment"])
+    known = opbench.sweeps.start.registry.registered()
     with pytest.raises(OpbenchError) as refusal:  # its plan is of another operator, so it never matches
         continue_run(run, {}, known)
     assert str(refusal.value).isprintable()
@@ -334,5 +335,5 @@ def test_no_format_that_is_read_can_run_code():
 
 
 def test_the_fuzzed_command_is_a_real_one():
-    known = opbench.sweeps.sweep.registry.registered()
+    known = opbench.sweeps.start.registry.registered()
     assert plan(make_request({"device": "cpu", "ops": ["dcnv4"]}, known), known)

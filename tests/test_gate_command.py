@@ -26,7 +26,7 @@ from opbench.gate.simulation import ENVIRONMENT, Noise, SimulatedProcesses, simu
 from opbench.registry.registry import registered
 from opbench.sweeps.native_dtypes import DefaultDtypes
 from opbench.sweeps.options import make_request
-from opbench.sweeps.sweep import plan
+from opbench.sweeps.start import plan
 from opbench.workload.case import Dtype
 
 # Its processes are real and their clock is not: it moves by the work that a launch says it does, within a percent, so

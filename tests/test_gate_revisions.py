@@ -120,7 +120,7 @@ def test_an_answer_that_means_nothing_here_is_one_line(tmp_path):
 NAMES_OF_PROTOCOL_0 = {
     "registry": "registry.registry",
     "options": "sweeps.options",
-    "run": "sweeps.sweep",
+    "run": "sweeps.start",
     "runner": "sweeps.runner",
     "environment": "device.environment",
 }

@@ -11,7 +11,10 @@ from report_fixtures import make_run, measurement
 from stand_in import StandIn
 
 from opbench.results.measurement import Status
-from opbench.sweeps import sweep as api
+from opbench.sweeps.options import make_conduct, make_request
+from opbench.sweeps.progress import NullProgress
+from opbench.sweeps.run_cells import run_cells
+from opbench.sweeps.start import start_run
 from opbench.workload.case import Shape
 
 SHAPE = Shape(64, 7, 7, 1024)
@@ -37,9 +40,9 @@ def sweep(tmp_path, provider, direction="fwd", operator="dcnv4"):
         "level": ["core"], "direction": [direction], "device": "cpu", "time_budget": 1e-4,
         "settings": [f"{operator}.group_channels=16"],
     }  # fmt: skip
-    conduct = api.make_conduct({"isolation": "none"})
-    run = api.start_run(api.make_request(wanted, operators), operators, tmp_path / "run", conduct)
-    api.run_cells(run, operators, api.Silence(), conduct)
+    conduct = make_conduct({"isolation": "none"})
+    run = start_run(make_request(wanted, operators), operators, tmp_path / "run", conduct)
+    run_cells(run, operators, NullProgress(), conduct)
     [row] = run.rows()
     return row
 

@@ -22,7 +22,7 @@ from opbench.estimate import Estimate, Unit
 from opbench.results.measurement import Measurement, Status
 from opbench.stats import median, median_interval
 from opbench.sweeps.noise_step import measure_noise, noise_request
-from opbench.sweeps.sweep import Silence
+from opbench.sweeps.progress import NullProgress
 from opbench.workload.case import Shape
 
 SMALL, LARGE = Shape(1, 28, 28, 64), Shape(1, 56, 56, 64)
@@ -219,7 +219,7 @@ class Scripted:
 
 def test_noise_is_measured_in_a_new_process_each_time():
     request = noise_request("cpu", None, 3)
-    found = measure_noise(request, collect_environment("cpu"), Scripted(), Silence())
+    found = measure_noise(request, collect_environment("cpu"), Scripted(), NullProgress())
     assert len(found.medians_ms) == 6  # two operators at three shapes; the third has no figure
     assert set(found.medians_ms.values()) == {(1.01, 1.02, 1.03)}
     assert found.spread == pytest.approx(spread_of(found.medians_ms))

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from opbench import reproduce
 from opbench.cli.app import app
 from opbench.registry import registry
+from opbench.sweeps.reproduction import parts_for
 
 SCRIPT = Path(__file__).with_name("on_gpu.sh")
 LINE = re.compile(r"(\S+): about (\d+) s, at most (\d+) s: (.*)")
@@ -54,8 +54,8 @@ def test_every_step_has_a_name_of_its_own_and_ends_within_ten_minutes(steps):
 
 
 def test_every_part_of_the_reproduction_is_a_step(steps):
-    parts = [command.split("--parts ")[1].split()[0] for *_, command in steps if "opbench.reproduce" in command]
-    assert parts == [part.name for part in reproduce.parts_for("cuda")]
+    parts = [command.split("--parts ")[1].split()[0] for *_, command in steps if "opbench reproduce" in command]
+    assert parts == [part.name for part in parts_for("cuda")]
 
 
 def test_every_command_and_option_exists(steps):

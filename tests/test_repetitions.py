@@ -17,7 +17,9 @@ from opbench.results.repetitions import by_cell
 from opbench.results.run import Run
 from opbench.sweeps.isolation.executor import WorkerExecutor
 from opbench.sweeps.options import Conduct, make_request
-from opbench.sweeps.sweep import Silence, continue_run, run_cells, start_run
+from opbench.sweeps.progress import NullProgress
+from opbench.sweeps.run_cells import run_cells
+from opbench.sweeps.start import continue_run, start_run
 from opbench.workload.case import Shape
 
 SMALL = Shape(1, 28, 28, 64)
@@ -63,7 +65,7 @@ class Recorded:
 
     def __init__(self, monkeypatch, failing=(), stop_after=None):
         self.events, self.failing, self.stop_after = [], failing, stop_after
-        monkeypatch.setattr("opbench.sweeps.sweep._executor", lambda *_: self)
+        monkeypatch.setattr("opbench.sweeps.run_cells._executor", lambda *_: self)
 
     def run(self, cell, on_stage):
         if len([event for event in self.events if event != "new"]) == self.stop_after:
@@ -96,7 +98,7 @@ def test_all_cells_once_then_all_again_in_new_processes(request_of, tmp_path, mo
     known, make = request_of
     run = start_run(make(repeat=3), known, tmp_path / "run")
     executor = Recorded(monkeypatch)
-    run_cells(run, known, Silence())
+    run_cells(run, known, NullProgress())
     assert executor.events == [4, 6, "new", 4, 6, "new", 4, 6]
     assert [line.repetition for line in run.measurements()] == [1, 1, 2, 2, 3, 3]
     assert len(run.rows()) == 2
@@ -106,11 +108,11 @@ def test_a_cell_that_is_not_ok_is_not_repeated(request_of, tmp_path, monkeypatch
     known, make = request_of
     run = start_run(make(repeat=3), known, tmp_path / "run")
     executor = Recorded(monkeypatch, failing=(4,))
-    run_cells(run, known, Silence())
+    run_cells(run, known, NullProgress())
     assert executor.events == [4, 6, "new", 6, "new", 6]
     assert [row["status"] for row in run.rows()] == ["error", "ok"]
     again = Recorded(monkeypatch)
-    run_cells(run, known, Silence(), Conduct(retry=frozenset({Status.ERROR})))
+    run_cells(run, known, NullProgress(), Conduct(retry=frozenset({Status.ERROR})))
     assert [event for event in again.events if event != "new"] == [4, 4, 4]
     assert [row["processes"] for row in run.rows()] == [3, 3]
 
@@ -120,12 +122,12 @@ def test_a_run_that_was_stopped_resumes_at_the_repetition_that_it_lacks(request_
     run = start_run(make(repeat=2), known, tmp_path / "run")
     Recorded(monkeypatch, stop_after=3)
     with pytest.raises(KeyboardInterrupt):
-        run_cells(run, known, Silence())
+        run_cells(run, known, NullProgress())
     assert [row["processes"] for row in run.rows()] == [2, 1]
     with pytest.raises(ResultsError, match="another repeat: 2 there, 3 now"):
         continue_run(run.path, {"repeat": 3}, known)
     executor = Recorded(monkeypatch)
-    run_cells(continue_run(run.path, {}, known), known, Silence())
+    run_cells(continue_run(run.path, {}, known), known, NullProgress())
     assert executor.events == ["new", 6]
     assert [row["processes"] for row in run.rows()] == [2, 2]
 

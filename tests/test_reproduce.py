@@ -1,38 +1,28 @@
-"""The parts of `python -m opbench.reproduce`, and that it goes on where it stopped."""
+"""The parts of `opbench reproduce`, and that it goes on where it stopped."""
 
 import json
-import signal
 
-import pytest
+from test_fuzz import call
 
-from opbench import reproduce
 from opbench.registry import registry
 from opbench.results.journal import JOURNAL
 from opbench.results.run import Run
+from opbench.sweeps import reproduction
 from opbench.sweeps.options import make_request
 from opbench.sweeps.plan import plan_cells
+from opbench.sweeps.reproduction import SHAPES, parts_for
 from opbench.workload.shapes import load_shape_lists
 
 TINY = "description: tiny\nshapes:\n  - {batch: 1, height: 4, width: 4, channels: 32}\n"
 
 
-@pytest.fixture(autouse=True)
-def _signals():
-    """What a program asks for on termination is put back."""
-    numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = [signal.getsignal(number) for number in numbers]
-    yield
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
-
-
 def test_the_parts_on_a_gpu_are_what_the_paper_has_and_more(monkeypatch):
     monkeypatch.setattr("opbench.sweeps.options.resolve_device", lambda name: name)
     operators = registry.registered()
-    lists = load_shape_lists(reproduce.SHAPES)
+    lists = load_shape_lists(SHAPES)
     cells, ways = set(), set()
-    for part in reproduce.parts_for("cuda"):
-        request = make_request({**part.options, "device": "cuda:0", "shapes": list(reproduce.SHAPES)}, operators)
+    for part in parts_for("cuda"):
+        request = make_request({**part.options, "device": "cuda:0", "shapes": list(SHAPES)}, operators)
         ways.add((request.timer, request.cache))
         for cell in plan_cells(request, lists, operators):
             case = cell.case
@@ -42,34 +32,33 @@ def test_the_parts_on_a_gpu_are_what_the_paper_has_and_more(monkeypatch):
     assert ways == {("cuda-event", "cold"), ("cuda-event", "warm"), ("cuda-graph", "cold")}
     # 7 operators forward and 3 backward, 10 shapes, 2 levels, 4 dtypes, 3 timers
     assert len(cells) == (7 + 3) * 10 * 2 * 4 * 3
-    assert {name for _, _, name, _, direction, _, _ in cells if direction == "bwd"} == set(reproduce.DEFORMABLE)
+    assert {name for _, _, name, _, direction, _, _ in cells if direction == "bwd"} == set(reproduction.DEFORMABLE)
     assert {name for _, _, name, *_ in cells} == set(operators)
 
 
 def test_the_first_part_is_the_papers():
-    first = reproduce.parts_for("cuda")[0]
+    first = parts_for("cuda")[0]
     assert first.name == "module-event-cold"
     assert first.options["level"] == ["module"]
     assert first.options["direction"] == ["fwd"]
 
 
-def test_it_runs_and_goes_on(tmp_path, capsys, monkeypatch):
+def test_it_runs_and_goes_on(tmp_path, monkeypatch):
     """A tiny shape on the CPU, stopped in the middle and taken up again."""
-    monkeypatch.setattr(reproduce, "DTYPES", {"cpu": ("fp32", "bf16")})
-    monkeypatch.setattr(reproduce, "PASSES", {"core": {"ops": ["conv3x3"], "level": ["core"], "direction": ["fwd"]}})
+    monkeypatch.setattr(reproduction, "DTYPES", {"cpu": ("fp32", "bf16")})
+    monkeypatch.setattr(reproduction, "PASSES", {"core": {"ops": ["conv3x3"], "level": ["core"], "direction": ["fwd"]}})
     shapes = tmp_path / "tiny.yaml"
     shapes.write_text(TINY)
     out = tmp_path / "out"
-    command = ["--out", str(out), "--device", "cpu", "--shapes", str(shapes), "--time-budget", "0.001"]
-    assert reproduce.main([*command, "--dry-run"]) == 0
-    assert capsys.readouterr().out == "core-wall: 2 cells\n"
+    command = ["reproduce", "--out", str(out), "--device", "cpu", "--shapes", str(shapes), "--time-budget", "0.001"]
+    assert call(*command, "--dry-run") == (0, "core-wall: 2 cells\n", "")
     assert not out.exists()
-    assert reproduce.main(command) == 0
-    assert "core-wall: 2 ok" in capsys.readouterr().out
+    code, said, _ = call(*command)
+    assert (code, said) == (0, "core-wall: 2 cells\ncore-wall: 2 ok\n")
     journal = out / "core-wall" / JOURNAL
     first, second = journal.read_text().splitlines()
     journal.write_text(first + "\n" + second[: len(second) // 2])  # as a kill leaves it
-    assert reproduce.main(command) == 0
+    assert call(*command)[0] == 0
     assert journal.read_text().splitlines()[0] == first
     assert [row["status"] for row in Run.open(out / "core-wall").rows()] == ["ok", "ok"]
     assert (out / "core-wall" / "measurements.csv").exists()
@@ -77,35 +66,55 @@ def test_it_runs_and_goes_on(tmp_path, capsys, monkeypatch):
     assert [(note["part"], note["cells"]) for note in notes] == [("core-wall", {"ok": 2})] * 2
 
 
-def test_it_tries_again_what_it_is_told_to(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(reproduce, "DTYPES", {"cpu": ("fp32", "bf16")})
-    monkeypatch.setattr(reproduce, "PASSES", {"core": {"ops": ["conv3x3"], "level": ["core"], "direction": ["fwd"]}})
+def test_it_tries_again_what_it_is_told_to(tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduction, "DTYPES", {"cpu": ("fp32", "bf16")})
+    monkeypatch.setattr(reproduction, "PASSES", {"core": {"ops": ["conv3x3"], "level": ["core"], "direction": ["fwd"]}})
     shapes = tmp_path / "tiny.yaml"
     shapes.write_text(TINY)
     journal = tmp_path / "out" / "core-wall" / JOURNAL
-    command = ["--out", str(tmp_path / "out"), "--device", "cpu", "--shapes", str(shapes), "--time-budget", "0.001"]
-    assert reproduce.main([*command, "--retry", "ok"]) == 2
-    assert "--retry must be of " in capsys.readouterr().err
-    assert reproduce.main([*command, "--retry", "error"]) == 0  # nothing to try again: all of it is new
+    command = [
+        "reproduce",
+        "--out",
+        str(tmp_path / "out"),
+        "--device",
+        "cpu",
+        "--shapes",
+        str(shapes),
+        "--time-budget",
+        "0.001",
+    ]
+    code, _, err = call(*command, "--retry", "ok")
+    assert (code, err.startswith("opbench: --retry must be of ")) == (2, True)
+    assert call(*command, "--retry", "error")[0] == 0  # nothing to try again: all of it is new
     first, second = journal.read_text().splitlines()
     failed = json.loads(first) | {"status": "error", "reason": "a device that was lost", "latencies_ms": []}
     journal.write_text(f"{json.dumps(failed)}\n{second}\n")
-    assert reproduce.main(command) == 1
-    assert reproduce.main([*command, "--retry", "timeout"]) == 1
+    assert call(*command)[0] == 1
+    assert call(*command, "--retry", "timeout")[0] == 1
     assert len(journal.read_text().splitlines()) == 2
-    assert reproduce.main([*command, "--retry", "timeout,error"]) == 0
+    assert call(*command, "--retry", "timeout,error")[0] == 0
     assert len(journal.read_text().splitlines()) == 3
 
 
 def test_a_failed_cell_is_in_the_exit_code(tmp_path, monkeypatch):
-    monkeypatch.setattr(reproduce, "_run_part", lambda *_: {"ok": 3, "wrong": 1})
-    command = ["--out", str(tmp_path), "--device", "cpu"]
-    assert reproduce.main([*command, "--parts", "core-wall"]) == 1
-    monkeypatch.setattr(reproduce, "_run_part", lambda *_: {"ok": 3, "not_applicable": 1, "out_of_memory": 1})
-    assert reproduce.main([*command, "--parts", "core-wall"]) == 0
+    monkeypatch.setattr(reproduction, "run_part", lambda *_, **__: {"ok": 3, "wrong": 1})
+    command = ["reproduce", "--out", str(tmp_path), "--device", "cpu"]
+    assert call(*command, "--parts", "core-wall")[0] == 1
+    monkeypatch.setattr(reproduction, "run_part", lambda *_, **__: {"ok": 3, "not_applicable": 1, "out_of_memory": 1})
+    assert call(*command, "--parts", "core-wall")[0] == 0
 
 
-def test_an_unknown_part_is_refused(tmp_path, capsys):
-    assert reproduce.main(["--out", str(tmp_path / "out"), "--device", "cpu", "--parts", "all"]) == 2
-    assert "unknown part 'all'; known: module-wall, core-wall, backward-wall" in capsys.readouterr().err
+def test_an_unknown_part_is_refused(tmp_path):
+    code, _, err = call("reproduce", "--out", str(tmp_path / "out"), "--device", "cpu", "--parts", "all")
+    assert code == 2
+    assert "unknown part 'all'; known: module-wall, core-wall, backward-wall" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_interrupted_it_says_how_to_go_on(tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduction, "run_part", stop)
+    code, _, err = call("reproduce", "--out", str(tmp_path), "--device", "cpu", "--parts", "core-wall")
+    assert (code, err) == (130, "interrupted; run the same command again to go on\n")

@@ -12,8 +12,10 @@ from opbench.registry import registry
 from opbench.results.measurement import Status
 from opbench.results.run import Run
 from opbench.sweeps.native_dtypes import DefaultDtypes
+from opbench.sweeps.options import Conduct, Isolation, make_request
 from opbench.sweeps.plan import applicability
-from opbench.sweeps.sweep import Conduct, Isolation, continue_run, make_request, plan, run_cells, start_run
+from opbench.sweeps.run_cells import run_cells
+from opbench.sweeps.start import continue_run, plan, start_run
 from opbench.workload.case import Dtype, Level
 
 README = Path(__file__).parents[1] / "README.md"

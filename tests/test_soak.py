@@ -20,10 +20,11 @@ from work import bytes_read, counted_calls
 
 from opbench.results.frames import load_results
 from opbench.results.run import Run
-from opbench.sweeps import sweep as run_module
 from opbench.sweeps.isolation.executor import InProcessExecutor
+from opbench.sweeps.options import make_request
+from opbench.sweeps.run_cells import run_cells
 from opbench.sweeps.runner import CellRunner, RunOptions
-from opbench.sweeps.sweep import make_request, run_cells, start_run
+from opbench.sweeps.start import start_run
 from opbench.timing.fake import FakeTimer
 from opbench.workload.case import Dtype
 from opbench.workload.operator import Provider
@@ -103,7 +104,7 @@ def check_fake_soak(tmp_path, monkeypatch, shapes):
         runner = CellRunner(RunOptions.of(run.command), known.__getitem__, FakeTimer([1.0, 1.1, 0.9]))
         return InProcessExecutor(runner.run)
 
-    monkeypatch.setattr(run_module, "_executor", executor)
+    monkeypatch.setattr("opbench.sweeps.run_cells._executor", executor)
     gc.collect()
     gc.freeze()  # as in a worker: a collection after each cell must not walk what pytest imported
     try:

@@ -20,7 +20,9 @@ from opbench.results.frames import load_results
 from opbench.results.measurement import Measurement, Status
 from opbench.results.run import Run, free_run_path
 from opbench.sweeps.isolation.executor import InProcessExecutor
-from opbench.sweeps.sweep import Conduct, Isolation, continue_run, make_request, run_cells, start_run
+from opbench.sweeps.options import Conduct, Isolation, make_request
+from opbench.sweeps.run_cells import run_cells
+from opbench.sweeps.start import continue_run, start_run
 
 SHAPES = "shapes:\n" + "".join(f"  - {{batch: 1, height: {side}, width: 4, channels: 32}}\n" for side in range(4, 12))
 SWEEP = (

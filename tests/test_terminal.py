@@ -18,7 +18,7 @@ from opbench.report import print_tables, run_tables, sample_table, summary_line
 from opbench.report.layout import sparkline
 from opbench.results.measurement import Measurement, Status
 from opbench.results.published import PublishedRun
-from opbench.sweeps.progress import ConsoleProgress
+from opbench.sweeps.console_progress import ConsoleProgress
 from opbench.workload.case import Shape
 
 ROOT = Path(__file__).parents[1]

@@ -45,5 +45,6 @@ ORDER = (
     "machine",
     "noise",
     "inspect",
+    "reproduce",
 )
 """As `opbench --help` lists them; what is not named comes last."""

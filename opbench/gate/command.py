@@ -21,7 +21,7 @@ from opbench.gate.selftest import SelfTest, SessionOutcome, run_sessions, summar
 from opbench.gate.session import ProcessRecord, Session, SessionSettings, run_session
 from opbench.results.run import free_run_path
 from opbench.sweeps.native_dtypes import default_dtypes
-from opbench.sweeps.sweep import RESULTS
+from opbench.sweeps.start import RESULTS
 
 __all__ = ["GateRequest", "run_gate", "run_selftest", "with_defaults"]
 

@@ -1,7 +1,7 @@
 """Says how a gate goes on: a bar on a terminal, a line per stage and round elsewhere."""
 
 from opbench.gate.session import ProcessRecord
-from opbench.sweeps.progress import ConsoleBar
+from opbench.sweeps.console_progress import ConsoleBar
 
 __all__ = ["GateProgress"]
 

@@ -29,7 +29,7 @@ class Served:
         from opbench.registry import registry
         from opbench.sweeps.options import make_request
         from opbench.sweeps.runner import CellRunner, RunOptions
-        from opbench.sweeps.sweep import plan
+        from opbench.sweeps.start import plan
 
         operators = dict(registry.registered())
         if left_out := registry.left_out():  # it may be what the gate is about

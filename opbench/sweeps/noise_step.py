@@ -15,7 +15,7 @@ from opbench.stats import median
 from opbench.sweeps.isolation.executor import Executor
 from opbench.sweeps.options import make_request
 from opbench.sweeps.plan import SweepRequest, plan_cells
-from opbench.sweeps.sweep import Progress
+from opbench.sweeps.progress import Progress
 from opbench.workload.shapes import load_shape_lists
 
 __all__ = ["measure_noise", "noise_request"]

@@ -1,189 +1,40 @@
-"""Shows long work as it goes on: on a terminal a bar with the current cell and the time left, else plain lines."""
+"""What hears how a sweep goes on."""
 
-import os
-import re
-import textwrap
-import threading
-import time
-from collections.abc import Callable
-from types import TracebackType
-from typing import Any, Self
+from typing import Protocol
 
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Column
-
-from opbench.report.layout import sparkline, three_digits
-from opbench.results.measurement import Measurement, Status
-from opbench.standard_streams import plain
-from opbench.stats import median, relative_half_width
+from opbench.results.measurement import Measurement
 from opbench.workload.case import Cell
 
-__all__ = ["ConsoleBar", "ConsoleProgress"]
-
-FIRST_SILENCE_S = 0.5
-LONGEST_SILENCE_S = 4.0
-"""In a pipe, a line says what is being done after so long without one; the first one comes sooner."""
-
-WIDE = 80
-"""Columns from which on there is room for a bar beside what is being done."""
-BESIDE, BESIDE_NARROW = 38, 6
-"""Columns of the count, the bar and the time left; of the time left alone."""
+__all__ = ["NullProgress", "Progress"]
 
 
-class ConsoleBar:
-    """A bar and lines on standard error; lines alone where it is no terminal, or in CI though it may look like one.
-
-    Args:
-        quiet: say nothing.
-        no_color: no colours, on a terminal either.
-        console: replaces standard error; for tests.
-        clock: seconds; replaced in tests.
-    """
-
-    def __init__(
-        self,
-        *,
-        quiet: bool = False,
-        no_color: bool = False,
-        console: Console | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._console = console or Console(
-            stderr=True, quiet=quiet, highlight=False, soft_wrap=True, no_color=no_color or None
-        )
-        self._live = self._console.is_terminal and "CI" not in os.environ
-        self._bar = _bar(self._console, shown=self._live and not quiet)
-        self._task = self._bar.add_task("", total=None)
-        self._clock = clock
-        self._now_doing, self._doing_since, self._spoke_at = "", clock(), clock()
-        self._patience_s = FIRST_SILENCE_S
-        self._ended = threading.Event()
-        self._pulse = threading.Thread(target=self._keep_talking, daemon=True)
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        if not self._live and not self._console.quiet:
-            self._pulse.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._ended.set()
-        self._bar.stop()
-
-    def note(self, text: str) -> None:
-        """Print a line; on a terminal it is wrapped between words."""
-        self._spoke_at, self._patience_s = self._clock(), LONGEST_SILENCE_S
-        if self._console.is_terminal:
-            text = _wrapped(plain(text, self._console.encoding), self._console.width)
-        self._console.print(escape(text))
-
-    def doing(self, what: str, detail: str = "") -> None:
-        """What is being done from now on; in a pipe it is printed once that has taken a while."""
-        self._now_doing, self._doing_since = ": ".join(filter(None, (what, detail))), self._clock()
-        taken = BESIDE if self._console.width >= WIDE else BESIDE_NARROW
-        shown = what[: max(0, self._console.width - taken - len(detail) - 2)]  # the detail is worth more
-        self._bar.update(self._task, description=escape(": ".join(filter(None, (shown, detail)))))
-
-    def speak_up(self) -> None:
-        """Print what is being done, and for how long, where nothing was printed for too long."""
-        if self._now_doing and self._clock() - self._spoke_at >= self._patience_s:
-            self.note(f"{self._now_doing}, {self._clock() - self._doing_since:.0f} s")
-
-    def _keep_talking(self) -> None:
-        while not self._ended.wait(FIRST_SILENCE_S / 2):
-            self.speak_up()
-
-
-class ConsoleProgress(ConsoleBar):
-    """Progress of a sweep: what comes before and after the cells, and cell by cell.
-
-    Args:
-        tracebacks: print that of each cell that raised.
-        outcomes: print a line for each cell that ended.
-        options: as ConsoleBar's.
-    """
-
-    _heading = ""
-    _number = ""
-
-    def __init__(self, *, tracebacks: bool = False, outcomes: bool = True, **options: Any) -> None:  # noqa: ANN401
-        super().__init__(**options)
-        self._tracebacks = tracebacks
-        self._outcomes = outcomes
-        self._numbers: dict[tuple[Status, str], str] = {}
-        """Of the first cell that ended with a status and a reason."""
+class Progress(Protocol):
+    """Hears how a sweep goes on."""
 
     def started(self, cell: Cell, number: int, total: int) -> None:
-        """Name the cell."""
-        case = cell.case
-        self._number = f"[{number:>{len(str(total))}}/{total}]"
-        self._heading = (
-            f"{self._number} {case.operator} ({cell.provider}) {case.level} {case.direction} {case.shape} {case.dtype}"
-        )
-        if self._bar.tasks[0].total is None:  # what an earlier run measured took none of this one's time
-            self._bar.reset(self._task, total=total, completed=number - 1)
-        self._bar.update(self._task, total=total, completed=number - 1)
-        self.doing(self._heading)
+        """A cell begins; `number` counts from 1."""
 
     def stage(self, name: str) -> None:
-        """Name what the cell is doing, or outside a cell the sweep, which a pipe gets as a line."""
-        self.doing(self._heading, name)
-        if not self._heading and not self._live:
-            self.note(name)
+        """The cell is at set-up, check, build or timing; outside a cell, what the sweep is doing."""
+
+    def note(self, text: str) -> None:
+        """Something to know about the sweep."""
 
     def ended(self, measurement: Measurement) -> None:
-        """Print the cell's line."""
-        if self._outcomes:
-            self.note(f"{self._heading}: {self._outcome(measurement)}")
-        if self._tracebacks and measurement.traceback:
-            self._console.print(escape(plain(measurement.traceback, self._console.encoding)))
-        self._heading = ""
-        self.doing("")
-        self._bar.advance(self._task)
-
-    def _outcome(self, measurement: Measurement) -> str:
-        """A reason is said once; later cells name the one that said it."""
-        first = self._numbers.setdefault((measurement.status, measurement.reason), self._number)
-        if measurement.status is not Status.OK and first != self._number:
-            return f"{measurement.status}, as {first}{''.join(f'; {warning}' for warning in measurement.warnings)}"
-        return _outcome(measurement)
+        """The cell's line is in the journal."""
 
 
-def _bar(console: Console, *, shown: bool) -> Progress:
-    """Done of total, a bar, the time left and what is being done, in one line."""
-    wide = (MofNCompleteColumn(), BarColumn(bar_width=20)) if console.width >= WIDE else ()
-    return Progress(
-        *wide,
-        TimeRemainingColumn(compact=True),
-        # Rich would narrow every column alike; this one alone gives way, and an ellipsis may be three characters.
-        TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="crop")),
-        console=console,
-        expand=True,
-        transient=True,
-        disable=not shown,
-    )
+class NullProgress:
+    """Progress that nobody hears."""
 
+    def started(self, cell: Cell, number: int, total: int) -> None:
+        """Say nothing."""
 
-def _wrapped(line: str, width: int) -> str:
-    """A line in several, broken between words; the blanks of a histogram are not between words."""
-    histogram = re.search(r"% ([ 1-8▁-█]+) \(", line)
-    if histogram:
-        start, end = histogram.span(1)
-        line = line[:start] + histogram[1].replace(" ", "\0") + line[end:]
-    return textwrap.fill(line, width, subsequent_indent="  ", break_on_hyphens=False).replace("\0", " ")
+    def stage(self, name: str) -> None:
+        """Say nothing."""
 
+    def note(self, text: str) -> None:
+        """Say nothing."""
 
-def _outcome(measurement: Measurement) -> str:
-    warnings = "".join(f"; {warning}" for warning in measurement.warnings)
-    if measurement.status is not Status.OK:
-        return f"{measurement.status}: {measurement.reason}{warnings}"
-    samples = measurement.latencies_ms
-    note = (f"; {measurement.reason}" if measurement.reason else "") + warnings
-    return (
-        f"{three_digits(median(samples))} ms ±{100 * relative_half_width(samples):.1f} % {sparkline(samples)} "
-        f"({len(samples)} samples, {measurement.stop_reason}){note}"
-    )
+    def ended(self, measurement: Measurement) -> None:
+        """Say nothing."""

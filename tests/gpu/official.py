@@ -39,8 +39,10 @@ from stand_in import StandIn
 
 from opbench.errors import OpbenchError
 from opbench.results.run import Run
-from opbench.sweeps import sweep as api
-from opbench.sweeps.progress import ConsoleProgress
+from opbench.sweeps.console_progress import ConsoleProgress
+from opbench.sweeps.options import make_conduct, make_request
+from opbench.sweeps.run_cells import run_cells
+from opbench.sweeps.start import continue_run, plan, start_run
 from opbench.workload.operator import Operator, Provider
 
 NEEDS_GPU = 77
@@ -65,13 +67,13 @@ def options(
 
 def sweep_round(path: Path, wanted: dict[str, object], operators: dict[str, Operator]) -> Run:
     """One round, or the rest of one that was stopped."""
-    conduct = api.make_conduct({"isolation": "none"})
+    conduct = make_conduct({"isolation": "none"})
     if (path / "run.json").exists():
-        run = api.continue_run(path, wanted, operators)
+        run = continue_run(path, wanted, operators)
     else:
-        run = api.start_run(api.make_request(wanted, operators), operators, path, conduct)
+        run = start_run(make_request(wanted, operators), operators, path, conduct)
     with ConsoleProgress(quiet=False, no_color=True) as progress:
-        api.run_cells(run, operators, progress, conduct)
+        run_cells(run, operators, progress, conduct)
     run.write_measurements_csv()
     return run
 
@@ -102,8 +104,8 @@ def build_only(ops: Sequence[str], sources: Path, build: Path) -> int:
 def dry_run(out: Path, ops: Sequence[str]) -> int:
     """The plan of the real comparison, then the stand-in through all of its code."""
     operators = with_official({name: official_provider(name, StandIn(), FastestLaunch(trials=1)) for name in ops})
-    request = api.make_request(options(FULL, ops, OURS, 0, device="cpu"), operators)
-    print(f"planned: {len(api.plan(request, operators))} cells a round, {ROUNDS} rounds")
+    request = make_request(options(FULL, ops, OURS, 0, device="cpu"), operators)
+    print(f"planned: {len(plan(request, operators))} cells a round, {ROUNDS} rounds")
     out.mkdir(parents=True, exist_ok=True)
     shapes = out / "dry-run.yaml"
     shapes.write_text(DRY_SHAPE)

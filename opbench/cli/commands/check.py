@@ -138,18 +138,19 @@ def _run(
     request: "SweepRequest", known: "Mapping[str, Operator]", conduct: "Conduct", *, no_color: bool
 ) -> "list[Measurement]":
     """Every cell as a sweep runs it, in a folder that is not kept."""
-    from opbench.sweeps import sweep as api
+    from opbench.sweeps.console_progress import ConsoleProgress
     from opbench.sweeps.isolation.worker_process import Workers
-    from opbench.sweeps.progress import ConsoleProgress
+    from opbench.sweeps.run_cells import run_cells
+    from opbench.sweeps.start import start_run
 
     with (
         TemporaryDirectory(prefix="opbench-check-") as folder,
         closing(Workers()) as workers,
         ConsoleProgress(no_color=no_color, outcomes=False) as progress,
     ):
-        run = api.start_run(request, known, Path(folder) / "run", conduct)
+        run = start_run(request, known, Path(folder) / "run", conduct)
         run.write_ceilings("a check compares no speeds")
-        api.run_cells(run, known, progress, conduct, workers)
+        run_cells(run, known, progress, conduct, workers)
         return list(run.measurements())
 
 

@@ -65,9 +65,9 @@ def ceilings(
     from opbench.device.environment import collect_environment, resolve_device
     from opbench.errors import UsageError
     from opbench.sweeps.ceiling_step import ceilings_for, default_budget_s
+    from opbench.sweeps.console_progress import ConsoleProgress
     from opbench.sweeps.isolation.worker_process import Workers
     from opbench.sweeps.options import require_threads
-    from opbench.sweeps.progress import ConsoleProgress
     from opbench.user_cache import say_if_nothing_is_kept
 
     name = resolve_device(device)

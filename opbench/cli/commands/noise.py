@@ -36,9 +36,9 @@ def noise(
     from opbench.errors import UsageError
     from opbench.report import print_tables
     from opbench.report.noise_table import noise_table
+    from opbench.sweeps.console_progress import ConsoleProgress
     from opbench.sweeps.isolation.executor import WorkerExecutor, cell_limit_s
     from opbench.sweeps.noise_step import measure_noise, noise_request
-    from opbench.sweeps.progress import ConsoleProgress
     from opbench.sweeps.runner import RunOptions
     from opbench.system import require_unix
     from opbench.user_cache import say_if_nothing_is_kept

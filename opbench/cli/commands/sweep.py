@@ -186,8 +186,8 @@ def sweep(
     require_unix("opbench sweep")
     # A kill, or a terminal that closes, asks for the same as Ctrl-C: stop, and keep what is finished.
     interrupt_on_termination()
+    from opbench.sweeps.console_progress import ConsoleProgress
     from opbench.sweeps.isolation.worker_process import Workers
-    from opbench.sweeps.progress import ConsoleProgress
 
     with (
         closing(Workers()) as workers,
@@ -197,25 +197,28 @@ def sweep(
         if isolation != "none" and not dry_run:
             workers.launch()  # they import torch while this process does
         from opbench.registry.places import resolve_ops
-        from opbench.sweeps import sweep as api
+        from opbench.sweeps.options import make_conduct, make_request
+        from opbench.sweeps.run_cells import run_cells
+        from opbench.sweeps.start import continue_run, dtypes_note, plan, start_run
+        from opbench.sweeps.sweep import finish
 
         known_operators()
         options, known = resolve_ops(options)
-        conduct = api.make_conduct(ways, resume=resume)
+        conduct = make_conduct(ways, resume=resume)
         if dry_run:
-            _print_plan(api.plan(api.make_request(options, known), known))
+            _print_plan(plan(make_request(options, known), known))
             return
         if resume and out is not None:
-            run = api.continue_run(out, options, known, accept_differences=accept_differences)
+            run = continue_run(out, options, known, accept_differences=accept_differences)
         else:
             progress.doing("planning")
-            run = api.start_run(api.make_request(options, known), known, out, conduct)
-            if note := api.dtypes_note(options, run):
+            run = start_run(make_request(options, known), known, out, conduct)
+            if note := dtypes_note(options, run):
                 progress.note(note)
         say_if_nothing_is_kept()
         interrupted = False
         try:
-            api.run_cells(run, known, progress, conduct, workers)
+            run_cells(run, known, progress, conduct, workers)
         except KeyboardInterrupt:
             interrupted = True
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -223,7 +226,7 @@ def sweep(
         refused = None
         progress.stage("writing tables")
         try:
-            api.finish(run, plots=False)
+            finish(run, plots=False)
         except StorageError as error:  # what was measured is in the journal, and can still be shown
             refused = error
     if not quiet:
@@ -255,7 +258,7 @@ def _print_results(run: "Run", *, no_color: bool) -> None:
 def _draw_plots(run: "Run", *, quiet: bool, no_color: bool) -> StorageError | None:
     """Gives why the plots could not all be written, once the tables are on the screen."""
     from opbench.report import write_plots
-    from opbench.sweeps.progress import ConsoleProgress
+    from opbench.sweeps.console_progress import ConsoleProgress
 
     with ConsoleProgress(quiet=quiet, no_color=no_color) as progress:
         progress.stage("drawing plots")

@@ -1,0 +1,90 @@
+"""`opbench reproduce`."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from opbench.cli.shared import EXIT_FAILED_CELLS, EXIT_INTERRUPTED, interrupt_on_termination, known_operators, split
+from opbench.system import require_unix
+
+__all__ = ["register"]
+
+TIME_BUDGET_S = 0.05
+"""Sampling per cell: with 2400 cells on a GPU, what lies around the samples takes longer than they do."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add to the command line."""
+    app.command()(reproduce)
+
+
+def reproduce(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the parts: made, or gone on with.")],
+    parts: Annotated[str | None, typer.Option(metavar="LIST", help="These parts alone. [default: all]")] = None,
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME|FILE", help="Shape list; repeat for several. [default: standard and high_resolution]"
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto",
+    time_budget: Annotated[float, typer.Option(metavar="SECONDS", help="Sampling time per cell.")] = TIME_BUDGET_S,
+    isolation: Annotated[
+        str, typer.Option(metavar="process|none", help="A worker process for each operator and shape, or none.")
+    ] = "none",
+    retry: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST", help="Measure cells of these statuses again, such as error,timeout. [default: none]"
+        ),
+    ] = None,
+    accept_differences: Annotated[
+        bool, typer.Option("--accept-differences", help="Go on although the plan or the environment differs.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the parts and their cells; run nothing.")] = False,
+) -> None:
+    """Measure the paper's tables, and more, in parts that resume.
+
+    Both published shape lists, every operator, every dtype that the device has, module and core, forward; the
+    deformable operators backward too. On a GPU each by CUDA events, with a cold and with a warm cache, and by CUDA
+    graphs. Each part is a run of its own, DIR/PART, without plots: `opbench report DIR/PART --write` draws them, on any
+    machine. DIR/PART/tables has the published figures beside the measured; DIR/reproduce.json says how long each part
+    took.
+
+    Cells share one process, because starting one for each operator and shape of every part would take longer than
+    measuring: after a crash, go on with --isolation process. A cell that breaks the GPU's context ends the command: the
+    cells after it are measured when it is given again.
+
+    Exit codes: 0 every cell measured (or not applicable, or out of memory), 1 some cell wrong, error, timeout or
+    unavailable, 2 usage or bad input, 3 results cannot be written, 130 interrupted; the same command again goes on.
+    """
+    require_unix("opbench reproduce")
+    interrupt_on_termination()
+    from opbench.device.environment import resolve_device
+    from opbench.results.measurement import FAILURES
+    from opbench.sweeps.console_progress import ConsoleProgress
+    from opbench.sweeps.options import make_conduct, make_request
+    from opbench.sweeps.reproduction import SHAPES, chosen_parts, run_part
+    from opbench.sweeps.start import plan
+
+    common = {"shapes": shapes or list(SHAPES), "time_budget": time_budget}
+    chosen = chosen_parts(split("--parts", parts), resolve_device(device), common)
+    # To a part that begins, --retry says nothing: none of its cells has a status.
+    conduct = make_conduct({"isolation": isolation, "retry": split("--retry", retry)}, resume=True)
+    operators = known_operators()
+    failed = False
+    try:
+        for part in chosen:
+            cells = plan(make_request(part.options, operators), operators)
+            print(f"{part.name}: {len(cells)} cells", flush=True)
+            if not dry_run:
+                with ConsoleProgress() as progress:
+                    counts = run_part(part, out, operators, progress, conduct, accept_differences=accept_differences)
+                print(f"{part.name}: " + ", ".join(f"{count} {status}" for status, count in counts.items()), flush=True)
+                failed = failed or any(status in counts for status in FAILURES)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    sys.exit(EXIT_FAILED_CELLS if failed else 0)

@@ -1,0 +1,117 @@
+"""The folder of a run: made for a new one, or opened to go on with one that was stopped."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from opbench.device.environment import collect_environment, device_slug, environment_differences
+from opbench.errors import ResultsError, UsageError
+from opbench.registry import registry
+from opbench.results.run import Run, free_run_path
+from opbench.sweeps.native_dtypes import default_dtypes
+from opbench.sweeps.options import (
+    DEFAULT_CONDUCT,
+    Conduct,
+    Isolation,
+    Options,
+    request_differences,
+    request_of_command,
+)
+from opbench.sweeps.plan import SweepRequest, plan_cells, plan_differences
+from opbench.text import one_line
+from opbench.workload.case import Cell
+from opbench.workload.operator import Operator
+from opbench.workload.shapes import load_shape_lists
+
+__all__ = ["RESULTS", "continue_run", "dtypes_note", "plan", "require_processes", "start_run"]
+
+RESULTS = Path("results")
+"""Where runs without a place of their own go, under the current folder."""
+
+
+def plan(request: SweepRequest, operators: Mapping[str, Operator]) -> list[Cell]:
+    """Every cell of a request; raises what load_shape_lists and plan_cells raise."""
+    return plan_cells(request, load_shape_lists(request.shapes), operators)
+
+
+def start_run(
+    request: SweepRequest, operators: Mapping[str, Operator], out: Path | None, conduct: Conduct = DEFAULT_CONDUCT
+) -> Run:
+    """Make the folder of a new run, with its plan and environment.
+
+    Raises:
+        OpbenchError: the request cannot be planned, or the folder holds a run or cannot be written.
+    """
+    require_processes(request.repeat, conduct)
+    cells = plan(request, operators)
+    environment = _environment(request, operators)
+    path = out or free_run_path(RESULTS, device_slug(environment["device_name"], request.device_type))
+    command = {**request.to_json(), **conduct.to_json()}
+    return Run.create(path, command=command, environment=environment, plan=cells)
+
+
+def continue_run(
+    path: Path, options: Options, operators: Mapping[str, Operator], *, accept_differences: bool = False
+) -> Run:
+    """Open a run to measure the cells that it lacks.
+
+    Args:
+        path: its folder.
+        options: those that were given again; they must say what the run's command says.
+        operators: those that can be swept.
+        accept_differences: go on although the plan or the environment is not what it was. The run keeps its plan;
+            run.json and every row measured from now on say what differs.
+
+    Raises:
+        ResultsError: no run there, other options, or a plan or an environment that differs and was not accepted.
+        UsageError: it measured operators of a file, which the options do not name.
+    """
+    run = Run.open(path)
+    command = run.command
+    if missing := [place for place in command.get("sources", ()) if place not in (options.get("sources") or ())]:
+        # What a results folder names is not run before the user has named it.
+        raise UsageError(
+            f"{path}: its operators are not registered; name them again: --ops {one_line(str(missing[0]))}"
+        )
+    try:
+        request = request_of_command(command, options, operators)
+        others = request_differences(request, command)
+        planned = plan(request, operators)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ResultsError(f"{path / 'run.json'}: damaged command: {one_line(repr(error))}") from None
+    if others:
+        raise ResultsError(f"{path}: cannot resume with another {one_line('; '.join(others))}")
+    differences = [
+        *environment_differences(run.environment, _environment(request, operators), code=True),
+        *plan_differences(run.plan(), planned),
+    ]
+    if differences and not accept_differences:
+        raise ResultsError(
+            f"{path}: cannot resume on another set-up: {one_line('; '.join(differences), 1000)} "
+            "(--accept-differences goes on all the same)"
+        )
+    run.differences = tuple(map(one_line, differences))
+    return run
+
+
+def _environment(request: SweepRequest, operators: Mapping[str, Operator]) -> dict[str, Any]:
+    """Where a request is carried out, and the revisions of the operators' own repositories."""
+    environment = collect_environment(request.device, request.threads)
+    chosen = [operators[name] for name in request.ops]
+    return environment | {"operator_revisions": registry.revisions(chosen, environment.get("git_revision"))}
+
+
+def require_processes(repeat: int, conduct: Conduct) -> None:
+    """Refuse repetitions that would share a process.
+
+    Raises:
+        UsageError: they would.
+    """
+    if repeat > 1 and conduct.isolation is not Isolation.PROCESS:
+        raise UsageError("--repeat needs --isolation process: each repetition is a fresh process")
+
+
+def dtypes_note(options: Options, run: Run) -> str:
+    """Why a run of these options has the dtypes that it has, where none were named and one might be expected."""
+    device_type = str(run.environment["device"]).partition(":")[0]
+    return default_dtypes(device_type).note if options.get("dtypes") is None else ""
