@@ -1,7 +1,7 @@
 """compute-sanitizer's memcheck and racecheck over every Triton kernel, at small shapes with offsets far outside.
 
-usage: python tests/gpu/sanitize.py --out DIR [--tools memcheck,racecheck]
-       python tests/gpu/sanitize.py --cases        (what the tool watches; runs in Triton's interpreter without a GPU)
+usage: python tools/gpu/sanitize.py --out DIR [--tools memcheck,racecheck]
+       python tools/gpu/sanitize.py --cases        (what the tool watches; runs in Triton's interpreter without a GPU)
 
 Before the kernels, each tool must find a planted fault (sanitize_controls.cu, built with nvcc).
 
