@@ -64,14 +64,14 @@ first-minute: $(VENV)/.installed-dev
 
 # The tables of docs/gate.md, from the sessions under results/gate; CONTRIBUTING.md says how those were measured.
 gate-evidence: $(VENV)/.installed-dev
-	$(BIN)/python tests/gate_evidence.py results/gate
+	$(BIN)/python tools/gate_evidence.py results/gate
 
 # The README's pictures, from a real run: measured under RUN if there is none yet, then drawn again. Needs Chromium.
 RUN ?= results/xeon-2core
 pictures: $(VENV)/.installed-dev
 	test -e $(RUN)/run.json || $(BIN)/opbench sweep --level module,core --out $(RUN)
 	$(BIN)/opbench report $(RUN) --write >$(RUN)/report.txt
-	$(BIN)/python tests/pictures.py $(RUN)
+	$(BIN)/python tools/pictures.py $(RUN)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
@@ -92,4 +92,4 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 # Everything that needs a GPU, written under OUT; uses PYTHON as it is, with opbench installed in it or this folder's .venv.
 gpu:
 	@test -n "$(OUT)" || { echo "make gpu needs OUT=folder"; exit 2; }
-	PYTHON=$(if $(wildcard $(BIN)/opbench),$(abspath $(BIN))/python,$(PYTHON)) bash tests/on_gpu.sh "$(OUT)"
+	PYTHON=$(if $(wildcard $(BIN)/opbench),$(abspath $(BIN))/python,$(PYTHON)) bash tools/gpu/on_gpu.sh "$(OUT)"

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from ceiling_fixtures import ceilings, example_ceilings, probe
+from fake_timer import FakeTimer
 from report_fixtures import make_run, measurement
 
 from opbench.device.ceiling_cache import ceilings_path, keep, known_ceilings
@@ -31,7 +32,6 @@ from opbench.errors import ResultsError
 from opbench.report import ceiling_table, render, run_tables
 from opbench.sweeps.ceiling_step import ceilings_for, serve_ceilings
 from opbench.sweeps.isolation.worker_process import WorkerDied, Workers
-from opbench.timing.fake import FakeTimer
 from opbench.workload.case import Dtype, Shape
 
 ROW = {"dtype": "fp32", "flop_count": 10**9, "bytes_moved": 10**6, "timer": "cuda-event", "cache": "cold",

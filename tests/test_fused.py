@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from opbench_kernels import dcnv4, fused, reference
-from opbench_kernels.fused import dcnv4_from_input, pack_offset_mask
+from opbench_kernels import dcnv4, dcnv4_fused, reference
+from opbench_kernels.dcnv4_fused import dcnv4_from_input, pack_offset_mask
 from opbench_kernels.geometry import Geometry, padded_offset_mask_channels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -119,4 +119,4 @@ def test_it_is_an_operator_that_compiles_into_one_graph():
         return dcnv4_from_input(x.relu(), *packed, groups=1, geometry=Geometry()).sin()
 
     torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), model(x))
-    torch.library.opcheck(fused._from_input, (x, *packed, 1, [3, 3], [1, 1], [1, 1], 1.0, False))
+    torch.library.opcheck(dcnv4_fused._from_input, (x, *packed, 1, [3, 3], [1, 1], [1, 1], 1.0, False))

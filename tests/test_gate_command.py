@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from gate_simulation import ENVIRONMENT, Noise, SimulatedProcesses, simulated_cells
 from typer.testing import CliRunner
 
 from opbench.cli.app import app
@@ -22,7 +23,6 @@ from opbench.gate import arm as arm_program
 from opbench.gate import command as gate_command
 from opbench.gate.command import with_defaults
 from opbench.gate.revision import find_source, installed, require_clean
-from opbench.gate.simulation import ENVIRONMENT, Noise, SimulatedProcesses, simulated_cells
 from opbench.registry.registry import registered
 from opbench.sweeps.native_dtypes import DefaultDtypes
 from opbench.sweeps.options import make_request

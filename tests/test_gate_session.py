@@ -5,13 +5,13 @@ import math
 from dataclasses import replace
 
 import pytest
+from gate_simulation import Noise, SimulatedProcesses, simulated_cells
 
 from opbench.compare.rules import Rules
 from opbench.compare.verdicts import Verdict
 from opbench.errors import GateError
 from opbench.gate.process import Arm
 from opbench.gate.session import SessionSettings, run_session
-from opbench.gate.simulation import Noise, SimulatedProcesses, simulated_cells
 from opbench.results.measurement import Measurement, Status
 
 BASE, HEAD = Arm("base"), Arm("head")

@@ -1,4 +1,4 @@
-"""tests/on_gpu.sh: its steps, what becomes of one that fails, and that every option in it exists."""
+"""tools/gpu/on_gpu.sh: its steps, what becomes of one that fails, and that every option in it exists."""
 
 import os
 import re
@@ -13,14 +13,15 @@ from opbench.cli.app import app
 from opbench.registry import registry
 from opbench.sweeps.reproduction import parts_for
 
-SCRIPT = Path(__file__).with_name("on_gpu.sh")
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "tools" / "gpu" / "on_gpu.sh"
 LINE = re.compile(r"(\S+): about (\d+) s, at most (\d+) s: (.*)")
 
 
 def run(out, *, python="/bin/false", **variables):
     return subprocess.run(
         ["bash", str(SCRIPT), str(out)],
-        capture_output=True, text=True, env={**os.environ, "PYTHON": str(python), **variables}, cwd=SCRIPT.parents[1],
+        capture_output=True, text=True, env={**os.environ, "PYTHON": str(python), **variables}, cwd=ROOT,
     )  # fmt: skip
 
 

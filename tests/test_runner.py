@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 from builders import doubling, make_case, make_cell
+from fake_timer import FakeTimer
 
 from opbench.results.measurement import Measurement, Status
 from opbench.sweeps.check import CheckResult
 from opbench.sweeps.global_state import seeded
 from opbench.sweeps.runner import CellRunner, RunOptions, memory_limit, source_hash
 from opbench.timing import SpoiledProcessError
-from opbench.timing.fake import FakeTimer
 from opbench.timing.precision import BACKENDS, float32_precision, torch_precision
 from opbench.timing.stopping import StopReason
 from opbench.workload.case import Direction, Dtype, Shape

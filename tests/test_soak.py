@@ -15,6 +15,7 @@ from typing import NamedTuple
 import psutil
 import pytest
 from builders import build_right, doubling, make_case, make_cell
+from fake_timer import FakeTimer
 from test_results import COMMAND, ENVIRONMENT, LATENCIES, ok
 from work import bytes_read, counted_calls
 
@@ -25,7 +26,6 @@ from opbench.sweeps.options import make_request
 from opbench.sweeps.run_cells import run_cells
 from opbench.sweeps.runner import CellRunner, RunOptions
 from opbench.sweeps.start import start_run
-from opbench.timing.fake import FakeTimer
 from opbench.workload.case import Dtype
 from opbench.workload.operator import Provider
 

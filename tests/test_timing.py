@@ -1,10 +1,10 @@
 """Timers and the stopping rule on clocks that move only when told."""
 
 import pytest
+from fake_timer import FakeTimer
 
 from opbench.errors import UsageError
 from opbench.timing import StoppingRule, WallClockTimer, collect_samples, make_timer, resolve_timer
-from opbench.timing.fake import FakeTimer
 from opbench.timing.stopping import LEAST_SAMPLES, StopReason
 
 

@@ -60,8 +60,8 @@ def _name(case: Case) -> str:
 def launch(case: Case) -> "Launch":
     """The launch of a case of `uses`; DCNv3's kernels are the core's, with other strides."""
     import torch
+    from opbench_kernels.dcnv4_fused import from_input_launch
     from opbench_kernels.deform_triton import backward_launch, forward_launch, sampled_dcnv4
-    from opbench_kernels.fused import from_input_launch
     from opbench_kernels.geometry import Geometry, padded_offset_mask_channels
 
     channels = case.shape.channels

@@ -199,7 +199,7 @@ def build_fused(case: Case, tensors: Tensors) -> Forward:
     """
     import torch
     import torch.nn.functional as F
-    from opbench_kernels.fused import dcnv4_from_input, pack_offset_mask
+    from opbench_kernels.dcnv4_fused import dcnv4_from_input, pack_offset_mask
 
     _dcn.tune_triton()
     groups, x = _dcn.groups(case), tensors["x"]
@@ -250,7 +250,7 @@ PROVIDERS = (
         needs=_dcn.TRITON_NEEDS,
         configuration=_dcn.triton_configuration,
         not_applicable=_fused_not_applicable,
-        sources=(*_dcn.TRITON_SOURCES, "opbench_kernels.fused"),
+        sources=(*_dcn.TRITON_SOURCES, "opbench_kernels.dcnv4_fused"),
     ),
     TORCH,
     compiled(TORCH),

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What a GPU is needed for, in order: values, the paper's sweeps, comparisons from outside, memory checks, the gate.
-# usage: PYTHON=python3 STEPS="env gpu-tests" tests/on_gpu.sh OUT [options of `opbench reproduce`, for every part]
-#        LIST=1 tests/on_gpu.sh OUT    prints every step with its times and runs nothing
+# usage: PYTHON=python3 STEPS="env gpu-tests" tools/gpu/on_gpu.sh OUT [options of `opbench reproduce`, for every part]
+#        LIST=1 tools/gpu/on_gpu.sh OUT    prints every step with its times and runs nothing
 # Without a network: pip install --no-deps --no-build-isolation -e . first.
 # All steps by default; STEPS picks some. Each has an estimate in seconds (arithmetic, none was measured) and a limit of
 # under ten minutes, at which it is stopped. A step that fails, is stopped, or cannot run here (exit code 77) is reported and
@@ -55,22 +55,22 @@ for op in dcnv4 dcnv4_lightweight; do
 done
 
 # The sources are expected under third_party/. What is built stays under build/, for as long as the machine does.
-step official-build 300 590 "$python" tests/gpu/official.py --build-only --out "$out/official"
+step official-build 300 590 "$python" tools/gpu/official.py --build-only --out "$out/official"
 for op in dcnv4 dcnv3; do
     for timer in cuda-event cuda-graph; do
-        step "official-$op-$timer" 240 580 "$python" tests/gpu/official.py --ops $op --timer $timer \
+        step "official-$op-$timer" 240 580 "$python" tools/gpu/official.py --ops $op --timer $timer \
             --out "$out/official-$op-$timer"
     done
 done
 
-step timing-check 90 300 "$python" tests/gpu/timing_check.py --out "$out/timing-check"
-step sanitize-memcheck 200 580 "$python" tests/gpu/sanitize.py --tools memcheck --out "$out/sanitize"
-step sanitize-racecheck 200 580 "$python" tests/gpu/sanitize.py --tools racecheck --out "$out/sanitize"
+step timing-check 90 300 "$python" tools/gpu/timing_check.py --out "$out/timing-check"
+step sanitize-memcheck 200 580 "$python" tools/gpu/sanitize.py --tools memcheck --out "$out/sanitize"
+step sanitize-racecheck 200 580 "$python" tools/gpu/sanitize.py --tools racecheck --out "$out/sanitize"
 
 # 3 operators, 2 shapes, fp16: 6 cells; 2 sessions without and 2 with a slow-down, each of 3+3 rounds of about 15 s.
 # More sessions are needed for narrow intervals; the default is 10 of each with 6+16 rounds.
 step gate-selftest 380 590 "$python" -m opbench gate --selftest --ops conv3x3,dcnv3,dcnv4 \
-    --shapes tests/gpu/gate_shapes.yaml --dtypes fp16 --rounds 3+3 --sessions 2 --inject 5% --out "$out/gate-selftest"
+    --shapes tools/gpu/gate_shapes.yaml --dtypes fp16 --rounds 3+3 --sessions 2 --inject 5% --out "$out/gate-selftest"
 
 for name in $steps; do
     case $known in *" $name "*) ;; *) echo "no step is called $name; known:$known"; failed=1 ;; esac

@@ -1,6 +1,6 @@
 """The same cells by opbench's timers, Triton's do_bench and the profiler's kernel times: do they agree?
 
-usage: python tests/gpu/timing_check.py --out DIR [--dry-run]
+usage: python tools/gpu/timing_check.py --out DIR [--dry-run]
 
 Writes timing_check.json and timing_check.md. Values are checked before anything is timed. The profiler's figures are
 what ran on the GPU, without the flush and without gaps. Of the shapes the first is larger than an H200's L2, the

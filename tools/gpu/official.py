@@ -1,7 +1,7 @@
 """Times opbench's Triton kernels beside the official CUDA ones, values checked first.
 
-usage: python tests/gpu/official.py --out DIR [--sources third_party] [--ops dcnv4,dcnv3] [--timer cuda-graph]
-       python tests/gpu/official.py --out DIR --build-only | --dry-run
+usage: python tools/gpu/official.py --out DIR [--sources third_party] [--ops dcnv4,dcnv3] [--timer cuda-graph]
+       python tools/gpu/official.py --out DIR --build-only | --dry-run
 
 The sources are checkouts of OpenGVLab/DCNv4 and OpenGVLab/InternImage in the folders `DCNv4` and `InternImage` of
 --sources, which git ignores. Every cell is checked against the float64 reference before it is timed; one that cannot be

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from gate_simulation import Noise, SimulatedProcesses, simulated_cells
 from scipy import stats
 
 from opbench.compare.rules import Rules, decide, moved, screen
@@ -21,7 +22,6 @@ from opbench.compare.verdicts import Verdict, overall_verdict
 from opbench.gate.process import Arm
 from opbench.gate.selftest import rate, read_outcomes, summarise
 from opbench.gate.session import SessionSettings, run_session
-from opbench.gate.simulation import Noise, SimulatedProcesses, simulated_cells
 
 SESSIONS = 1000
 SIMULATED_CELLS = 100

@@ -1,7 +1,7 @@
 """compute-sanitizer's memcheck and racecheck over every Triton kernel, at small shapes with offsets far outside.
 
-usage: python tests/gpu/sanitize.py --out DIR [--tools memcheck,racecheck]
-       python tests/gpu/sanitize.py --cases        (what the tool watches; runs in Triton's interpreter without a GPU)
+usage: python tools/gpu/sanitize.py --out DIR [--tools memcheck,racecheck]
+       python tools/gpu/sanitize.py --cases        (what the tool watches; runs in Triton's interpreter without a GPU)
 
 Before the kernels, each tool must find a planted fault (sanitize_controls.cu, built with nvcc).
 
@@ -62,7 +62,7 @@ def cases(shapes: Sequence[tuple[int, ...]] = SHAPES, reaches: Sequence[float] =
 def _run(generator: "torch.Generator", shape: tuple[int, ...], dtype: "torch.dtype", reach: float) -> None:
     import torch
     from opbench_kernels import dcnv3, dcnv4
-    from opbench_kernels.fused import dcnv4_from_input, pack_offset_mask
+    from opbench_kernels.dcnv4_fused import dcnv4_from_input, pack_offset_mask
     from opbench_kernels.geometry import Geometry, padded_offset_mask_channels
 
     def normal(*sizes: int) -> torch.Tensor:
