@@ -8,20 +8,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from opbench_kernels.geometry import Geometry
 
 if TYPE_CHECKING:
-    from opbench_kernels.deform_triton import Sampled
+    from opbench_kernels.deform_launch import Sampled
+    from torch._library.custom_ops import CustomOpDef
 
 __all__ = ["dcnv3", "dcnv4"]
 
 
 def _forward(sampled: Sampled, out_shape: tuple[int, ...]) -> torch.Tensor:
     from opbench_kernels import tuning
-    from opbench_kernels.deform_triton import forward_launch
+    from opbench_kernels.deform_launch import forward_launch
 
     out = torch.empty(out_shape, device=sampled.value.device, dtype=sampled.value.dtype)
     if out.numel():
@@ -33,7 +34,7 @@ def _backward(
     sampled: Sampled, grad_out: torch.Tensor, grad_offset: torch.Tensor, grad_mask: torch.Tensor, shape: torch.Size
 ) -> torch.Tensor:
     """Writes the gradients of offset and mask; returns that of value, contiguous, in value's dtype."""
-    from opbench_kernels.deform_triton import backward_launch
+    from opbench_kernels.deform_launch import backward_launch
 
     fixed_point = _fixed_point(sampled, grad_out) if torch.are_deterministic_algorithms_enabled() else None
     # Many points add to one pixel, so the sum is kept in 32 bits or more whatever the storage.
@@ -68,7 +69,7 @@ def _dcnv3(
     value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, groups: int, kernel: Sequence[int],
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], offset_scale: float, remove_center: bool,
 ) -> torch.Tensor:  # fmt: skip
-    from opbench_kernels.deform_triton import sampled_dcnv3
+    from opbench_kernels.deform_launch import sampled_dcnv3
 
     geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
     return _forward(sampled_dcnv3(value, offset, mask, groups, geometry), (*offset.shape[:3], value.shape[-1]))
@@ -80,15 +81,14 @@ def _dcnv3_backward(
     kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
     offset_scale: float, remove_center: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    from opbench_kernels.deform_triton import sampled_dcnv3
+    from opbench_kernels.deform_launch import sampled_dcnv3
 
     geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
-    grads = [torch.empty(t.shape, device=t.device, dtype=t.dtype) for t in (offset, mask)]
-    points = geometry.points
-    grad_offset = grads[0].view(-1, groups, points, 2)
-    grad_mask = grads[1].view(-1, groups, points)
+    grad_offset = torch.empty(offset.shape, device=offset.device, dtype=offset.dtype)
+    grad_mask = torch.empty(mask.shape, device=mask.device, dtype=mask.dtype)
+    by_point = grad_offset.view(-1, groups, geometry.points, 2), grad_mask.view(-1, groups, geometry.points)
     sampled = sampled_dcnv3(value, offset, mask, groups, geometry)
-    return _backward(sampled, grad_out, grad_offset, grad_mask, value.shape), *grads
+    return _backward(sampled, grad_out, *by_point, value.shape), grad_offset, grad_mask
 
 
 @torch.library.custom_op("opbench_kernels::dcnv4", mutates_args=())
@@ -96,7 +96,7 @@ def _dcnv4(
     value: torch.Tensor, offset_mask: torch.Tensor, groups: int, kernel: Sequence[int], stride: Sequence[int],
     padding: Sequence[int], dilation: Sequence[int], offset_scale: float, remove_center: bool,
 ) -> torch.Tensor:  # fmt: skip
-    from opbench_kernels.deform_triton import sampled_dcnv4
+    from opbench_kernels.deform_launch import sampled_dcnv4
 
     geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
     sampled = sampled_dcnv4(value, offset_mask, groups, geometry)
@@ -108,7 +108,7 @@ def _dcnv4_backward(
     grad_out: torch.Tensor, value: torch.Tensor, offset_mask: torch.Tensor, groups: int, kernel: Sequence[int],
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], offset_scale: float, remove_center: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    from opbench_kernels.deform_triton import sampled_dcnv4, unpack
+    from opbench_kernels.deform_launch import sampled_dcnv4, unpack
 
     geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
     grad_packed = torch.empty(offset_mask.shape, device=offset_mask.device, dtype=offset_mask.dtype)
@@ -131,17 +131,26 @@ def _backward_fake(_grad_out: torch.Tensor, *inputs: object) -> tuple[torch.Tens
     return tuple(torch.empty(t.shape, device=t.device, dtype=t.dtype) for t in tensors)
 
 
-def _register_autograd(forward: torch.library.CustomOpDef, backward: torch.library.CustomOpDef, tensors: int) -> None:
+class _Context(Protocol):
+    """What autograd keeps from an operator's forward for its backward."""
+
+    saved_tensors: tuple[torch.Tensor, ...]
+    settings: tuple[Any, ...]
+
+    def save_for_backward(self, *tensors: torch.Tensor) -> None: ...
+
+
+def _register_autograd(forward: CustomOpDef, backward: CustomOpDef, tensors: int) -> None:
     """Derivatives for the first `tensors` arguments of a forward operator by its backward operator."""
 
-    def save(ctx, inputs, output) -> None:
+    def save(ctx: _Context, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         ctx.save_for_backward(*inputs[:tensors])
         ctx.settings = inputs[tensors:]
 
-    def differentiate(ctx, grad_out) -> tuple[torch.Tensor | None, ...]:
+    def differentiate(ctx: _Context, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         return *backward(grad_out, *ctx.saved_tensors, *ctx.settings), *(None for _ in ctx.settings)
 
-    def refuse(_ctx, *_grads: torch.Tensor) -> None:
+    def refuse(_ctx: _Context, *_grads: torch.Tensor) -> None:
         raise NotImplementedError(f"{forward._qualname} has no second derivative: differentiate it once")
 
     forward.register_autograd(differentiate, setup_context=save)
@@ -160,8 +169,12 @@ def _geometry(
     offset_scale: float,
     remove_center: bool,
 ) -> Geometry:
-    pairs = ((first, second) for first, second in (kernel, stride, padding, dilation))
-    return Geometry(*pairs, offset_scale=offset_scale, remove_center=remove_center)
+    return Geometry(_pair(kernel), _pair(stride), _pair(padding), _pair(dilation), offset_scale, remove_center)
+
+
+def _pair(sizes: Sequence[int]) -> tuple[int, int]:
+    height, width = sizes
+    return height, width
 
 
 def _settings(groups: int, geometry: Geometry) -> tuple[Any, ...]:

@@ -145,7 +145,7 @@ def _strict_sample(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
     make_grids = _kept_grids if _are_plain(offset) else _grids
     y, x = (
         grid + offset[..., 1 - axis].to(precise) * geometry.offset_scale
-        for axis, grid in enumerate(make_grids(tuple(offset.shape[1:3]), geometry, offset.device, precise))
+        for axis, grid in enumerate(make_grids((offset.shape[1], offset.shape[2]), geometry, offset.device, precise))
     )
     inside = (x > -1) & (x < width) & (y > -1) & (y < height)
     strength = torch.where(inside, mask.to(precise), 0)
@@ -163,9 +163,8 @@ def _strict_sample(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
     rows = (row.clamp(min=0), (row + 1).clamp(max=height - 1))
     columns = (column.clamp(min=0), (column + 1).clamp(max=width - 1))
 
-    options = {"device": value.device, "dtype": index_dtype}
-    image = torch.arange(batch, **options).view(-1, 1, 1, 1, 1) * height
-    group = torch.arange(groups, **options).view(-1, 1)
+    image = torch.arange(batch, device=value.device, dtype=index_dtype).view(-1, 1, 1, 1, 1) * height
+    group = torch.arange(groups, device=value.device, dtype=index_dtype).view(-1, 1)
     indices, weights = [], []
     zeros = batch * height * width * groups
     for corner_y in (0, 1):

@@ -163,7 +163,8 @@ class DeformableConvolution(nn.Module):
             shape = (side, side)
         if len(shape) != 2 or shape[0] < 1 or shape[0] * shape[1] != length:
             raise ValueError(f"shape must be (H, W) with H * W = {length}, got {shape!r}")
-        return features.unflatten(1, tuple(shape))
+        image: torch.Tensor = features.unflatten(1, tuple(shape))
+        return image
 
     def _at_kernel_centres(self, features: torch.Tensor) -> torch.Tensor:
         """`features` (N, H, W, C) under the centre of each output pixel's kernel, (N, Ho, Wo, C).

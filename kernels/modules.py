@@ -235,7 +235,8 @@ class DCNv3(DeformableConvolution):
         )
         if self.center_feature_scale:
             out = self._blend_centre(out, self._at_kernel_centres(value), features)
-        return self.output_proj(out)
+        projected: torch.Tensor = self.output_proj(out)
+        return projected
 
 
 class _ChannelsLast(nn.Module):

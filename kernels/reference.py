@@ -52,7 +52,7 @@ def _bilinear(value: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Te
     """Bilinear samples (N, Ho, Wo, G, Dg) of `value` at coordinates (N, Ho, Wo, G)."""
     top, left = y.detach().floor(), x.detach().floor()
     down, right = y - top, x - left
-    result: torch.Tensor | float = 0.0
+    result = value.new_zeros(())
     for corner_y, weight_y in ((top, 1 - down), (top + 1, down)):
         for corner_x, weight_x in ((left, 1 - right), (left + 1, right)):
             result = result + (weight_y * weight_x).unsqueeze(-1) * _pixel(value, corner_y, corner_x)

@@ -9,6 +9,7 @@ Results do not depend on the choice.
 """
 
 import hashlib
+import inspect
 import json
 import os
 import tempfile
@@ -18,8 +19,8 @@ from pathlib import Path
 
 import torch
 import triton
-from opbench_kernels import bilinear_triton, deform_triton
-from opbench_kernels.deform_triton import Config, Sampled, forward_config, forward_launch
+from opbench_kernels import bilinear_triton, deform_launch, deform_triton
+from opbench_kernels.deform_launch import Config, Launch, Sampled, forward_config, forward_launch
 
 __all__ = ["CONFIGS", "cache_path", "choose", "enable", "forget_choice", "is_enabled", "last_choice"]
 
@@ -75,7 +76,7 @@ def choose(sampled: Sampled, out: torch.Tensor) -> Config:
     return config
 
 
-def _tuned(sampled: Sampled, out: torch.Tensor, measure: Callable[[Callable[[], None]], float]) -> Config:
+def _tuned(sampled: Sampled, out: torch.Tensor, measure: Callable[[Launch], float]) -> Config:
     """The fastest configuration of this process, of the file, or of new timings, in that order.
 
     While a CUDA graph is captured nothing can be timed: then it is the rule's, and not remembered.
@@ -83,21 +84,21 @@ def _tuned(sampled: Sampled, out: torch.Tensor, measure: Callable[[Callable[[], 
     shape = _shape(sampled)
     if shape not in _known:
         key = "/".join(map(str, (triton.__version__, _source(), *shape)))
-        stored = _read(cache_path()).get(key)
-        if stored is None or Config(*stored) not in CONFIGS:
+        config = _read(cache_path()).get(key)
+        if config not in CONFIGS:
             with torch.cuda.device_of(sampled.value):
                 if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
                     return forward_config(sampled)
                 times = {config: measure(forward_launch(sampled, out, config)) for config in _possible(sampled)}
-            stored = min(times, key=times.__getitem__)
-            _write(cache_path(), key, stored)
-        _known[shape] = Config(*stored)
+            config = min(times, key=times.__getitem__)
+            _write(cache_path(), key, config)
+        _known[shape] = config
     return _known[shape]
 
 
 def _possible(sampled: Sampled) -> list[Config]:
     """Configurations in which a second vector still has channels to load."""
-    most = triton.next_power_of_2(sampled.value.shape[-1]) * sampled.value.element_size() // deform_triton.VECTOR_BYTES
+    most = triton.next_power_of_2(sampled.value.shape[-1]) * sampled.value.element_size() // deform_launch.VECTOR_BYTES
     return [config for config in CONFIGS if config.vectors <= max(1, most)]
 
 
@@ -116,20 +117,20 @@ def _device(device: torch.device) -> str:
 @cache
 def _source() -> str:
     """Hash of the kernels."""
-    modules = (deform_triton, bilinear_triton)
-    return hashlib.sha256(b"".join(Path(module.__file__).read_bytes() for module in modules)).hexdigest()[:12]
+    modules = (deform_launch, deform_triton, bilinear_triton)
+    return hashlib.sha256(b"".join(Path(inspect.getfile(module)).read_bytes() for module in modules)).hexdigest()[:12]
 
 
-def _median_ms(launch: Callable[[], None]) -> float:
+def _median_ms(launch: Launch) -> float:
     milliseconds: float = triton.testing.do_bench(launch, return_mode="median")
     return milliseconds
 
 
-def _read(path: Path) -> dict[str, list[int]]:
+def _read(path: Path) -> dict[str, Config]:
     """What the file holds; nothing where it is missing or damaged, since it can be made again."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        return {key: [int(number) for number in config] for key, config in stored.items() if len(config) == 2}
+        return {key: Config(*map(int, config)) for key, config in stored.items() if len(config) == 2}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}
 
@@ -139,7 +140,7 @@ def _write(path: Path, key: str, config: Config) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, encoding="utf-8") as file:
-            json.dump(_read(path) | {key: list(config)}, file, indent=1)
+            json.dump(_read(path) | {key: config}, file, indent=1)
         Path(file.name).replace(path)
     except OSError:
         return

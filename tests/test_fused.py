@@ -68,7 +68,7 @@ def test_pixels_that_are_not_finite_stay_where_they_belong():
 
 def test_one_product_for_value_and_offset_mask_is_read_in_place():
     # The concatenated projection's halves are strided views; the kernel must take them without a copy.
-    from opbench_kernels.deform_triton import sampled_dcnv4
+    from opbench_kernels.deform_launch import sampled_dcnv4
 
     both = torch.randn(2, 5, 4, 64 + 56, device=DEVICE)
     value, offset_mask = both[..., :64], both[..., 64:]

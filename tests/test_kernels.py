@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opbench_kernels import dcnv3, dcnv4, deform_torch, deform_triton, functional, reference
+from opbench_kernels import dcnv3, dcnv4, deform_launch, deform_torch, functional, reference
 from opbench_kernels.geometry import Geometry, padded_offset_mask_channels, pair
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torchvision.ops import deform_conv2d
@@ -127,7 +127,7 @@ def test_any_geometry_in_torch(case):
 @contextmanager
 def few_programs():
     """Interpreted, a program takes some 30 ms a point whatever its rows: two of them, the second rarely full."""
-    whole = deform_triton.Sampled.constants
+    whole = deform_launch.Sampled.constants
 
     def constants(sampled, vectors, num_warps):
         found = whole(sampled, vectors, num_warps)
@@ -135,7 +135,7 @@ def few_programs():
 
     with pytest.MonkeyPatch.context() as patch:
         if DEVICE == "cpu":
-            patch.setattr(deform_triton.Sampled, "constants", constants)
+            patch.setattr(deform_launch.Sampled, "constants", constants)
         yield
 
 
@@ -245,7 +245,7 @@ def test_float32_does_not_lose_precision_with_the_coordinate():
 
 
 def test_indices_of_64_bits(monkeypatch):
-    from opbench_kernels import deform_triton
+    from opbench_kernels import deform_launch
 
     generator = torch.Generator().manual_seed(8)
     value, packed = (torch.randn(2, 5, 4, size, generator=generator) for size in (8, 32))
@@ -256,13 +256,13 @@ def test_indices_of_64_bits(monkeypatch):
         return out, *torch.autograd.grad(out.square().sum(), leaves)
 
     expected = results()
-    monkeypatch.setattr(deform_triton, "INDEX_LIMIT", 1)
+    monkeypatch.setattr(deform_launch, "INDEX_LIMIT", 1)
     for got, wanted in zip(results(), expected, strict=True):
         torch.testing.assert_close(got, wanted)
 
 
 def test_indices_reach_from_the_padding_and_into_the_gradient():
-    from opbench_kernels.deform_triton import is_wide, sampled_dcnv4
+    from opbench_kernels.deform_launch import is_wide, sampled_dcnv4
 
     side, channels = 8191, 32
     assert side**2 * channels < 2**31

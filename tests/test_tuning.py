@@ -6,7 +6,7 @@ import tempfile
 import pytest
 import torch
 from opbench_kernels import dcnv4, tuning
-from opbench_kernels.deform_triton import Config, sampled_dcnv4
+from opbench_kernels.deform_launch import Config, sampled_dcnv4
 from opbench_kernels.geometry import Geometry
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

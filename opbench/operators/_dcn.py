@@ -23,6 +23,7 @@ _SHARED_SOURCES = (__name__, "opbench_kernels.functional", "opbench_kernels.geom
 TRITON_SOURCES = (
     *_SHARED_SOURCES,
     "opbench_kernels.deform_operators",
+    "opbench_kernels.deform_launch",
     "opbench_kernels.deform_triton",
     "opbench_kernels.bilinear_triton",
     "opbench_kernels.tuning",

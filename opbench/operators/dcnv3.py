@@ -13,6 +13,7 @@ from opbench.workload.operator import Forward, Operator, Provider, Setting, Tens
 
 if TYPE_CHECKING:
     import torch
+    from opbench_kernels.functional import Implementation
 
 GELU_SECOND_MOMENT = 0.4252
 """E[GELU(z)^2] for standard normal z, so that the offset Linear can be scaled to give offset_std_px."""
@@ -137,7 +138,7 @@ def memory_bytes(case: Case) -> int:
     return case.dtype.element_bytes * activations + 4 * _dcn.core_memory_elements(case)
 
 
-def _build(implementation: str, case: Case, tensors: Tensors) -> Forward:
+def _build(implementation: Implementation, case: Case, tensors: Tensors) -> Forward:
     import torch.nn.functional as F
     from opbench_kernels import dcnv3
 

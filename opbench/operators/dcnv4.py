@@ -13,6 +13,7 @@ from opbench.workload.operator import Forward, Operator, Provider, Setting, Tens
 
 if TYPE_CHECKING:
     import torch
+    from opbench_kernels.functional import Implementation
 
 SETTINGS = {
     "group_channels": _dcn.GROUP_CHANNELS,
@@ -167,7 +168,7 @@ def memory_bytes(case: Case) -> int:
     )
 
 
-def _core(case: Case, implementation: str) -> Callable[..., torch.Tensor]:
+def _core(case: Case, implementation: Implementation) -> Callable[..., torch.Tensor]:
     """opbench_kernels.dcnv4 with the case's settings; takes value and offset_mask."""
     from opbench_kernels import dcnv4
 
@@ -180,7 +181,7 @@ def _core(case: Case, implementation: str) -> Callable[..., torch.Tensor]:
     )
 
 
-def build(implementation: str, case: Case, tensors: Tensors) -> Forward:
+def build(implementation: Implementation, case: Case, tensors: Tensors) -> Forward:
     """The closure to time, around opbench_kernels.dcnv4."""
     if implementation == "triton":
         _dcn.tune_triton()
@@ -250,7 +251,7 @@ PROVIDERS = (
         needs=_dcn.TRITON_NEEDS,
         configuration=_dcn.triton_configuration,
         not_applicable=_fused_not_applicable,
-        sources=(*_dcn.TRITON_SOURCES, "opbench_kernels.dcnv4_fused"),
+        sources=(*_dcn.TRITON_SOURCES, "opbench_kernels.dcnv4_fused", "opbench_kernels.dcnv4_fused_triton"),
     ),
     TORCH,
     compiled(TORCH),
