@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -211,6 +212,24 @@ def test_a_providers_sources_hold_what_they_import_of_the_kernels():
                 missing = imported - sources - (handed_over if source == "functional" else set())
                 assert not missing, f"{operator.name}, {provider.name}: {source} imports {missing}"
             assert "functional" not in sources or handed_over & sources
+
+
+def test_mypy_checks_every_package_that_says_it_is_typed():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
+    typed = {package for package, files in settings["setuptools"]["package-data"].items() if "py.typed" in files}
+    assert set(settings["mypy"]["packages"]) == typed
+    link = ROOT / "tools" / "typing" / "opbench_kernels"
+    assert link.resolve() == ROOT / settings["setuptools"]["package-dir"]["opbench_kernels"]
+
+
+def test_only_modules_of_triton_functions_have_no_types():
+    overrides = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["mypy"]["overrides"]
+    excused = {name for override in overrides if "disallow_untyped_defs" in override for name in override["module"]}
+    assert excused == {f"opbench_kernels.{path.stem}" for path in (ROOT / "kernels").glob("*_triton.py")}
+    for path in (ROOT / "kernels").glob("*_triton.py"):
+        functions = [node for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)]
+        untouched = [f.name for f in functions if not any("triton.jit" in ast.unparse(d) for d in f.decorator_list)]
+        assert untouched == [], path
 
 
 def test_triton_is_imported_only_for_triton():
