@@ -3,7 +3,7 @@
 Cosmic Ray makes the changes, one at a time, in copies of the working tree. For each, a process is forked from one that
 has imported torch already, and runs the tests that belong to the module. docs/mutants.md has the last run's figures.
 
-    python tests/mutants.py [--jobs N] [--out FOLDER] [--only REGEX] [--tests NAME] [MODULE ...]
+    python tests/mutants.py [--jobs N] [--out FOLDER] [--only REGEX] [--tests NAME] [--again] [MODULE ...]
 """
 
 import argparse
@@ -28,7 +28,7 @@ from tempfile import TemporaryDirectory
 import cosmic_ray.plugins
 from cosmic_ray.commands import init
 from cosmic_ray.mutating import mutate_code, use_mutation
-from cosmic_ray.work_db import WorkDB, use_db
+from cosmic_ray.work_db import use_db
 from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkerOutcome, WorkItem, WorkResult
 from mutants_equivalent import EQUIVALENT
 
@@ -115,24 +115,35 @@ def is_left_out(tree: ast.Module, spec: MutationSpec) -> bool:
     return covers(places) or ("BinaryOperator" in spec.operator_name and not covers(operations))
 
 
-def work_of(module: str, db: WorkDB, only: str) -> list[WorkItem]:
-    """The changes of a module, or of its functions and lines that match `only`, in a session of Cosmic Ray's."""
+def begin(module: str, file: Path, only: str) -> None:
+    """A session of Cosmic Ray's with the changes of a module, or of its functions and lines that match `only`."""
     path = Path("opbench") / f"{module}.py"
-    init((path,), db, {})
     source = (ROOT / path).read_text(encoding="utf-8")
     tree, lines = ast.parse(source), source.splitlines()
 
     def is_wanted(spec: MutationSpec) -> bool:
         texts = (spec.definition_name or "", lines[spec.start_pos[0] - 1])
-        return bool(CHANGES.fullmatch(spec.operator_name)) and any(re.search(only, text) for text in texts)
+        return (
+            bool(CHANGES.fullmatch(spec.operator_name))
+            and any(re.search(only, text) for text in texts)
+            and not is_left_out(tree, spec)
+        )
 
-    skipped = [
-        item.job_id
-        for item in db.work_items
-        if not is_wanted(item.mutations[0]) or is_left_out(tree, item.mutations[0])
-    ]
-    db.set_multiple_results(skipped, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
-    return list(db.pending_work_items)
+    file.unlink(missing_ok=True)
+    with use_db(str(file)) as db:
+        init((path,), db, {})
+        skipped = [item.job_id for item in db.work_items if not is_wanted(item.mutations[0])]
+        db.set_multiple_results(skipped, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
+
+
+def changes_of(file: Path) -> tuple[list[WorkItem], list[tuple[WorkItem, bool]]]:
+    """The changes of a session that no test has noticed yet, tried or not, and those that died, with False."""
+    with use_db(str(file)) as db:
+        tried = [(item, result.test_outcome) for item, result in db.completed_work_items if result.test_outcome]
+        survived = [item for item, outcome in tried if outcome is TestOutcome.SURVIVED]
+        return [*db.pending_work_items, *survived], [
+            (i, False) for i, outcome in tried if outcome is TestOutcome.KILLED
+        ]
 
 
 def changed_line(item: WorkItem) -> tuple[int, str, str]:
@@ -212,8 +223,15 @@ def copies(count: int, folder: Path) -> Iterator[Path]:
         yield folder / str(number)
 
 
-def show(module: str, found: list[tuple[WorkItem, bool]]) -> list[int]:
-    """Print a module's survivors; gives how many changes there were, died, and are known to change nothing."""
+def table_row(name: str, changes: int, killed: int, equivalent: int) -> str:
+    """A row of docs/mutants.md; the score leaves the equivalent ones out."""
+    others = changes - equivalent
+    score = f"{killed / others:.1%}" if others else "-"
+    return f"| {name} | {changes} | {killed} | {equivalent} | {others - killed} | {score} |"
+
+
+def show(module: str, found: list[tuple[WorkItem, bool]]) -> tuple[int, int, int]:
+    """Print a module's row and its survivors; gives how many changes there were, died, and are equivalent."""
     equivalent, left = 0, []
     for item, survived in found:
         if survived:
@@ -221,13 +239,11 @@ def show(module: str, found: list[tuple[WorkItem, bool]]) -> list[int]:
             if after in EQUIVALENT.get(module, {}):
                 equivalent += 1
             else:
-                left.append(f"  opbench/{module}.py:{number}: {before}  ->  {after}")
-    counts = [len(found), len(found) - len(left) - equivalent, equivalent]
-    print(
-        f"{module}: {len(found)} changes, {counts[1]} killed, {equivalent} equivalent, {len(left)} survived", flush=True
-    )
-    for line in sorted(left):
-        print(line, flush=True)
+                left.append((number, f"  {before}  ->  {after}"))
+    counts = (len(found), len(found) - len(left) - equivalent, equivalent)
+    print(table_row(module, *counts), flush=True)
+    for number, text in sorted(left):
+        print(f"  opbench/{module}.py:{number}:{text}", flush=True)
     return counts
 
 
@@ -239,6 +255,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants", help="for Cosmic Ray's sessions")
     parser.add_argument("--only", default="", metavar="REGEX", help="changes in functions and lines that match")
     parser.add_argument("--tests", action="append", metavar="NAME", help="only tests/test_NAME.py; may be repeated")
+    parser.add_argument(
+        "--again", action="store_true", help="only what survived in the last session, of modules that are as they were"
+    )
     given = parser.parse_args()
     tests = {module: tuple(given.tests or files) for module, files in MODULES.items()}
     given.out.mkdir(parents=True, exist_ok=True)
@@ -250,12 +269,15 @@ def main() -> int:
         sessions = {}
         for module in given.modules:
             file = given.out / f"{module.replace('/', '-')}.sqlite"
-            file.unlink(missing_ok=True)
-            with use_db(str(file)) as db:
-                sessions[module] = (file, work_of(module, db, given.only), [])
-        for module, (_, items, _) in sessions.items():
+            source = ROOT / "opbench" / f"{module}.py"
+            if not (given.again and file.exists() and file.stat().st_mtime > source.stat().st_mtime):
+                begin(module, file, given.only)
+            items, found = changes_of(file)
+            sessions[module] = (file, len(items) + len(found), found)
             for item in items:
                 todo.put((module, item))
+            if not items:
+                totals.append(show(module, found))
         workers = [
             context.Process(target=work, args=(folder, tests, todo, done))
             for folder in copies(given.jobs, Path(temporary))
@@ -275,16 +297,15 @@ def main() -> int:
                 for worker in workers:
                     worker.terminate()
                 return 2
-            file, items, found = sessions[module]
+            file, count, found = sessions[module]
             outcome = TestOutcome.SURVIVED if survived else TestOutcome.KILLED
             with use_db(str(file)) as db:
                 db.set_result(item.job_id, WorkResult(WorkerOutcome.NORMAL, test_outcome=outcome))
             found.append((item, survived))
-            if len(found) == len(items):
+            if len(found) == count:
                 totals.append(show(module, found))
     changes, killed, equivalent = map(sum, zip(*totals, strict=True))
-    share = killed / (changes - equivalent)
-    print(f"all: {killed} of {changes - equivalent} killed, {share:.1%}; {equivalent} equivalent")
+    print(table_row("all", changes, killed, equivalent))
     return int(killed + equivalent < changes)
 
 

@@ -1,3 +1,18 @@
 """Changes of `make mutants` that change nothing a user can see: module, the changed line, why no test can tell."""
 
-EQUIVALENT: dict[str, dict[str, str]] = {}
+EQUIVALENT: dict[str, dict[str, str]] = {
+    "device/interference": {
+        "if (share := others_share(before, after) or -1) > OTHER_LOAD:": "0 and -1 are both below a positive limit",
+    },
+    "stats": {
+        "if count < 7:": "the ranks of 6 samples, worked out, are the whole range too",
+        "if count <= 6:": "the ranks of 6 samples, worked out, are the whole range too",
+        "if count > 999:": "the approximation gives the exact ranks of 1000 samples",
+        "if count >= 1000:": "the approximation gives the exact ranks of 1000 samples",
+        "tail, term, low = -1, 1, -1": "one outcome of 2**count: it changes the ranks of no count from 6 to 1000",
+        "tail, term, low = 0, 1, +1": "the first round sets low to 0: one outcome is no more than the limit from 6 on",
+        "tail, term, low = 0, 1, - 0": "the first round sets low to 0",
+        "tail, term, low = 0, 1, - 2": "the first round sets low to 0",
+        "continue": "tail only grows: every later round goes on here too",
+    },
+}

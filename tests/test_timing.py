@@ -53,7 +53,7 @@ def test_slow_launches_still_give_the_minimum():
 
 
 @pytest.mark.parametrize(
-    ("latency_ms", "count", "reason"), [(200.1, 6, StopReason.LONG_LAUNCH), (199.9, 30, StopReason.CONVERGED)]
+    ("latency_ms", "count", "reason"), [(200.1, 6, StopReason.LONG_LAUNCH), (200.0, 30, StopReason.CONVERGED)]
 )
 def test_a_launch_longer_than_a_fifth_of_the_budget_is_timed_six_times(latency_ms, count, reason):
     samples = collect_samples(FakeTimer([latency_ms]), noop, StoppingRule(time_budget_s=1.0))
