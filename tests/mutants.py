@@ -84,6 +84,8 @@ PRELOADED = (
     *("pytest", "pytest_benchmark.plugin", "hypothesis"),
 )
 Tests = dict[str, tuple[str, ...]]
+Line = tuple[int, str, str]
+"""Number, text and changed text."""
 TIMEOUT_S = 20.0
 """Beyond five times what the tests take without a change."""
 
@@ -136,8 +138,8 @@ def begin(module: str, file: Path, only: str) -> None:
         db.set_multiple_results(skipped, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
 
 
-def changes_of(file: Path) -> tuple[list[WorkItem], list[tuple[WorkItem, bool]]]:
-    """The changes of a session that no test has noticed yet, tried or not, and those that died, with False."""
+def changes_of(file: Path) -> tuple[list[WorkItem], int]:
+    """The changes of a session that no test has noticed yet, tried or not, and how many died."""
     with use_db(str(file)) as db:
         tried = [(item, result.test_outcome) for item, result in db.completed_work_items if result.test_outcome]
         survived = [item for item, outcome in tried if outcome is TestOutcome.SURVIVED]
@@ -146,10 +148,10 @@ def changes_of(file: Path) -> tuple[list[WorkItem], list[tuple[WorkItem, bool]]]
         ]
 
 
-def changed_line(item: WorkItem) -> tuple[int, str, str]:
-    """Number, text and changed text of a change's line."""
+def changed_line(item: WorkItem) -> Line:
+    """Number, text and changed text of a change's line, in the working directory."""
     [spec] = item.mutations
-    source = (ROOT / spec.module_path).read_text(encoding="utf-8")
+    source = spec.module_path.read_text(encoding="utf-8")
     changed = mutate_code(source, cosmic_ray.plugins.get_operator(spec.operator_name)(), spec.occurrence)
     pairs = zip(source.splitlines(), changed.splitlines(), strict=False)  # a change may join lines
     return next((n, a.strip(), " ".join(b.split())) for n, (a, b) in enumerate(pairs, 1) if a != b)
@@ -205,7 +207,8 @@ def work(folder: Path, tests: Tests, todo: multiprocessing.Queue, done: multipro
         [spec] = item.mutations
         operator = cosmic_ray.plugins.get_operator(spec.operator_name)()
         with use_mutation(spec.module_path, operator, spec.occurrence):
-            done.put((module, item, tests_pass(names, timeouts[names])))
+            survived = tests_pass(names, timeouts[names])
+        done.put((module, item, changed_line(item) if survived else None))
     done.put(None)
 
 
@@ -230,20 +233,14 @@ def table_row(name: str, changes: int, killed: int, equivalent: int) -> str:
     return f"| {name} | {changes} | {killed} | {equivalent} | {others - killed} | {score} |"
 
 
-def show(module: str, found: list[tuple[WorkItem, bool]]) -> tuple[int, int, int]:
+def show(module: str, found: list[Line | None]) -> tuple[int, int, int]:
     """Print a module's row and its survivors; gives how many changes there were, died, and are equivalent."""
-    equivalent, left = 0, []
-    for item, survived in found:
-        if survived:
-            number, before, after = changed_line(item)
-            if after in EQUIVALENT.get(module, {}):
-                equivalent += 1
-            else:
-                left.append((number, f"  {before}  ->  {after}"))
-    counts = (len(found), len(found) - len(left) - equivalent, equivalent)
+    survived = sorted(line for line in found if line)
+    left = [line for line in survived if line[2] not in EQUIVALENT.get(module, {})]
+    counts = (len(found), len(found) - len(survived), len(survived) - len(left))
     print(table_row(module, *counts), flush=True)
-    for number, text in sorted(left):
-        print(f"  opbench/{module}.py:{number}:{text}", flush=True)
+    for number, before, after in left:
+        print(f"  opbench/{module}.py:{number}: {before}  ->  {after}", flush=True)
     return counts
 
 
@@ -272,12 +269,12 @@ def main() -> int:
             source = ROOT / "opbench" / f"{module}.py"
             if not (given.again and file.exists() and file.stat().st_mtime > source.stat().st_mtime):
                 begin(module, file, given.only)
-            items, found = changes_of(file)
-            sessions[module] = (file, len(items) + len(found), found)
+            items, died = changes_of(file)
+            sessions[module] = (file, died + len(items), [None] * died)
             for item in items:
                 todo.put((module, item))
             if not items:
-                totals.append(show(module, found))
+                totals.append(show(module, [None] * died))
         workers = [
             context.Process(target=work, args=(folder, tests, todo, done))
             for folder in copies(given.jobs, Path(temporary))
@@ -291,17 +288,17 @@ def main() -> int:
             if answer is None:
                 running -= 1
                 continue
-            module, item, survived = answer
+            module, item, line = answer
             if item is None:
                 print(f"the tests of {module} fail without a change", file=sys.stderr)
                 for worker in workers:
                     worker.terminate()
                 return 2
             file, count, found = sessions[module]
-            outcome = TestOutcome.SURVIVED if survived else TestOutcome.KILLED
+            outcome = TestOutcome.SURVIVED if line else TestOutcome.KILLED
             with use_db(str(file)) as db:
                 db.set_result(item.job_id, WorkResult(WorkerOutcome.NORMAL, test_outcome=outcome))
-            found.append((item, survived))
+            found.append(line)
             if len(found) == count:
                 totals.append(show(module, found))
     changes, killed, equivalent = map(sum, zip(*totals, strict=True))

@@ -15,4 +15,13 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "tail, term, low = 0, 1, - 2": "the first round sets low to 0",
         "continue": "tail only grows: every later round goes on here too",
     },
+    "timing/wall_clock": {
+        "count = 0": "a round without launches comes first: it takes no time, and the next one has one launch",
+        "for _ in range( 19):": "one look fewer at the same clock, of twenty",
+        "for _ in range( 21):": "one look more at the same clock, of twenty",
+        "for _ in range( 999): # a clock that stands still (a fake one) has no step to find": "when to give up on it",
+        "for _ in range( 1001): # a clock that stands still (a fake one) has no step to find": "when to give up on it",
+        "continue": "later readings are further from the start, so none of their steps is smaller",
+        'return smallest if smallest < float("inf") else -1.0': "both are less than MIN_SAMPLE_S, which then counts",
+    },
 }
