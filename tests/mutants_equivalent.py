@@ -24,4 +24,10 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "continue": "later readings are further from the start, so none of their steps is smaller",
         'return smallest if smallest < float("inf") else -1.0': "both are less than MIN_SAMPLE_S, which then counts",
     },
+    "timing/cuda": {
+        "SPIN_CYCLES_PER_SECOND = 1999999999.0": "0.01 cycles less at the longest lead, before it is rounded",
+        "SPIN_CYCLES_PER_SECOND = 2000000001.0": "0.01 cycles more at the longest lead, before it is rounded",
+        "TRIAL_REPLAYS = 4": "one replay of the trial fewer: the median of equal work",
+        "TRIAL_REPLAYS = 6": "one replay of the trial more: the median of equal work",
+    },
 }
