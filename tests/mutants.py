@@ -143,9 +143,7 @@ def changes_of(file: Path) -> tuple[list[WorkItem], int]:
     with use_db(str(file)) as db:
         tried = [(item, result.test_outcome) for item, result in db.completed_work_items if result.test_outcome]
         survived = [item for item, outcome in tried if outcome is TestOutcome.SURVIVED]
-        return [*db.pending_work_items, *survived], [
-            (i, False) for i, outcome in tried if outcome is TestOutcome.KILLED
-        ]
+        return [*db.pending_work_items, *survived], len(tried) - len(survived)
 
 
 def changed_line(item: WorkItem) -> Line:
