@@ -38,7 +38,7 @@ def median_interval_ranks(count: int) -> tuple[int, int]:
     Source: Hahn and Meeker, Statistical Intervals, section 5.2.
     """
     if count < 6:
-        return 0, max(count - 1, 0)
+        return 0, count - 1
     if count > 1000:
         low = math.floor(count / 2 - 1.96 * math.sqrt(count) / 2) - 1
         return low, count - 1 - low

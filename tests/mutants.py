@@ -3,7 +3,7 @@
 Cosmic Ray makes the changes, one at a time, in copies of the working tree. For each, a process is forked from one that
 has imported torch already, and runs the tests that belong to the module. docs/mutants.md has the last run's figures.
 
-    python tests/mutants.py [--jobs N] [--out FOLDER] [--only REGEX] [--tests NAME] [MODULE ...]
+    python tests/mutants.py [--jobs N] [--out FOLDER] [--only REGEX] [--tests NAME] [--again] [MODULE ...]
 """
 
 import argparse
@@ -28,7 +28,7 @@ from tempfile import TemporaryDirectory
 import cosmic_ray.plugins
 from cosmic_ray.commands import init
 from cosmic_ray.mutating import mutate_code, use_mutation
-from cosmic_ray.work_db import WorkDB, use_db
+from cosmic_ray.work_db import use_db
 from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkerOutcome, WorkItem, WorkResult
 from mutants_equivalent import EQUIVALENT
 
@@ -45,24 +45,28 @@ MODULES = {  # module: the files of tests/ that belong to it, the quickest first
     "operators/dcnv4_lightweight": OPERATORS,
     "operators/flash_attention_2": OPERATORS,
     "operators/window_attention": OPERATORS,
-    "verdicts": ("verdicts",),
-    "estimate": ("compare", "gate_rules", "gate_session"),
-    "compare": ("compare", "compare_command", "baselines", "benchmark_json"),
-    "gate/rules": ("gate_rules", "gate_session"),
+    "compare/verdicts": ("verdicts",),
+    "estimate": ("estimate",),
+    "compare/runs": ("compare", "compare_command", "baselines", "benchmark_json"),
+    "compare/rules": ("gate_rules", "gate_session"),
     "gate/outcome": ("gate_session", "gate_command"),
-    "stats": ("stats", "timing", "analysis"),
-    "metrics": ("results", "analysis", "report_tables"),
+    "stats": ("stats",),
+    "results/metrics": ("metrics",),
+    "results/run": ("results", "run", "report_tables"),
+    "results/journal": ("results", "run"),
+    "results/measurement": ("results", "repetitions", "run"),
+    "results/repetitions": ("repetitions",),
     "timing/stopping": ("timing",),
     "timing/wall_clock": ("timing",),
     "timing/cuda": ("cuda_timers",),
-    "check": ("check", "runner"),
-    "tolerance": ("check",),
-    "ceilings": ("ceilings",),
-    "interference": ("interference",),
-    "change_points": ("change_points", "history"),
-    "history": ("history",),
-    "results": ("results", "run", "report_tables"),
-    "plan": ("costs", "run"),
+    "sweeps/check": ("check", "runner"),
+    "sweeps/deviation": ("check",),
+    "sweeps/plan": ("costs", "run"),
+    "workload/tolerance": ("check",),
+    "device/ceilings": ("ceilings",),
+    "device/interference": ("interference",),
+    "compare/change_points": ("change_points", "history"),
+    "compare/history": ("history",),
     "report/analysis": ("analysis", "report_plots"),
 }
 
@@ -80,6 +84,8 @@ PRELOADED = (
     *("pytest", "pytest_benchmark.plugin", "hypothesis"),
 )
 Tests = dict[str, tuple[str, ...]]
+Line = tuple[int, str, str]
+"""Number, text and changed text."""
 TIMEOUT_S = 20.0
 """Beyond five times what the tests take without a change."""
 
@@ -111,30 +117,39 @@ def is_left_out(tree: ast.Module, spec: MutationSpec) -> bool:
     return covers(places) or ("BinaryOperator" in spec.operator_name and not covers(operations))
 
 
-def work_of(module: str, db: WorkDB, only: str) -> list[WorkItem]:
-    """The changes of a module, or of its functions and lines that match `only`, in a session of Cosmic Ray's."""
+def begin(module: str, file: Path, only: str) -> None:
+    """A session of Cosmic Ray's with the changes of a module, or of its functions and lines that match `only`."""
     path = Path("opbench") / f"{module}.py"
-    init((path,), db, {})
     source = (ROOT / path).read_text(encoding="utf-8")
     tree, lines = ast.parse(source), source.splitlines()
 
     def is_wanted(spec: MutationSpec) -> bool:
         texts = (spec.definition_name or "", lines[spec.start_pos[0] - 1])
-        return bool(CHANGES.fullmatch(spec.operator_name)) and any(re.search(only, text) for text in texts)
+        return (
+            bool(CHANGES.fullmatch(spec.operator_name))
+            and any(re.search(only, text) for text in texts)
+            and not is_left_out(tree, spec)
+        )
 
-    skipped = [
-        item.job_id
-        for item in db.work_items
-        if not is_wanted(item.mutations[0]) or is_left_out(tree, item.mutations[0])
-    ]
-    db.set_multiple_results(skipped, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
-    return list(db.pending_work_items)
+    file.unlink(missing_ok=True)
+    with use_db(str(file)) as db:
+        init((path,), db, {})
+        skipped = [item.job_id for item in db.work_items if not is_wanted(item.mutations[0])]
+        db.set_multiple_results(skipped, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
 
 
-def changed_line(item: WorkItem) -> tuple[int, str, str]:
-    """Number, text and changed text of a change's line."""
+def changes_of(file: Path) -> tuple[list[WorkItem], int]:
+    """The changes of a session that no test has noticed yet, tried or not, and how many died."""
+    with use_db(str(file)) as db:
+        tried = [(item, result.test_outcome) for item, result in db.completed_work_items if result.test_outcome]
+        survived = [item for item, outcome in tried if outcome is TestOutcome.SURVIVED]
+        return [*db.pending_work_items, *survived], len(tried) - len(survived)
+
+
+def changed_line(item: WorkItem) -> Line:
+    """Number, text and changed text of a change's line, in the working directory."""
     [spec] = item.mutations
-    source = (ROOT / spec.module_path).read_text(encoding="utf-8")
+    source = spec.module_path.read_text(encoding="utf-8")
     changed = mutate_code(source, cosmic_ray.plugins.get_operator(spec.operator_name)(), spec.occurrence)
     pairs = zip(source.splitlines(), changed.splitlines(), strict=False)  # a change may join lines
     return next((n, a.strip(), " ".join(b.split())) for n, (a, b) in enumerate(pairs, 1) if a != b)
@@ -190,7 +205,8 @@ def work(folder: Path, tests: Tests, todo: multiprocessing.Queue, done: multipro
         [spec] = item.mutations
         operator = cosmic_ray.plugins.get_operator(spec.operator_name)()
         with use_mutation(spec.module_path, operator, spec.occurrence):
-            done.put((module, item, tests_pass(names, timeouts[names])))
+            survived = tests_pass(names, timeouts[names])
+        done.put((module, item, changed_line(item) if survived else None))
     done.put(None)
 
 
@@ -208,22 +224,21 @@ def copies(count: int, folder: Path) -> Iterator[Path]:
         yield folder / str(number)
 
 
-def show(module: str, found: list[tuple[WorkItem, bool]]) -> list[int]:
-    """Print a module's survivors; gives how many changes there were, died, and are known to change nothing."""
-    equivalent, left = 0, []
-    for item, survived in found:
-        if survived:
-            number, before, after = changed_line(item)
-            if after in EQUIVALENT.get(module, {}):
-                equivalent += 1
-            else:
-                left.append(f"  opbench/{module}.py:{number}: {before}  ->  {after}")
-    counts = [len(found), len(found) - len(left) - equivalent, equivalent]
-    print(
-        f"{module}: {len(found)} changes, {counts[1]} killed, {equivalent} equivalent, {len(left)} survived", flush=True
-    )
-    for line in sorted(left):
-        print(line, flush=True)
+def table_row(name: str, changes: int, killed: int, equivalent: int) -> str:
+    """A row of docs/mutants.md; the score leaves the equivalent ones out."""
+    others = changes - equivalent
+    score = f"{killed / others:.1%}" if others else "-"
+    return f"| {name} | {changes} | {killed} | {equivalent} | {others - killed} | {score} |"
+
+
+def show(module: str, found: list[Line | None]) -> tuple[int, int, int]:
+    """Print a module's row and its survivors; gives how many changes there were, died, and are equivalent."""
+    survived = sorted(line for line in found if line)
+    left = [line for line in survived if line[2] not in EQUIVALENT.get(module, {})]
+    counts = (len(found), len(found) - len(survived), len(survived) - len(left))
+    print(table_row(module, *counts), flush=True)
+    for number, before, after in left:
+        print(f"  opbench/{module}.py:{number}: {before}  ->  {after}", flush=True)
     return counts
 
 
@@ -235,6 +250,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "mutants", help="for Cosmic Ray's sessions")
     parser.add_argument("--only", default="", metavar="REGEX", help="changes in functions and lines that match")
     parser.add_argument("--tests", action="append", metavar="NAME", help="only tests/test_NAME.py; may be repeated")
+    parser.add_argument(
+        "--again", action="store_true", help="only what survived in the last session, of modules that are as they were"
+    )
     given = parser.parse_args()
     tests = {module: tuple(given.tests or files) for module, files in MODULES.items()}
     given.out.mkdir(parents=True, exist_ok=True)
@@ -246,12 +264,15 @@ def main() -> int:
         sessions = {}
         for module in given.modules:
             file = given.out / f"{module.replace('/', '-')}.sqlite"
-            file.unlink(missing_ok=True)
-            with use_db(str(file)) as db:
-                sessions[module] = (file, work_of(module, db, given.only), [])
-        for module, (_, items, _) in sessions.items():
+            source = ROOT / "opbench" / f"{module}.py"
+            if not (given.again and file.exists() and file.stat().st_mtime > source.stat().st_mtime):
+                begin(module, file, given.only)
+            items, died = changes_of(file)
+            sessions[module] = (file, died + len(items), [None] * died)
             for item in items:
                 todo.put((module, item))
+            if not items:
+                totals.append(show(module, [None] * died))
         workers = [
             context.Process(target=work, args=(folder, tests, todo, done))
             for folder in copies(given.jobs, Path(temporary))
@@ -265,22 +286,21 @@ def main() -> int:
             if answer is None:
                 running -= 1
                 continue
-            module, item, survived = answer
+            module, item, line = answer
             if item is None:
                 print(f"the tests of {module} fail without a change", file=sys.stderr)
                 for worker in workers:
                     worker.terminate()
                 return 2
-            file, items, found = sessions[module]
-            outcome = TestOutcome.SURVIVED if survived else TestOutcome.KILLED
+            file, count, found = sessions[module]
+            outcome = TestOutcome.SURVIVED if line else TestOutcome.KILLED
             with use_db(str(file)) as db:
                 db.set_result(item.job_id, WorkResult(WorkerOutcome.NORMAL, test_outcome=outcome))
-            found.append((item, survived))
-            if len(found) == len(items):
+            found.append(line)
+            if len(found) == count:
                 totals.append(show(module, found))
     changes, killed, equivalent = map(sum, zip(*totals, strict=True))
-    share = killed / (changes - equivalent)
-    print(f"all: {killed} of {changes - equivalent} killed, {share:.1%}; {equivalent} equivalent")
+    print(table_row("all", changes, killed, equivalent))
     return int(killed + equivalent < changes)
 
 

@@ -1,3 +1,33 @@
 """Changes of `make mutants` that change nothing a user can see: module, the changed line, why no test can tell."""
 
-EQUIVALENT: dict[str, dict[str, str]] = {}
+EQUIVALENT: dict[str, dict[str, str]] = {
+    "device/interference": {
+        "if (share := others_share(before, after) or -1) > OTHER_LOAD:": "0 and -1 are both below a positive limit",
+    },
+    "stats": {
+        "if count < 7:": "the ranks of 6 samples, worked out, are the whole range too",
+        "if count <= 6:": "the ranks of 6 samples, worked out, are the whole range too",
+        "if count > 999:": "the approximation gives the exact ranks of 1000 samples",
+        "if count >= 1000:": "the approximation gives the exact ranks of 1000 samples",
+        "tail, term, low = -1, 1, -1": "one outcome of 2**count: it changes the ranks of no count from 6 to 1000",
+        "tail, term, low = 0, 1, +1": "the first round sets low to 0: one outcome is no more than the limit from 6 on",
+        "tail, term, low = 0, 1, - 0": "the first round sets low to 0",
+        "tail, term, low = 0, 1, - 2": "the first round sets low to 0",
+        "continue": "tail only grows: every later round goes on here too",
+    },
+    "timing/wall_clock": {
+        "count = 0": "a round without launches comes first: it takes no time, and the next one has one launch",
+        "for _ in range( 19):": "one look fewer at the same clock, of twenty",
+        "for _ in range( 21):": "one look more at the same clock, of twenty",
+        "for _ in range( 999): # a clock that stands still (a fake one) has no step to find": "when to give up on it",
+        "for _ in range( 1001): # a clock that stands still (a fake one) has no step to find": "when to give up on it",
+        "continue": "later readings are further from the start, so none of their steps is smaller",
+        'return smallest if smallest < float("inf") else -1.0': "both are less than MIN_SAMPLE_S, which then counts",
+    },
+    "timing/cuda": {
+        "SPIN_CYCLES_PER_SECOND = 1999999999.0": "0.01 cycles less at the longest lead, before it is rounded",
+        "SPIN_CYCLES_PER_SECOND = 2000000001.0": "0.01 cycles more at the longest lead, before it is rounded",
+        "TRIAL_REPLAYS = 4": "one replay of the trial fewer: the median of equal work",
+        "TRIAL_REPLAYS = 6": "one replay of the trial more: the median of equal work",
+    },
+}

@@ -99,6 +99,30 @@ def test_a_row_at_its_limit_is_not_suspicious():
     assert limits(latency_ms=0.1 / 1.051)["suspicious"] is not None
 
 
+def test_five_percent_above_the_limit_is_not_suspicious_yet():
+    device = ceilings(probe("launch", "cuda-event/cold", 1.05))
+    assert limit_columns(device, {**ROW, "latency_ms": 1.0})["limit_fraction"] == 1.05
+    assert limit_columns(device, {**ROW, "latency_ms": 1.0})["suspicious"] is None
+    assert limit_columns(device, {**ROW, "latency_ms": 0.9999})["suspicious"] is not None
+
+
+def test_the_ends_of_what_a_probe_may_hold(tmp_path):
+    path = tmp_path / "ceilings.json"
+    good = Probe("compute", "fp32", "8", 1, 1.0, 1.0, 1)
+    for change, valid in (
+        ({"amount": 0}, True), ({"amount": 2**63 - 1}, True), ({"amount": 2**63}, False), ({"amount": -1}, False),
+        ({"latency_ms_min": 0.5}, True), ({"latency_ms_min": 1.5}, False), ({"latency_ms": float("inf")}, False),
+        ({"latency_ms_min": 0}, False), ({"latency_ms_min": 1e-9}, True), ({"samples": 0.5}, True),
+    ):  # fmt: skip
+        found = ceilings(dataclasses.replace(good, **change))
+        path.write_text(json.dumps(found.to_json()))
+        if valid:
+            assert read_ceilings(path) == found
+        else:
+            with pytest.raises(ResultsError, match="not a probe"):
+                read_ceilings(path)
+
+
 def test_without_ceilings_or_without_a_value_there_is_no_fraction():
     assert set(limit_columns(None, ROW).values()) == {None}
     columns = limits(latency_ms=None)
@@ -373,7 +397,9 @@ def test_a_busy_machine_is_said():
         return " ".join(ceiling_table(ceilings(conditions=conditions)).notes)
 
     assert "Ceilings may be too low: the machine was busy, load 1.50" in notes(load_average_1min=1.5)
-    assert "too low" not in notes(load_average_1min=0.1)
+    assert "load 0.50" in notes(load_average_1min=0.5)
+    assert "too low" not in notes(load_average_1min=0.49)
+    assert "too low" not in notes()
     gpu = {"load_average_1min": 9.0, "sm_clock_mhz": 1000}
     assert "too low" not in notes(**gpu, other_gpu_processes=[])
     assert "other processes were on the GPU" in notes(**gpu, other_gpu_processes=[{"pid": 1}])
@@ -381,6 +407,8 @@ def test_a_busy_machine_is_said():
 
 def test_what_ran_beside_the_ceilings_counts_more_than_the_load():
     assert ceilings(conditions={"load_average_1min": 3.0, "other_cpu_share": 0.02}).busy == ""
+    assert ceilings(conditions={"other_cpu_share": 0.1}).busy == ""
+    assert ceilings(conditions={"other_cpu_share": 0.101}).busy
     share = ceilings(conditions={"load_average_1min": 0.1, "other_cpu_share": 0.4})
     assert share.busy == "other processes used 40% of all cores"
     assert "too low: other processes used 40% of all cores when" in " ".join(ceiling_table(share).notes)
@@ -600,6 +628,8 @@ def test_a_dtype_far_below_fp32_is_called_emulated():
     slow = ceilings(probe("compute", "fp32", 0.1), probe("compute", "bf16", 0.0009), probe("compute", "fp16", 0.051))
     assert emulated_dtypes(slow) == ["bf16 matmul: 0.9 GFLOP/s, emulated (111 times slower than fp32)"]
     assert emulated_dtypes(slow, ["fp32", "fp16"]) == []
+    half = ceilings(*(Probe("compute", name, "", 10**9, ms, ms, 1) for name, ms in (("fp32", 1.0), ("fp16", 2.0))))
+    assert emulated_dtypes(half) == []
     assert emulated_dtypes(example_ceilings()) == []
     assert any("Bf16 matmul: 0.9 GFLOP/s, emulated" in note for note in ceiling_table(slow).notes)
 

@@ -53,15 +53,6 @@ def test_times_ratios_and_logarithms_are_not_mixed():
         judge(time(2, 1, 3), 0.1)
     with pytest.raises(ValueError, match="must be an estimate in ratio, got one in ms"):
         geometric_mean([ratio(2, 1, 3), time(2, 1, 3)])
-    with pytest.raises(ValueError, match="got a logarithm"):
-        time(2, 1, 3).log().log()
-    with pytest.raises(ValueError, match="must be an estimate in log, got one in ms"):
-        time(2, 1, 3).exp(Unit.RATIO)
-
-
-def test_an_estimate_of_zero_or_beyond_all_bounds_has_a_logarithm():
-    assert ratio(1, 0, math.inf).log() == Estimate(0, -math.inf, math.inf, Unit.LOG)
-    assert Estimate(0, -math.inf, 800, Unit.LOG).exp(Unit.RATIO) == ratio(1, 0, math.inf)
 
 
 def test_a_ratio_of_intervals_by_hand():

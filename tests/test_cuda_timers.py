@@ -176,8 +176,37 @@ def test_the_device_spins_between_the_flush_and_the_first_event(device, monkeypa
     order.clear()
     timer.sample(device.launch, 2)
     lead_ms = device.spins[-1] / 2e9 * 1e3
-    assert lead_ms >= 1.5 * device.host_ms
+    assert device.spins[:6] == [0] * 6  # no lead while the host's time is read
+    assert lead_ms == pytest.approx(2 * 0.208)  # of the launch 0.2 ms, the flush and the lead 0.003, two events 0.001
     assert order == [device.FLUSH_MS, lead_ms, 0.0, 0.25, 0.0] * 2
+
+
+def test_the_lead_follows_from_the_middle_of_five_readings_after_the_first(device):
+    hosts_ms = iter([0.0, 9.0, 1.0, 5.0, 2.0, 4.0, 3.0, 8.0, 8.0])  # the warm-up, the first, five of median 3
+    timer = cuda.CudaEventTimer("cuda:0", "warm")
+    timer.prepare(lambda: device.queue(next(hosts_ms), 0.25), 0.0)
+    timer.sample(device.launch, 1)
+    assert device.spins[-1] / 2e9 * 1e3 == pytest.approx(2 * 3.005)
+
+
+@pytest.mark.parametrize("made", [cuda.CudaEventTimer, cuda.CudaGraphTimer])
+def test_before_its_calibration_a_timer_has_no_lead_and_counts_from_nothing(device, made):
+    timer = made("cuda:0", "warm")
+    assert (timer.launches_per_sample, timer.warnings) == (1, ())
+    timer.sample(device.launch, 1)
+    assert device.spins == [0]
+    assert timer.warnings[0].startswith("host time: 1 of 1 samples")
+
+
+def test_a_warm_up_ends_on_a_clock_that_stands_still(device):
+    launches = []
+
+    def launch():
+        launches.append(device.host)
+        assert len(launches) < 100
+
+    cuda.CudaEventTimer("cuda:0", "warm").prepare(launch, 0.0)
+    assert len(launches) == 1 + 6  # once, and for the lead
 
 
 def test_a_host_that_is_slower_than_the_longest_lead_is_said(device):
@@ -194,12 +223,12 @@ def test_a_host_that_is_slower_than_the_longest_lead_is_said(device):
 def test_a_single_late_sample_is_no_warning(device):
     timer = cuda.CudaEventTimer("cuda:0", "warm")
     timer.prepare(device.launch, 0.0)
-    timer.sample(device.launch, 39)
+    timer.sample(device.launch, 19)
     device.host_ms = 2.0
     late = timer.sample(device.launch, 1)
     assert late[0] > 1.0  # kept
-    assert timer.warnings == ()
-    timer.sample(device.launch, 2)
+    assert timer.warnings == ()  # one of twenty is the most
+    timer.sample(device.launch, 1)
     assert timer.warnings
 
 
@@ -232,6 +261,15 @@ def test_a_warm_graph_holds_a_millisecond_of_launches_and_divides_by_them(device
     assert device.captures == [1, 4]
     assert timer.sample(device.launch, 5) == pytest.approx([0.25] * 5)
     assert device.flushes == 0
+
+
+@pytest.mark.parametrize(("kernel_ms", "count"), [(0.5, 2), (0.1, 10), (0.0011, 909), (0.0009, 1000), (0.0, 1000)])
+def test_a_warm_graph_holds_a_thousand_launches_at_most(device, kernel_ms, count):
+    device.kernels_ms = [kernel_ms]
+    timer = cuda.CudaGraphTimer("cuda:0", "warm")
+    timer.prepare(device.launch, 0.0)
+    assert device.captures == [1, count]
+    assert timer.launches_per_sample == count
 
 
 def test_a_warm_graph_of_a_long_launch_is_captured_once(device):

@@ -11,7 +11,7 @@ from test_environment import HANDLE, nvml  # noqa: F401 - a fixture
 from test_results import CELLS, COMMAND, ENVIRONMENT, ok
 
 from opbench.device import snapshots as conditions
-from opbench.device.interference import interference
+from opbench.device.interference import interference, others_share
 from opbench.device.snapshots import cpu_conditions
 from opbench.gate.process import Arm
 from opbench.gate.process import _environment as gate_environment
@@ -72,6 +72,7 @@ def test_each_disturbance_is_one_warning(before, after, warning):
         (CPU, {"cpu_clock_mhz": 3149}, {"cpu_clock_mhz": 3151}),
         (CPU, {"cpu_clock_mhz": 2851}, {"cpu_clock_mhz": 2849}),
         (CPU, {"thermal_throttle_count": 2}, {"thermal_throttle_count": 3}),
+        ({"sm_clock_mhz": 1000}, {"sm_clock_mhz": 1050}, {"sm_clock_mhz": 1051}),  # 5 % itself is no move
         (GPU, {"sm_clock_mhz": 1668}, {"sm_clock_mhz": 1667}),  # 5 % of 1755 are 87.75
         (GPU, {"sm_clock_mhz": 1842}, {"sm_clock_mhz": 1843}),
         (GPU, {"memory_clock_mhz": 2489}, {"memory_clock_mhz": 2488}),  # of 2619: 130.95
@@ -81,6 +82,20 @@ def test_each_disturbance_is_one_warning(before, after, warning):
 def test_each_limit_lies_where_it_is_said_to(before, inside, outside):
     assert told(before, **inside) == ()
     assert len(told(before, **{**inside, **outside})) == 1
+
+
+@pytest.mark.parametrize(
+    ("busy_s", "share"), [(0.25, 0.25), (0.05, 0.0), (0.051, 0.051), (0.02, 0.0), (-0.5, 0.0)]
+)  # fmt: skip
+def test_the_share_of_others_is_known_from_the_counters_alone_and_0_where_it_is_too_little(busy_s, share):
+    begin = {"cores": 1, "clock_s": 0.0, "busy_s": 0.0, "own_busy_s": 0.0}
+    assert others_share(begin, {**begin, "clock_s": 1.0, "busy_s": busy_s}) == share
+
+
+def test_a_tenth_of_all_cores_is_no_load_yet():
+    begin = {"cores": 1, "clock_s": 0.0, "busy_s": 0.0, "own_busy_s": 0.0}
+    assert told(begin, clock_s=1.0, busy_s=0.1) == ()
+    assert len(told(begin, clock_s=1.0, busy_s=0.101)) == 1
 
 
 @pytest.mark.parametrize("known", [{}, {"thermal_throttle_count": 5}])

@@ -19,15 +19,19 @@ def test_a_quantile_of_nothing_is_an_error():
         quantile([], 0.5)
 
 
-@pytest.mark.parametrize("count", [6, 7, 8, 9, 10, 11, 12, 13, 30, 31, 100, 999, 1000, 1001, 5000, 30_000])
-def test_the_interval_covers_95_percent_and_not_much_more(count):
-    low, high = median_interval_ranks(count)
-    assert low + high == count - 1
+@pytest.mark.parametrize(("counts", "spare"), [(range(6, 1001), 0), (range(1001, 3000), 1)])
+def test_the_interval_covers_95_percent_and_is_the_narrowest_or_one_rank_wider(counts, spare):
+    low, high = np.array([median_interval_ranks(count) for count in counts]).T
+    counts = np.array(counts)
+    assert (low + high == counts - 1).all()
     # The interval misses if at most `low` samples, or as many, lie on one side of the median.
-    coverage = 1 - 2 * binom.cdf(low, count, 0.5)
-    assert coverage >= 0.95
-    narrower = 1 - 2 * binom.cdf(low + (3 if count > 1000 else 1), count, 0.5)
-    assert narrower < 0.95
+    assert (1 - 2 * binom.cdf(low, counts, 0.5) >= 0.95).all()
+    assert (1 - 2 * binom.cdf(low + 1 + spare, counts, 0.5) < 0.95).all()
+
+
+def test_the_ranks_are_exact_up_to_1000_samples():
+    assert (median_interval_ranks(1000), binom.ppf(0.025, 1000, 0.5) - 1) == ((468, 531), 468)
+    assert (median_interval_ranks(1001), binom.ppf(0.025, 1001, 0.5) - 1) == ((468, 532), 469)  # rounded outwards
 
 
 def test_too_few_samples_give_the_whole_range():
@@ -43,11 +47,17 @@ def test_the_interval_covers_the_median_of_skewed_samples():
     assert hits / 2000 > 0.94
 
 
+@pytest.mark.parametrize(("samples", "middle"), [([3.0, 1.0, 2.0], 2.0), ([8.0, 1.0, 4.0, 2.0], 3.0)])
+def test_the_median_is_the_middle_one_or_between_the_middle_two(samples, middle):
+    assert median(samples) == middle
+
+
 def test_half_width_is_the_longer_arm():
     samples = [1.0] * 10 + [2.0] * 10 + [4.0] * 10
     low, high = median_interval(samples)
     assert (low, median(samples), high) == (1.0, 2.0, 4.0)
     assert relative_half_width(samples) == pytest.approx(1.0)
+    assert relative_half_width([0.25, 0.5, 0.5, 0.5, 0.625]) == 0.5
     assert relative_half_width([0.0] * 30) == float("inf")
 
 

@@ -1,5 +1,7 @@
 """Timers and the stopping rule on clocks that move only when told."""
 
+import math
+
 import pytest
 from fake_timer import FakeTimer
 
@@ -53,7 +55,7 @@ def test_slow_launches_still_give_the_minimum():
 
 
 @pytest.mark.parametrize(
-    ("latency_ms", "count", "reason"), [(200.1, 6, StopReason.LONG_LAUNCH), (199.9, 30, StopReason.CONVERGED)]
+    ("latency_ms", "count", "reason"), [(200.1, 6, StopReason.LONG_LAUNCH), (200.0, 30, StopReason.CONVERGED)]
 )
 def test_a_launch_longer_than_a_fifth_of_the_budget_is_timed_six_times(latency_ms, count, reason):
     samples = collect_samples(FakeTimer([latency_ms]), noop, StoppingRule(time_budget_s=1.0))
@@ -120,6 +122,7 @@ def test_wall_clock_measures_what_a_launch_takes():
         clock.seconds += 0.003
 
     timer = WallClockTimer(clock)
+    assert timer.sample(launch, 2) == pytest.approx([3.0] * 2)  # one launch a sample, before anything is known
     timer.prepare(launch, 0.01)
     assert timer.launches_per_sample == 1
     assert timer.sample(launch, 5) == pytest.approx([3.0] * 5)
@@ -139,18 +142,55 @@ def test_wall_clock_makes_samples_far_longer_than_a_step_of_the_clock(tick):
     assert timer.sample(launch, 3) == pytest.approx([2e-3] * 3, rel=0.002)
 
 
-def test_wall_clock_warms_up_by_time_and_at_least_once():
-    clock, launches = FakeClock(), []
+def launches_until_ready(clock, launch_s, seconds=0.0):
+    """How many launches prepare() takes between one wait for the device and the next, the warm-up's one by one."""
+    passes = [0]
 
     def launch():
-        launches.append(clock.seconds)
-        clock.seconds += 0.01
+        passes[-1] += 1
+        clock.seconds += launch_s
+        assert sum(passes) < 20_000
 
-    WallClockTimer(clock).prepare(launch, 0.1)
-    assert 10 <= len(launches) <= 13
-    launches.clear()
-    WallClockTimer(clock).prepare(launch, 0.0)
-    assert launches
+    timer = WallClockTimer(clock, synchronize=lambda: passes.append(0))
+    timer.prepare(launch, seconds)
+    passes = [count for count in passes if count]
+    assert timer.launches_per_sample == passes[-1]
+    return passes
+
+
+@pytest.mark.parametrize(("seconds", "launches"), [(0, 1), (7, 7), (6.5, 7)])
+def test_wall_clock_warms_up_by_time_and_at_least_once(seconds, launches):
+    assert launches_until_ready(FakeClock(), 1 / 64, seconds / 64) == [1] * launches + [1]
+
+
+@pytest.mark.parametrize(
+    ("launch_us", "counts"),
+    [
+        (101, [1]),
+        (70, [1, 2]),  # 1.7 times as many are needed, a fifth more included
+        (3.5, [1, 10, 34]),  # at most tenfold; 10 take 35 us, 1.2 * 100 / 35 of them are 34
+    ],
+)
+def test_launches_grow_tenfold_at_most_to_a_fifth_more_than_a_sample_needs(launch_us, counts):
+    assert launches_until_ready(FakeClock(), launch_us * 1e-6)[1:] == counts
+
+
+class CoarseClock(FakeClock):
+    """Shows whole steps of 1/1024 s; a reading takes some 0.1 us."""
+
+    def __call__(self):
+        return math.floor(super().__call__() * 1024) / 1024
+
+
+@pytest.mark.parametrize(
+    ("steps", "counts"),
+    [
+        (1, [1, 10, 100, 1000]),  # 1000 steps of the clock are enough
+        (1 / 8, [1, 10, 100, 1000, 9600]),  # one launch shows no time at all; 1000 take 125 steps
+    ],
+)
+def test_a_sample_is_a_thousand_steps_of_a_coarse_clock(steps, counts):
+    assert launches_until_ready(CoarseClock(2**-23), steps / 1024)[1:] == counts
 
 
 def test_wall_clock_waits_for_the_device_inside_the_timing():

@@ -165,7 +165,7 @@ class CudaGraphTimer:
         if self.cache == "warm":
             # By the device's clock: launched one by one, what is short takes the host's time.
             one_ms = median(self._sampler.times_ms(self._graph.replay, TRIAL_REPLAYS))
-            count = min(MAX_GRAPH_LAUNCHES, round(GRAPH_MS / max(one_ms, 1e-3)))
+            count = round(GRAPH_MS / max(one_ms, GRAPH_MS / MAX_GRAPH_LAUNCHES))
             if count > 1:
                 self._graph = torch.cuda.CUDAGraph()  # the trial's memory is free for the next
                 self._capture(launch, count, stream)

@@ -48,7 +48,8 @@ class WallClockTimer:
         count = 1
         while (taken := self._seconds(launch, count)) < shortest:
             # Grow towards the target, at most tenfold at a time: a first reading may be far off.
-            count = max(count + 1, min(10 * count, int(count * 1.2 * shortest / taken) if taken > 0 else 10 * count))
+            growth = min(10, 1.2 * shortest / taken) if taken > 0 else 10
+            count = max(count + 1, int(count * growth))
         self.launches_per_sample = count
 
     def sample(self, launch: Launch, count: int) -> list[float]:
