@@ -9,8 +9,8 @@ from builders import doubling, make_case
 
 from opbench.errors import OperatorError
 from opbench.sweeps import check as check_module
-from opbench.sweeps.check import check, crop_to_fit, make_tensors, poisoned_allocations, relative_error
-from opbench.sweeps.deviation import Deviation, deviation
+from opbench.sweeps.check import check, crop_to_fit, make_tensors, poisoned_allocations
+from opbench.sweeps.deviation import deviation
 from opbench.workload.case import Direction, Dtype
 from opbench.workload.operator import Provider
 from opbench.workload.tolerance import mean_budget, rounding_budget
@@ -137,10 +137,18 @@ def test_another_dtype_is_known():
     ("changes", "message"),
     [
         ({"make_inputs": lambda case, generator: None}, "make_inputs must give a dict of tensors by name, got None"),
+        (
+            {"make_inputs": lambda case, generator: {}},
+            "make_inputs must give a dict of tensors by name, got an empty dict",
+        ),
+        ({"make_inputs": lambda case, generator: [1.0]}, "make_inputs must give a dict of tensors by name, got list"),
         ({"make_inputs": lambda case, generator: {"x": [1.0]}}, "make_inputs must give tensors, got list for 'x'"),
         ({"reference": lambda case, tensors: None}, "reference must give a tensor, got None"),
         ({"tolerance": lambda case: None}, "tolerance must give a number of at least 0, got None"),
         ({"tolerance": lambda case: math.nan}, "tolerance must give a number of at least 0, got nan"),
+        ({"tolerance": lambda case: math.inf}, "tolerance must give a number of at least 0, got inf"),
+        ({"tolerance": lambda case: -1e-9}, "tolerance must give a number of at least 0, got -1e-09"),
+        ({"tolerance": lambda case: True}, "tolerance must give a number of at least 0, got True"),
         (
             {"reference_elements": lambda case: 0.5},
             "operator double: reference_elements of double/core/fwd/tiny/1x4x4x8",
@@ -169,6 +177,57 @@ def test_one_percent_too_large_is_a_bias(dtype):
         assert "output is off by" in result.reason
 
 
+def test_one_percent_too_small_is_a_bias_too():
+    case = make_case(shape=(2, 16, 16, 32), dtype=Dtype.BF16)
+    provider = Provider("small", lambda case, t: lambda: (t["x"].double() * 1.98).to(t["x"].dtype), "")
+    reason = check(doubling(), provider, case, "cpu", seed=1).reason
+    assert reason.startswith("output is too small on average: mean relative error -0.0")
+
+
+@pytest.mark.parametrize(("in_output", "in_gradient", "larger"), [(0.9, 1.0, "output"), (0.7, 1.0, "gradient")])
+def test_the_mean_error_shown_is_the_largest_part_of_what_is_allowed(in_output, in_gradient, larger):
+    # A backward's output has the forward's budget: here 0.81 of the gradient's.
+    def build(case, tensors):
+        def launch():
+            steep = 2 * (1 + in_gradient * 1e-4) * tensors["x"].double()
+            return steep + (2 * (1 + in_output * 1e-4) * tensors["x"].double() - steep).detach()
+
+        return launch
+
+    case, operator = make_case(direction=Direction.BWD), doubling()
+    result = check(operator, Provider("biased", build, ""), case, "cpu", seed=1)
+    x = make_tensors(operator, case, "cpu", 1)["x"].double()
+    direction, values, mean = {
+        "output": (Direction.FWD, 2 * x, in_output * 1e-4),
+        "gradient": (Direction.BWD, 2 * check_module.output_gradient(x), in_gradient * 1e-4),
+    }[larger]
+    spread = deviation(values, values).mean_spread
+    allowed = mean_budget(case, operator.tolerance(replace(case, direction=direction)), spread)
+    assert result.mean_rel_error == pytest.approx(mean, rel=1e-3)
+    assert result.mean_tolerance == pytest.approx(allowed)
+
+
+def test_an_error_of_just_what_is_allowed_passes():
+    exact = doubling(tolerance=lambda case: 0)
+    assert check(exact, exact.provider("right"), make_case(), "cpu", 1).reason == ""
+    assert check(exact, exact.provider("wrong"), make_case(), "cpu", 1).reason
+
+
+def test_gradients_are_taken_where_the_operator_is_smooth():
+    operator = doubling(
+        smooth_inputs=lambda case, tensors: {"x": torch.ones_like(tensors["x"])},
+    )
+    for direction in Direction:
+        seen = []
+
+        def build(case, tensors, seen=seen):
+            seen.append(bool(tensors["x"].eq(1).all()))
+            return lambda: tensors["x"] * 2
+
+        check(operator, Provider("right", build, ""), make_case(direction=direction), "cpu", 1)
+        assert seen == [direction is not Direction.FWD]
+
+
 def test_the_mean_error_of_roundings_falls_with_the_count():
     found = {}
     for side in (4, 64):
@@ -192,12 +251,6 @@ def test_the_mean_budget_by_hand():
     assert mean_budget(tf32, 0.006, 0.0) == pytest.approx(0.002 + 16 * 2**-24)
 
 
-def test_a_mean_error_of_what_is_all_zero():
-    zeros = torch.zeros(3, dtype=torch.float64)
-    assert deviation(zeros, zeros) == Deviation(0.0, 0.0, 0.0)
-    assert deviation(zeros + 1, zeros).max_rel_error == math.inf
-
-
 def test_poison_covers_every_python_allocation_and_goes_away():
     like = torch.ones(3)
     with poisoned_allocations():
@@ -214,16 +267,6 @@ def test_poison_covers_every_python_allocation_and_goes_away():
     assert torch.Tensor.new_empty.__name__ == "new_empty"
 
 
-def test_relative_error_is_measured_against_the_typical_size():
-    expected = torch.tensor([1.0, -1.0, 0.0], dtype=torch.float64)
-    rms = (2 / 3) ** 0.5
-    got = expected + torch.tensor([0.0, 0.0, 0.1], dtype=torch.float64)
-    assert relative_error(got, expected) == pytest.approx(0.1 / rms)
-    assert relative_error(expected.float(), expected) == 0
-    assert relative_error(torch.tensor([1.0, math.nan, 0.0]), expected) == math.inf
-    assert relative_error(torch.zeros(3), torch.zeros(3, dtype=torch.float64)) == 0
-
-
 def test_cropping_takes_the_batch_first_and_keeps_the_channels():
     operator = doubling()
     case = make_case(shape=(8, 10, 30, 16))
@@ -236,6 +279,37 @@ def test_cropping_takes_the_batch_first_and_keeps_the_channels():
     assert tiny.shape.channels == 16
     assert tiny.shape.pixels <= 40
     assert str(crop_to_fit(operator, case, 10**9, 16 * 300).shape) == "1x10x30x16"
+
+
+def test_cropping_rounds_up_and_ends_at_one_pixel():
+    operator = doubling()
+    full = 8 * 3 * 5 * 3 * 16
+    assert str(crop_to_fit(operator, make_case(shape=(1, 5, 3, 16)), full, math.inf).shape) == "1x5x3x16"
+    assert str(crop_to_fit(operator, make_case(shape=(1, 5, 3, 16)), full - 1, math.inf).shape) == "1x3x3x16"
+    assert str(crop_to_fit(operator, make_case(shape=(2, 1, 1, 16)), 0, math.inf).shape) == "1x1x1x16"
+
+
+@pytest.mark.parametrize(("flops", "shape"), [(20_000_000_000, "1x4x4x8"), (20_000_000_001, "1x2x4x8")])
+def test_a_reference_on_the_cpu_takes_a_second_at_most(flops, shape):
+    operator = doubling(flop_count=lambda case: flops if str(case.shape) == "1x4x4x8" else 1)
+    assert check(operator, operator.provider("right"), make_case(), "cpu", 1).checked_shape == shape
+
+
+@pytest.mark.parametrize(
+    ("available", "shape"),
+    [(None, "1x4x4x8"), (2 * 8 * 3 * 128, "1x4x4x8"), (2 * 8 * 3 * 128 - 1, "1x2x4x8")],
+)
+def test_a_reference_takes_half_of_the_memory_at_most(monkeypatch, available, shape):
+    monkeypatch.setattr(check_module, "available_memory_bytes", lambda: available)
+    assert run_check("right").checked_shape == shape
+
+
+@pytest.mark.parametrize(("share", "available"), [(1.0, 15), (0.3, 10)])
+def test_memory_of_a_gpu_is_what_is_free_or_cached_within_the_limit(monkeypatch, share, available):
+    figures = {"memory_allocated": 20, "memory_reserved": 25, "get_per_process_memory_fraction": share}
+    for name, value in {**figures, "mem_get_info": (10, 100)}.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert check_module._bytes_available("cuda:0") == available
 
 
 def test_a_cropped_check_says_its_shape(monkeypatch):
@@ -260,4 +334,5 @@ def test_the_output_gradient_is_exact_in_half_precision_and_does_not_cancel():
         assert torch.equal(check_module.output_gradient(out.to(dtype)).float(), gradient)
     # Sums over pixels are as large as those of independent numbers; of a regular pattern they are near zero.
     sums = gradient.sum(dim=(0, 1, 2))
+    assert (gradient.min(), gradient.max()) == (-127 / 128, 127 / 128)
     assert 0.7 < sums.square().mean().sqrt() / (2 * 40 * 40 / 3) ** 0.5 < 1.3

@@ -101,6 +101,8 @@ def test_the_interval_covers_the_ratio_of_medians():
         (0.95, 1.1, Verdict.SAME),
         (0.95, 1.11, Verdict.INCONCLUSIVE),
         (0.905, 0.95, Verdict.INCONCLUSIVE),  # 1 / 1.1 lies between
+        (1 / 1.1, 0.95, Verdict.SAME),
+        (0.5, 1 / 1.1, Verdict.INCONCLUSIVE),  # not wholly below
         (0.5, 0.9, Verdict.FASTER),
         (0.0, math.inf, Verdict.INCONCLUSIVE),
     ],
@@ -147,6 +149,7 @@ def test_each_cell_gets_its_verdict_and_the_worst_is_the_whole(tmp_path):
     assert (found.verdict, found.exit_code, found.reason) == (
         Verdict.SLOWER, 1, "1 of 4 cells: slower by more than 10 %",
     )  # fmt: skip
+    assert found.cells[3].reason == "the interval reaches across a bound of ±10 %"
     assert found.cells[0].change.value == pytest.approx(1.2)
     assert (found.cells[0].base_ms, found.cells[0].head_ms) == (1.0, 1.2)
     assert "one process" in found.notes[0]
@@ -180,9 +183,9 @@ def test_a_cell_that_only_one_run_has(tmp_path):
 
 
 def test_not_applicable_in_both_counts_for_nothing(tmp_path):
-    cells = [conv(1.0), conv(Status.NOT_APPLICABLE, LARGE)]
+    cells = [conv(Status.NOT_APPLICABLE, LARGE), conv(1.0)]
     found = compare(tmp_path, cells, cells)
-    assert (len(found.cells), found.not_applicable, found.exit_code) == (1, (cells[1].cell.key,), 0)
+    assert (len(found.cells), found.not_applicable, found.exit_code) == (1, (cells[0].cell.key,), 0)
 
 
 @pytest.mark.parametrize("cells", [[], [conv(Status.ERROR)], [conv(Status.NOT_APPLICABLE)], [conv(Status.NOT_RUN)]])
@@ -239,15 +242,47 @@ def test_too_few_samples_and_zeros_are_inconclusive(tmp_path):
     found = compare(tmp_path, [few, conv(1.0, LARGE)], [conv(9.0), replace(conv(1.0, LARGE), latencies_ms=(0.0,) * 30)])
     assert [cell.verdict for cell in found.cells] == [Verdict.INCONCLUSIVE] * 2
     assert found.cells[0].reason == "5 and 30 samples: a 95 % interval needs 6"
+    assert (found.cells[0].change.low, found.cells[0].change.high) == (0, math.inf)
     assert found.cells[1].reason == "a median of 0: shorter than the timer's step"
     assert found.exit_code == 3
 
 
-def test_the_same_source_in_both_is_said(tmp_path):
-    base, head = ([replace(conv(value), kernel_source_hash="abc")] for value in (1.0, 2.0))
-    found = compare(tmp_path, base, head)
-    assert any("same operator and kernel source" in note for note in found.notes)
-    assert (found.cells[0].base_source, found.cells[0].head_source) == ("abc", "abc")
+def test_cells_that_differ_by_settings_alone_are_partners_in_order(tmp_path):
+    base, head = (
+        [measurement("dcnv4", SMALL, "fp32", 1.0, settings=(("offset_std_px", value),)) for value in values]
+        for values in ((1.0, 2.0), (3.0, 4.0))
+    )
+    assert [cell.reason for cell in compare(tmp_path, base, head).cells] == [
+        "dcnv4.offset_std_px: 1.0 in the base, 3.0 in the head",
+        "dcnv4.offset_std_px: 2.0 in the base, 4.0 in the head",
+    ]
+
+
+def test_six_samples_are_enough(tmp_path):
+    sides = ([replace(conv(1.0), latencies_ms=(value,) * 6)] for value in (1.0, 2.0))
+    assert compare(tmp_path, *sides).verdict is Verdict.SLOWER
+
+
+@pytest.mark.parametrize(
+    ("base", "head", "said"),
+    [(("abc", "d"), ("abc", "d"), True), (("abc", "d"), ("abc", "e"), False), (("abc", ""), ("abc", ""), False)],
+)
+def test_the_same_source_in_both_is_said(tmp_path, base, head, said):
+    sides = (
+        [
+            replace(conv(value, shape), kernel_source_hash=source)
+            for shape, source in zip((SMALL, LARGE), one, strict=True)
+        ]
+        for one, value in ((base, 1.0), (head, 2.0))
+    )
+    found = compare(tmp_path, *sides)
+    assert any("same operator and kernel source" in note for note in found.notes) is said
+    assert [(cell.base_source, cell.head_source) for cell in found.cells] == [*zip(base, head, strict=True)]
+
+
+def test_the_same_source_is_not_said_where_nothing_was_compared(tmp_path):
+    found = compare(tmp_path, [conv(1.0)], [conv(Status.ERROR)])
+    assert not any("same operator and kernel source" in note for note in found.notes)
 
 
 @pytest.mark.parametrize(("text", "value"), [("3%", 0.03), ("0.03", 0.03), (" 12.5 % ", 0.125), ("1e-3", 0.001)])

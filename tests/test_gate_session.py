@@ -10,6 +10,7 @@ from gate_simulation import Noise, SimulatedProcesses, simulated_cells
 from opbench.compare.rules import Rules
 from opbench.compare.verdicts import Verdict
 from opbench.errors import GateError
+from opbench.gate.outcome import SAME_SOURCE
 from opbench.gate.process import Arm
 from opbench.gate.session import SessionSettings, run_session
 from opbench.results.measurement import Measurement, Status
@@ -83,13 +84,15 @@ def test_the_reason_says_by_how_much_the_suite_is_slower():
 
 def test_means_are_given_of_all_cells_and_of_each_operator():
     still = Noise(process=0.0, cell=1e-6, drift=0.0)
-    slower = slowed(0.02, *CELLS[:5]) | slowed(-0.04, *CELLS[5:])  # five shapes of op0 and of op1
+    changes = [0.02, 0.04, 0.0, 0.02, 0.02, -0.04, -0.08, 0.0, -0.04, -0.04]  # five shapes of op0 and of op1
+    slower = {cell.key: change for cell, change in zip(CELLS, changes, strict=True)}
     means = session(SimulatedProcesses(CELLS, still, slower=slower)).comparison.means
     assert [name for name, _ in means] == ["all cells", "op0", "op1"]
-    overall = (1.02 * 0.96) ** 0.5
-    for (_, mean), expected in zip(means, (overall, 1.02, 0.96), strict=True):
-        assert mean.value == pytest.approx(expected, abs=1e-4)
-        assert mean.low < mean.value < mean.high
+    for (_, mean), expected in zip(means, (-0.01, 0.02, -0.04), strict=True):
+        assert math.log(mean.value) == pytest.approx(expected, abs=1e-5)
+        # From round to round they are alike, however much the cells differ.
+        assert 0 < mean.value - mean.low < 1e-5
+        assert 0 < mean.high - mean.value < 1e-5
 
 
 def test_rows_of_a_gate_that_stopped_say_that_they_were_not_measured_further():
@@ -102,11 +105,31 @@ def test_rows_of_a_gate_that_stopped_say_that_they_were_not_measured_further():
     assert (failed.verdict, failed.reason) == (Verdict.MISSING, "error in the head: broken")
     rest = [row for row in comparison.cells if row is not failed]
     assert {(row.verdict, row.reason) for row in rest} == {(Verdict.NOT_COMPARABLE, "not measured further")}
+
+    # A process that ended early costs the cells that it did not reach, and no others.
+    def dying(arm, cells, process):
+        process = other(arm, cells, process)
+        left = {key: m for key, m in process.measurements.items() if key != CELLS[9].key}
+        return replace(process, measurements=left, failure="exit code 1")
+
+    rows = session(Recorder(SimulatedProcesses(CELLS, QUIET), dying)).comparison.cells
+    assert [row.verdict for row in rows] == [*["not comparable"] * 3, "missing", *["not comparable"] * 5, "missing"]
+    assert rows[9].reason == "a process of the base ended early: exit code 1"
     # Where nothing was measured, each row is missing, whatever it says.
     keys = {cell.key for cell in CELLS}
     nothing = session(Recorder(SimulatedProcesses(CELLS, QUIET), failing(keys, arms=("base",)))).comparison
     assert {(row.verdict, row.reason) for row in nothing.cells} == {(Verdict.MISSING, "error in the base: broken")}
     assert nothing.reason == "no cell was measured in both arms"
+
+
+@pytest.mark.parametrize(("head", "reason"), [("a", SAME_SOURCE), ("b", "")])
+def test_a_cell_that_is_slower_with_the_same_source_says_so(head, reason):
+    sources = {"base": "a", "head": head}
+    processes = SimulatedProcesses(CELLS, QUIET, slower=slowed(0.05, CELLS[4]), sources=sources)
+    cells = session(processes, same_source_allowed=True).comparison.cells
+    assert cells[4].verdict is Verdict.SLOWER
+    assert cells[4].reason.startswith(reason)
+    assert {row.reason for row in cells if row.verdict is not Verdict.SLOWER or not reason} == {""}
 
 
 def test_arms_alternate_and_share_the_order_of_cells_within_a_round():

@@ -58,9 +58,19 @@ def test_a_change_within_the_devices_noise_is_inconclusive_at_most(tmp_path, rat
     if verdict is Verdict.INCONCLUSIVE:
         assert found.cells[0].reason == "within ±60 %, by which two processes of the same code may differ"
     assert (
-        f"differ by up to {100 * spread:g} % on this device, as `opbench noise` measured it 2026-01-02"
+        f"differ by up to {100 * spread:g} % on this device, as `opbench noise` measured it 2026-01-02 in"
         in found.notes[1]
     )
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_devices_noise_ends_at_its_bounds_which_swapping_the_arms_mirrors(sign):
+    def verdict(value):
+        return _weak_verdict(Estimate(value, value, value, Unit.RATIO), 0.1, 0.5, disturbed=False)[0]
+
+    assert verdict(1 / 1.5 if sign < 0 else 1.5) is Verdict.INCONCLUSIVE
+    assert verdict(1.499**sign) is Verdict.INCONCLUSIVE
+    assert verdict(1.501**sign) is (Verdict.SLOWER if sign > 0 else Verdict.FASTER)
 
 
 def test_without_known_noise_some_is_assumed_and_said(tmp_path):
@@ -119,6 +129,27 @@ def test_few_processes_or_one_against_several_settle_nothing(tmp_path):
     one = compared(tmp_path / "one", [conv(1.0)], repeated((3.0,) * 5))
     assert one.cells[0].reason == "1 and 5 processes: a verdict between processes needs 3 of each"
     assert "each figure is from one process" in one.notes[0]
+
+
+def test_three_processes_of_each_are_judged_and_a_cell_of_one_beside_them(tmp_path):
+    base = [*repeated((0.10, 0.102, 0.101)), conv(1.0, LARGE)]
+    found = compared(tmp_path, base, [*repeated((0.15, 0.152, 0.151)), conv(2.0, LARGE)])
+    change = found.cells[0].change
+    assert (found.cells[0].verdict, change.value) == (Verdict.SLOWER, pytest.approx(1.495, abs=0.001))
+    assert 1.48 < change.low < change.high < 1.51
+    assert found.notes[0].startswith("Intervals are 95 %. 1 cells are judged between processes")
+    assert "each figure is from one process" in found.notes[1]
+
+
+def test_processes_are_not_judged_where_one_took_no_time_or_ran_otherwise(tmp_path):
+    zero = compared(tmp_path / "zero", repeated((0.1, 0.1, 0.1)), [*repeated((0.1, 0.1)), conv(0.0, repetition=3)])
+    assert (zero.verdict, zero.cells[0].reason) == (
+        Verdict.INCONCLUSIVE, "a process's median of 0: shorter than the timer's step",
+    )  # fmt: skip
+    assert zero.notes[0].startswith("Intervals are 95 %. One stored run against another")
+    other = compared(tmp_path / "other", repeated((0.1, 0.1, 0.1)), repeated((0.1, 0.1, 0.1), timer="cuda-graph"))
+    assert other.verdict is Verdict.NOT_COMPARABLE
+    assert other.notes[0].startswith("Intervals are 95 %. One stored run against another")
 
 
 def test_the_rule_is_the_gates(monkeypatch):

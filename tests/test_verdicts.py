@@ -14,7 +14,9 @@ WORST_FIRST = ["not comparable", "slower", "missing", "inconclusive", "faster", 
     [("same", 0), ("faster", 0), ("slower", 1), ("inconclusive", 3), ("not comparable", 4), ("missing", 5)],
 )
 def test_each_verdict_has_its_exit_code(verdict, code):
-    assert Comparison("base", "head", 0.01, (), Verdict(verdict)).exit_code == code
+    comparison = Comparison("base", "head", 0.01, (), Verdict(verdict))
+    assert comparison.exit_code == code
+    assert not comparison.same_source  # which ends a gate before anything is compared
 
 
 def test_the_worst_is_the_verdict_on_all():

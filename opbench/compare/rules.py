@@ -167,7 +167,7 @@ def settle(columns: Sequence[Sequence[float]], rules: Rules) -> tuple[tuple[Verd
 def moved(rounds: Sequence[float], rules: Rules) -> bool:
     """Whether a sentinel differs between the arms by enough to matter.
 
-    That is by more than half of the tolerance, and by a two-sided paired t-test over all its rounds.
+    That is by half of the tolerance or more, and by a two-sided paired t-test over all its rounds.
     """
     column = np.asarray(rounds, dtype=np.float64)[:, None]
     if abs(column.mean()) < np.log1p(rules.tolerance) / 2:

@@ -79,7 +79,7 @@ def compare_runs(
         found = _differences(reading, partner) if partner else {}
         strict = {name: text for name, text in found.items() if plain_key(name) not in allowed}
         tolerated |= {name: text for name, text in found.items() if name not in strict}
-        if partner and not strict and min(len(one.process_ms) for one in (reading, partner)) >= LEAST_PROCESSES:
+        if partner and not strict and _can_judge_between_processes(reading, partner):
             repeated[len(cells)] = (reading, partner)
         cells.append(_compare(reading, partner, list(strict.values()), threshold, spread))
     _judge_between_processes(cells, repeated, threshold)
@@ -167,6 +167,12 @@ def geometric_mean(changes: Sequence[Estimate]) -> Estimate:
     ).exp(Unit.RATIO)
 
 
+def _can_judge_between_processes(base: Reading, head: Reading) -> bool:
+    """Whether both arms have enough processes, each with a median that has a logarithm."""
+    enough = min(len(base.process_ms), len(head.process_ms)) >= LEAST_PROCESSES
+    return enough and min(*base.process_ms, *head.process_ms) > 0
+
+
 def _judge_between_processes(
     cells: list[CellComparison], repeated: Mapping[int, tuple[Reading, Reading]], threshold: float
 ) -> None:
@@ -174,7 +180,6 @@ def _judge_between_processes(
     pairs = {
         place: [math.log(b / a) for a, b in zip(base.process_ms, head.process_ms, strict=False)]
         for place, (base, head) in repeated.items()
-        if min(*base.process_ms, *head.process_ms) > 0
     }
     if not pairs:
         return
@@ -245,6 +250,8 @@ def _too_few(base: Reading, head: Reading) -> str:
     """Why there is no interval; empty where there is one."""
     if min(base.samples, head.samples) >= LEAST_SAMPLES:
         return ""
+    if 0 in (*base.process_ms, *head.process_ms):
+        return "a process's median of 0: shorter than the timer's step"
     if base.process_ms or head.process_ms:
         counts = " and ".join(str(len(one.process_ms) or 1) for one in (base, head))
         return f"{counts} processes: a verdict between processes needs {LEAST_PROCESSES} of each"

@@ -16,7 +16,7 @@ from opbench.sweeps.plan import cost
 from opbench.system import available_memory_bytes
 from opbench.workload.case import Case, Direction
 from opbench.workload.operator import Operator, Provider, Tensors
-from opbench.workload.tolerance import mean_budget
+from opbench.workload.tolerance import cancelled_scale, mean_budget
 
 __all__ = [
     "CheckResult",
@@ -138,7 +138,8 @@ def check(operator: Operator, provider: Provider, case: Case, device: str, seed:
     except WrongResultError as error:
         return CheckResult(math.inf, tolerance, str(cropped.shape), str(error))
     expected = reference_values(operator, cropped, tensors)
-    deviations = {name: deviation(got[name], expected[name]) for name in expected}
+    scales = _least_scales(tensors, expected, tolerance)
+    deviations = {name: deviation(got[name], expected[name], scales[name]) for name in expected}
     means = {
         name: mean_budget(cropped, _tolerance_of(name, operator, cropped), found.mean_spread)
         for name, found in deviations.items()
@@ -149,7 +150,7 @@ def check(operator: Operator, provider: Provider, case: Case, device: str, seed:
         max_rel_error=max(found.max_rel_error for found in deviations.values()),
         tolerance=tolerance,
         checked_shape=str(cropped.shape),
-        reason=_complaint(deviations, got, expected, tolerance) or _bias_complaint(biased, mean, means[biased]),
+        reason=_complaint(deviations, got, expected, tolerance, scales) or _bias_complaint(biased, mean, means[biased]),
         mean_rel_error=mean if math.isfinite(mean) else None,
         mean_tolerance=means[biased],
         result_dtype=str(got["output"].dtype).removeprefix("torch."),
@@ -231,7 +232,25 @@ def output_gradient(out: torch.Tensor) -> torch.Tensor:
     return (steps / 128).to(out.dtype)
 
 
-def _complaint(deviations: dict[str, Deviation], got: Tensors, expected: Tensors, tolerance: float) -> str:
+def _least_scales(tensors: Tensors, expected: Tensors, tolerance: float) -> dict[str, float]:
+    """Of the output and every gradient, the size of what cancels in it where nothing else is left; else 0."""
+    out = expected["output"]
+    drive = float(output_gradient(out).norm()) * _rms(out)
+    scales = {"output": 0.0}
+    for name, tensor in tensors.items():
+        norm, gradient = float(tensor.double().norm()), f"gradient of {name}"
+        if gradient in expected:
+            scales[gradient] = cancelled_scale(tolerance, _rms(expected[gradient]), drive / norm if norm else 0.0)
+    return scales
+
+
+def _rms(tensor: torch.Tensor) -> float:
+    return float(tensor.square().mean().sqrt())
+
+
+def _complaint(
+    deviations: dict[str, Deviation], got: Tensors, expected: Tensors, tolerance: float, scales: dict[str, float]
+) -> str:
     worst = max(deviations, key=lambda name: deviations[name].max_rel_error)
     error = deviations[worst].max_rel_error
     if error <= tolerance:
@@ -243,7 +262,7 @@ def _complaint(deviations: dict[str, Deviation], got: Tensors, expected: Tensors
         return f"{bad} of {got[worst].numel()} values of the {worst} are not finite (unwritten, or overflowed)"
     return (
         f"{worst} is off by {error:.3g}, allowed {tolerance:.3g} (relative, against the fp64 reference); "
-        f"{where_worst(got[worst], expected[worst], tolerance)}"
+        f"{where_worst(got[worst], expected[worst], tolerance, scales[worst])}"
     )
 
 

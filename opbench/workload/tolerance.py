@@ -2,9 +2,10 @@
 
 from opbench.workload.case import Case, Direction, Dtype
 
-__all__ = ["mean_budget", "rounding_budget"]
+__all__ = ["cancelled_scale", "mean_budget", "rounding_budget"]
 
 FLOAT32_ROUNDOFF = 2.0**-24
+FLOAT64_ROUNDOFF = 2.0**-53
 MARGIN = 6
 """The largest of millions of rounding errors against a typical one."""
 BACKWARD_FACTOR = 4
@@ -47,3 +48,20 @@ def mean_budget(case: Case, tolerance: float, mean_spread: float) -> float:
     shared = 2 * typical if case.dtype is Dtype.TF32 else case.dtype.unit_roundoff
     shared += FLOAT32_FUNCTIONS * FLOAT32_ROUNDOFF
     return shared + MEAN_MARGIN * typical * mean_spread
+
+
+def cancelled_scale(tolerance: float, size: float, terms: float) -> float:
+    """The size of the terms of a gradient whose terms cancel, such as a softmax's over one key; 0 where they do not.
+
+    Of such a gradient a provider gives the rounding of its terms, so that this is what its error is relative to. The
+    reference rounds them too, as often and with FLOAT64_ROUNDOFF where the tolerance counts FLOAT32_ROUNDOFF or more:
+    a gradient within that share of the tolerance is rounding alone.
+
+    Args:
+        tolerance: allowed relative error of any element.
+        size: root mean square of the reference's gradient.
+        terms: what it would be if the output changed in proportion to the tensor: an output of root mean square y, with
+            a random gradient of norm g, gives g y / |x| for a tensor of norm |x|. 0 for a tensor of zeros, of which
+            nothing is known.
+    """
+    return terms if size <= tolerance * (FLOAT64_ROUNDOFF / FLOAT32_ROUNDOFF) * terms else 0.0
