@@ -156,7 +156,7 @@ def test_cells_run_with_the_threads_that_were_asked_for(tmp_path):
                             "time_budget": 0.01, "threads": before + 1}, known)  # fmt: skip
     run = start_run(request, known, tmp_path / "run")
     run_cells(run, known, Recorder(), Conduct(Isolation.NONE))
-    assert [row["status"] for row in run.rows()] == ["ok"]
+    assert [row.status for row in run.rows()] == ["ok"]
     assert set(seen) == {before + 1}
     assert torch.get_num_threads() == before
     assert run.environment["cpu"]["torch_threads"] == before + 1

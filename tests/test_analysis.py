@@ -16,6 +16,7 @@ from opbench.report.analysis import (
 )
 from opbench.report.summary import fastest, summary_line
 from opbench.results.measurement import Status
+from opbench.results.row import Row
 from opbench.workload.case import Shape
 
 SMALL, LARGE = Shape(1, 8, 8, 16), Shape(1, 16, 16, 16)
@@ -28,7 +29,7 @@ def row(**changes):
         "dtype": "fp32", "device": "d", "timer": "cuda-event", "cache": "warm", "settings": "", "status": "ok",
         "latency_ms": 2.0, "max_rel_error": 1e-6, "flop_count": 100, "bytes_moved": 50,
     }  # fmt: skip
-    return {**values, **changes}
+    return Row(**{**values, **changes})
 
 
 def test_projections_are_the_module_less_its_core():
@@ -45,7 +46,7 @@ def test_projections_are_the_module_less_its_core():
 def test_speed_ups_divide_by_the_first_provider_with_a_value():
     slow = row(operator="dcnv3", provider="b", latency_ms=8.0)
     rows = [row(operator="dcnv3", provider="a", status="error", latency_ms=None), slow, row(latency_ms=2.0)]
-    found = {ratio.row["operator"]: ratio for ratio in speedups(rows, "dcnv3")}
+    found = {ratio.row.operator: ratio for ratio in speedups(rows, "dcnv3")}
     assert found["conv3x3"].speedup == 4.0
     assert found["conv3x3"].base is slow
     assert found["dcnv3"].speedup == 1.0
@@ -63,8 +64,8 @@ def test_event_and_graph_time_pair_across_runs_of_one_device():
     event, graph = row(latency_ms=0.010, run_id="a"), row(latency_ms=0.004, timer="cuda-graph", run_id="b")
     [pair] = launches([event, graph, row(timer="wall-clock")])
     assert pair.overhead_ms == pytest.approx(0.006)
-    assert launches([event, graph | {"device": "other"}]) == []
-    assert launches([event, graph | {"cache": "cold"}]) == []
+    assert launches([event, replace(graph, device="other")]) == []
+    assert launches([event, replace(graph, cache="cold")]) == []
 
 
 def scaled(side, latency_ms, channels=16):
@@ -78,7 +79,7 @@ def test_the_exponent_is_found_again():
     assert fit.scale_ms == pytest.approx(3.0)
     assert fit.r_squared == pytest.approx(1.0)
     assert fit.channels == 16
-    assert [r["height"] for r in fit.rows] == [8, 16, 32, 64]
+    assert [r.height for r in fit.rows] == [8, 16, 32, 64]
 
 
 def test_what_a_fit_leaves_is_told_by_r_squared():
@@ -124,7 +125,7 @@ def test_the_summary_says_who_is_fastest_what_precision_gave_and_how_far_the_lim
     run = make_run(tmp_path, cells)
     run.write_ceilings(example_ceilings())
     rows = run.rows()
-    assert [(r["operator"], r["dtype"]) for r in fastest(rows)] == [("dcnv4", "fp32"), ("conv3x3", "fp16")]
+    assert [(r.operator, r.dtype) for r in fastest(rows)] == [("dcnv4", "fp32"), ("conv3x3", "fp16")]
     # Limits: 1e9 FLOP at 10 TFLOP/s are 0.1 ms, at 40 TFLOP/s 0.025 ms: 2.5, 2.5, 5 and 1.6 % of the latencies.
     assert summary_line(run) == (
         "fastest of 2 columns: DCNv4 in 1, Conv (3×3) in 1; largest precision gain: 4.00× from fp16 "
@@ -177,7 +178,7 @@ def test_a_column_whose_best_two_overlap_has_no_fastest(tmp_path):
         wide=wide,
     )  # fmt: skip
     run = make_run(tmp_path, cells)
-    assert [found and found["operator"] for found in fastest(run.rows())] == [None, "conv3x3"]
+    assert [found and found.operator for found in fastest(run.rows())] == [None, "conv3x3"]
     assert summary_line(run) == "fastest of 2 columns: Conv (3×3) in 1, undecided in 1."
     assert summary_line(make_run(tmp_path / "one", cells[:3])) == "fastest of 1 column: undecided in 1."
 

@@ -114,7 +114,7 @@ def test_a_sweep_without_what_only_linux_has(folder):
     done = opbench(folder, *SWEEP, "--ops", "conv3x3", "--out", "run", "--no-plots", start_up=NO_LINUX)
     assert done.returncode == 0, done.stderr.decode()
     run = Run.open(folder / "run")
-    assert [row["status"] for row in run.rows()] == ["ok", "ok"]
+    assert [row.status for row in run.rows()] == ["ok", "ok"]
     assert run.environment["memory_bytes"] is None
     assert run.environment["cpu"]["load_average"] is not None
     [first, _] = run.measurements()
@@ -430,7 +430,7 @@ def test_a_sweep_on_a_poor_machine(folder):
     ours = [line for line in lines if "EncodingWarning" in line and ("/opbench/" in line or "/kernels/" in line)]
     assert not ours
     run = Run.open(folder / "run")
-    assert [row["status"] for row in run.rows()] == ["ok"] * 4
+    assert [row.status for row in run.rows()] == ["ok"] * 4
     assert run.environment["cpu"]["torch_threads"] == 1
     assert run.environment["git_revision"] is None
     assert "×" in (folder / "run" / "tables" / "two-module-fwd.md").read_text(encoding="utf-8")
@@ -535,4 +535,4 @@ def test_a_disk_that_fills_while_plotting_still_shows_the_tables(folder):
     assert b"2 cells: 2 ok" in done.stdout
     assert re.fullmatch(r"opbench: run/plots/.*: cannot be written: File too large; what .* readable", said[-1])
     assert sum(line.startswith("opbench: ") for line in said) == 1
-    assert [row["status"] for row in Run.open(folder / "run").rows()] == ["ok", "ok"]
+    assert [row.status for row in Run.open(folder / "run").rows()] == ["ok", "ok"]

@@ -39,7 +39,7 @@ ROW = {"dtype": "fp32", "flop_count": 10**9, "bytes_moved": 10**6, "timer": "cud
 
 
 def limits(**changes):
-    return limit_columns(example_ceilings(), {**ROW, **changes})
+    return limit_columns(example_ceilings(), **{**ROW, **changes})
 
 
 @pytest.mark.parametrize(
@@ -124,11 +124,11 @@ def test_the_ends_of_what_a_probe_may_hold(tmp_path):
 
 
 def test_without_ceilings_or_without_a_value_there_is_no_fraction():
-    assert set(limit_columns(None, ROW).values()) == {None}
+    assert set(limit_columns(None, **ROW).values()) == {None}
     columns = limits(latency_ms=None)
     assert columns["limit_ms"] == pytest.approx(0.1)
     assert columns["limit_fraction"] is None
-    assert set(limit_columns(ceilings(), ROW).values()) == {None}
+    assert set(limit_columns(ceilings(), **ROW).values()) == {None}
 
 
 def test_the_fastest_of_a_dtypes_probes_is_its_ceiling():
@@ -148,13 +148,13 @@ def test_every_table_of_a_run_marks_a_suspicious_row(tmp_path):
             measurement("dcnv4", shape, "fp32", 2.0, flop_count=10**9),
         ],
     )
-    assert {row["limit_ms"] for row in run.rows()} == {None}
+    assert {row.limit_ms for row in run.rows()} == {None}
     run.write_ceilings(example_ceilings())
     first, second = run.rows()
-    assert first["suspicious"].startswith("implies 20 TFLOP/s")
-    assert first["limit_fraction"] == pytest.approx(2.0)
-    assert second["suspicious"] is None
-    assert second["limit_fraction"] == pytest.approx(0.05)
+    assert first.suspicious.startswith("implies 20 TFLOP/s")
+    assert first.limit_fraction == pytest.approx(2.0)
+    assert second.suspicious is None
+    assert second.limit_fraction == pytest.approx(0.05)
     [table] = run_tables(run)
     for form in ("terminal", "markdown", "csv", "latex"):
         assert "!0.0500" in render(table, form)

@@ -142,7 +142,7 @@ def test_workers_load_the_file_and_a_resumed_sweep_wants_it_named_again(folder, 
     code, out, err = call(*sweep, "--ops", "mine.py", "--out", "run", "--quiet")
     assert (code, out) == (0, "1 cells: 1 ok\nresults: run\n"), err
     [row] = Run.open(folder / "run").rows()
-    assert (row["operator"], row["status"], row["tolerance"]) == ("mine", "ok", pytest.approx(12 * 2**-24))
+    assert (row.operator, row.status, row.tolerance) == ("mine", "ok", pytest.approx(12 * 2**-24))
     command = json.loads((folder / "run" / "run.json").read_text())["command"]
     assert (command["ops"], command["sources"]) == (["mine"], [str(folder / "mine.py")])
     assert command["isolation"] == "process"

@@ -102,4 +102,4 @@ def test_attention_on_a_huge_image_does_not_apply(tmp_path, monkeypatch):
                           "--isolation", "none", "--no-plots", "--out", "run")  # fmt: skip
     assert (code, "1 cells: 1 not_applicable" in out) == (0, True), err
     [row] = Run.open(tmp_path / "run").rows()
-    assert row["reason"].startswith("flop_count would be 1.74e+19, and 2**63 - 1 is")
+    assert row.reason.startswith("flop_count would be 1.74e+19, and 2**63 - 1 is")

@@ -226,8 +226,8 @@ def test_a_stored_run_keeps_the_counts_it_was_planned_with(tmp_path):
     row, *_ = make_run(
         tmp_path / "run", [measurement("attention", Shape(B, H, W, C), "fp16", 2.0, flop_count=10**9)]
     ).rows()
-    assert (row["flop_count"], row["bytes_moved"]) == (10**9, 10**6)
-    assert row["gbps"] == pytest.approx(0.5)
+    assert (row.flop_count, row.bytes_moved) == (10**9, 10**6)
+    assert row.gbps == pytest.approx(0.5)
 
 
 # ---- counted by other means, with tensors at hand

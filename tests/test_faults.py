@@ -75,27 +75,27 @@ def tmp_of(process):
 
 
 def rows_by_cell(path):
-    return {(row["shape"], row["dtype"], row["provider"]): row for row in Run.open(path).rows()}
+    return {(row.shape, row.dtype, row.provider): row for row in Run.open(path).rows()}
 
 
 def test_each_fault_is_one_row_with_its_reason(place):
     write_shapes(place, 1)
     done = sweep(place, "run", "--dtypes", "fp32", "--providers", "faulty=all", "--cell-timeout", "6")
     assert done.returncode == 1
-    rows = {row["provider"]: row for row in Run.open(place / "run").rows()}
+    rows = {row.provider: row for row in Run.open(place / "run").rows()}
     assert len(rows) == len(EXPECTED) + 3
     for fault, (status, reason) in EXPECTED.items():
         row = rows[fault.__name__]
-        assert row["status"] == status, (fault.__name__, row["reason"])
-        assert reason is None or re.search(reason, row["reason"]), (fault.__name__, row["reason"])
-        assert len(row["reason"]) < 1000
-        assert row["reason"].isprintable()
-    assert rows[HEALTHY]["status"] == rows["healthy_again"]["status"] == "ok"
-    changed = rows["change_flags"]["warnings"]
+        assert row.status == status, (fault.__name__, row.reason)
+        assert reason is None or re.search(reason, row.reason), (fault.__name__, row.reason)
+        assert len(row.reason) < 1000
+        assert row.reason.isprintable()
+    assert rows[HEALTHY].status == rows["healthy_again"].status == "ok"
+    changed = rows["change_flags"].warnings
     for name in ("torch.set_num_threads", "torch.set_default_dtype", "torch.use_deterministic_algorithms",
                  "torch.backends.cudnn", "os.environ", "the working folder", "signal handlers"):  # fmt: skip
         assert name in changed
-    assert "global state" not in rows["healthy_again"]["warnings"]
+    assert "global state" not in rows["healthy_again"].warnings
     assert (
         b"global state"
         in subprocess.run(
@@ -120,12 +120,12 @@ def check_lottery(place, shapes, seeds):
         unharmed = 0
         for cell, row in ill.items():
             fault, _ = drawn_fault(keys[cell], seed)
-            assert row["status"] == (EXPECTED[fault][0] if fault is not healthy else "ok"), (fault, row["reason"])
+            assert row.status == (EXPECTED[fault][0] if fault is not healthy else "ok"), (fault, row.reason)
             if fault is healthy:
                 for column in ("max_rel_error", "timer", "cache", "kernel_source_hash", "flop_count", "reason"):
-                    assert row[column] == well[cell][column]
-                assert "global state" not in (row["warnings"] or "")
-                assert row["latency_ms"] > 0  # how much, a busy machine decides
+                    assert getattr(row, column) == getattr(well[cell], column)
+                assert "global state" not in row.warnings
+                assert row.latency_ms > 0  # how much, a busy machine decides
                 unharmed += 1
         assert unharmed > shapes
         assert load_results(place / f"ill-{seed}").status.notna().all()

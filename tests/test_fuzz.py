@@ -22,7 +22,8 @@ import opbench
 from opbench.cli import app as cli
 from opbench.errors import OpbenchError
 from opbench.results.measurement import Measurement, Status
-from opbench.results.run import COLUMNS, Run
+from opbench.results.row import COLUMN_NAMES
+from opbench.results.run import Run
 from opbench.sweeps.options import make_request
 from opbench.sweeps.start import continue_run, plan
 from opbench.workload.case import Dtype
@@ -312,8 +313,8 @@ def test_measurements_csv_reads_back_what_went_in(place, text):
         journal.write(Measurement(cells[3], Status.ERROR, text or "empty"))
     with run.write_measurements_csv().open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == COLUMNS
-    assert [row["reason"] for row in rows] == [row["reason"] for row in run.rows()]
+    assert tuple(rows[0]) == COLUMN_NAMES
+    assert [row["reason"] for row in rows] == [row.reason for row in run.rows()]
 
 
 def test_no_format_that_is_read_can_run_code():

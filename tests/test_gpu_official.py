@@ -50,16 +50,16 @@ def sweep(tmp_path, provider, direction="fwd", operator="dcnv4"):
 @pytest.mark.parametrize("direction", ["fwd", "bwd"])
 def test_a_launch_that_divides_the_image_is_right_and_said(tmp_path, direction):
     row = sweep(tmp_path, official_provider("dcnv4", StandIn()), direction)
-    assert (row["shape"], row["status"], row["reason"]) == (ISSUE_SHAPE, "ok", "")
-    assert "forward_d_stride=" in row["configuration"]
-    assert ("backward_d_stride=" in row["configuration"]) == (direction == "bwd")
+    assert (row.shape, row.status, row.reason) == (ISSUE_SHAPE, "ok", "")
+    assert "forward_d_stride=" in row.configuration
+    assert ("backward_d_stride=" in row.configuration) == (direction == "bwd")
 
 
 def test_the_official_rule_is_found_wrong_before_it_is_timed(tmp_path):
     row = sweep(tmp_path, official_provider("dcnv4", StandIn(), OfficialRule()))
-    assert row["status"] == "wrong"
-    assert "output is off by" in row["reason"]
-    assert row["latency_ms"] is None
+    assert row.status == "wrong"
+    assert "output is off by" in row.reason
+    assert row.latency_ms is None
 
 
 @pytest.mark.parametrize("element_bytes", [2, 4])

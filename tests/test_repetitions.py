@@ -35,11 +35,11 @@ def test_a_row_is_the_median_of_the_processes_medians(tmp_path):
         for number, value in enumerate((1.0, 4.0, 1.1), start=1)
     ]
     [row] = make_run(tmp_path, lines).rows()
-    assert (row["latency_ms"], row["latency_ms_min"], row["samples"], row["processes"]) == (1.1, 1.0, 3, 3)
-    assert (row["ci_low_ms"], row["ci_high_ms"]) == (1.0, 4.0)  # of fewer than six processes the range
-    assert (row["max_rel_error"], row["warnings"]) == (pytest.approx(3e-7), "CPU load: 20 %")
+    assert (row.latency_ms, row.latency_ms_min, row.samples, row.processes) == (1.1, 1.0, 3, 3)
+    assert (row.ci_low_ms, row.ci_high_ms) == (1.0, 4.0)  # of fewer than six processes the range
+    assert (row.max_rel_error, row.warnings) == (pytest.approx(3e-7), "CPU load: 20 %")
     [once] = make_run(tmp_path / "once", lines[:1]).rows()
-    assert (once["samples"], once["processes"]) == (30, 1)  # of one process its samples
+    assert (once.samples, once.processes) == (30, 1)  # of one process its samples
 
 
 def test_a_cell_that_failed_in_one_process_is_no_row_with_a_figure():
@@ -110,11 +110,11 @@ def test_a_cell_that_is_not_ok_is_not_repeated(request_of, tmp_path, monkeypatch
     executor = Recorded(monkeypatch, failing=(4,))
     run_cells(run, known, NullProgress())
     assert executor.events == [4, 6, "new", 6, "new", 6]
-    assert [row["status"] for row in run.rows()] == ["error", "ok"]
+    assert [row.status for row in run.rows()] == ["error", "ok"]
     again = Recorded(monkeypatch)
     run_cells(run, known, NullProgress(), Conduct(retry=frozenset({Status.ERROR})))
     assert [event for event in again.events if event != "new"] == [4, 4, 4]
-    assert [row["processes"] for row in run.rows()] == [3, 3]
+    assert [row.processes for row in run.rows()] == [3, 3]
 
 
 def test_a_run_that_was_stopped_resumes_at_the_repetition_that_it_lacks(request_of, tmp_path, monkeypatch):
@@ -123,13 +123,13 @@ def test_a_run_that_was_stopped_resumes_at_the_repetition_that_it_lacks(request_
     Recorded(monkeypatch, stop_after=3)
     with pytest.raises(KeyboardInterrupt):
         run_cells(run, known, NullProgress())
-    assert [row["processes"] for row in run.rows()] == [2, 1]
+    assert [row.processes for row in run.rows()] == [2, 1]
     with pytest.raises(ResultsError, match="another repeat: 2 there, 3 now"):
         continue_run(run.path, {"repeat": 3}, known)
     executor = Recorded(monkeypatch)
     run_cells(continue_run(run.path, {}, known), known, NullProgress())
     assert executor.events == ["new", 6]
-    assert [row["processes"] for row in run.rows()] == [2, 2]
+    assert [row.processes for row in run.rows()] == [2, 2]
 
 
 def test_a_run_from_before_repetitions_resumes(request_of, tmp_path):

@@ -121,7 +121,7 @@ def test_the_page_names_no_other_host_and_its_policy_names_its_scripts(example):
 def test_every_row_is_in_the_data_as_it_is(example, second):
     data = data_of(page([example, second]))
     assert data == json.loads(json.dumps(page_data([example, second]) | {"runs": data["runs"]}))
-    expected = [*example.rows(), *second.rows()]
+    expected = [row.to_dict() for row in (*example.rows(), *second.rows())]
     assert [dict(zip(data["columns"], row, strict=True)) for row in data["rows"]] == expected
     assert data["owner"] == [0] * len(example.rows()) + [1] * len(second.rows())
     count = len(example.rows())
@@ -464,7 +464,7 @@ def test_other_figures_than_latency(shown, example, second):
         )
     }
     for number, row in enumerate(rows):
-        if row["status"] == "ok":
+        if row.status == "ok":
             expected = "1.00" if number < len(rows) / 2 else "0.800"
             assert text[number].strip("~!") == expected
     choose(shown, "metric", "limit")
@@ -555,18 +555,18 @@ def test_the_bar_behind_a_figure_is_its_ratio_to_the_best(shown, example, second
     best = {}
     count = len(rows) / 2
     for number, row in enumerate(rows):
-        if row["status"] == "ok":
-            column = (number < count, *(row[name] for name in ("level", "shape", "dtype")))
-            best[column] = min(best.get(column, row["latency_ms"]), row["latency_ms"])
+        if row.status == "ok":
+            column = (number < count, *(getattr(row, name) for name in ("level", "shape", "dtype")))
+            best[column] = min(best.get(column, row.latency_ms), row.latency_ms)
     seen = 0
     for number, size in found:
         row = rows[int(number)]
         if size:
-            column = (int(number) < count, *(row[name] for name in ("level", "shape", "dtype")))
-            expected = 100 * best[column] / row["latency_ms"]
+            column = (int(number) < count, *(getattr(row, name) for name in ("level", "shape", "dtype")))
+            expected = 100 * best[column] / row.latency_ms
             assert abs(float(size.split("%")[0]) - expected) < 0.06
             seen += 1
-    assert seen == sum(row["status"] == "ok" for row in rows)
+    assert seen == sum(row.status == "ok" for row in rows)
 
 
 @browser_test
@@ -619,14 +619,14 @@ def test_a_cell_shows_its_samples_and_every_column(shown, example):
     row = example.rows()[0]
     assert shown.execute_script(
         "return byId('cell-facts').querySelector('[data-column=\"latency_ms\"]').textContent"
-    ) == str(row["latency_ms"])
+    ) == str(row.latency_ms)
     counts = shown.execute_script(
         "return cellChart.getOption().series[0].data.map(d => d.value[1]).reduce((a, b) => a + b, 0)"
     )
-    assert counts == row["samples"]
+    assert counts == row.samples
     assert "row 1 of measurements.csv of run A (first)" in shown.execute_script("return byId('cell-facts').textContent")
     shown.execute_script("byId('cell').close()")
-    failed = next(n for n, r in enumerate(example.rows()) if r["status"] == "error")
+    failed = next(n for n, r in enumerate(example.rows()) if r.status == "error")
     click(shown, f".figure[data-row='{failed}']")
     assert shown.execute_script("return byId('cell-note').textContent") == "error: made to be error"
 
@@ -651,14 +651,14 @@ def test_the_line_of_the_median_stands_at_the_median(driver, tmp_path):
 @browser_test
 def test_failures_warnings_and_environment_are_listed(shown, example, second):
     text = shown.execute_script("return byId('failed').textContent")
-    failed = [row for row in (*example.rows(), *second.rows()) if row["status"] in ("error", "out_of_memory")]
+    failed = [row for row in (*example.rows(), *second.rows()) if row.status in ("error", "out_of_memory")]
     assert f"Failed: {len(failed)} cells" in text
     # Equal reasons are one line with the count.
-    reasons = {row["reason"] for row in failed}
+    reasons = {row.reason for row in failed}
     lines = shown.execute_script("return [...byId('failed').querySelectorAll('tbody tr')].map(r => r.textContent)")
     assert len(lines) == len(reasons) == 2
     for reason in reasons:
-        count = sum(row["reason"] == reason for row in failed)
+        count = sum(row.reason == reason for row in failed)
         assert any(line.startswith(reason) and f"{count} cells" in line for line in lines)
     assert shown.execute_script("return byId('failed').querySelectorAll('li').length") == len(failed)
     suspicious = shown.execute_script("return byId('suspicious').textContent")

@@ -60,7 +60,7 @@ def test_it_runs_and_goes_on(tmp_path, monkeypatch):
     journal.write_text(first + "\n" + second[: len(second) // 2])  # as a kill leaves it
     assert call(*command)[0] == 0
     assert journal.read_text().splitlines()[0] == first
-    assert [row["status"] for row in Run.open(out / "core-wall").rows()] == ["ok", "ok"]
+    assert [row.status for row in Run.open(out / "core-wall").rows()] == ["ok", "ok"]
     assert (out / "core-wall" / "measurements.csv").exists()
     notes = json.loads((out / "reproduce.json").read_text())
     assert [(note["part"], note["cells"]) for note in notes] == [("core-wall", {"ok": 2})] * 2

@@ -1,6 +1,7 @@
 """The results folder: written once, appended safely, and read back without loss."""
 
 import csv
+import dataclasses
 import json
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from opbench.errors import ResultsError, StorageError
 from opbench.results import columns
 from opbench.results.frames import load_results, load_samples
 from opbench.results.measurement import Measurement, Status
-from opbench.results.run import COLUMNS, Run, free_run_path
+from opbench.results.row import COLUMN_NAMES, COLUMNS, NEVER, NOT_OK, is_ok
+from opbench.results.run import Run, free_run_path
 from opbench.timing.stopping import StopReason
 from opbench.workload.case import Cell, Dtype
 
@@ -58,7 +60,7 @@ def test_fields_that_only_a_newer_opbench_knows_are_left_out(run):
 
 def test_the_frame_has_every_planned_cell_and_derives_from_raw_samples(run):
     frame = load_results(run.path)
-    assert tuple(frame.columns) == COLUMNS
+    assert tuple(frame.columns) == COLUMN_NAMES
     assert frame.status.tolist() == ["ok", "out_of_memory", "not_run", "not_run"]
     first = frame.iloc[0]
     assert first.latency_ms == pytest.approx(np.median(LATENCIES), rel=1e-15)
@@ -85,7 +87,7 @@ def test_missing_values_are_missing_and_never_zero(run):
 def test_measurements_csv_is_the_same_table_unrounded(run):
     with run.write_measurements_csv().open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert tuple(rows[0]) == COLUMNS
+    assert tuple(rows[0]) == COLUMN_NAMES
     assert float(rows[0]["latency_ms"]) == load_results(run.path).latency_ms[0]
     assert rows[1]["latency_ms"] == ""
     assert rows[0]["samples"] == "41"
@@ -172,7 +174,7 @@ def test_the_reference_of_columns_is_current_and_linked():
 
 
 def test_every_column_has_a_meaning_and_one_with_a_unit_in_its_name_says_it():
-    for column in columns.COLUMNS:
+    for column in COLUMNS:
         assert column.meaning
         assert column.empty
         for ending, unit in (("_ms", "ms"), ("_bytes", "bytes"), ("tflops", "1e12 FLOP/s"), ("gbps", "1e9 byte/s")):
@@ -183,13 +185,29 @@ def test_every_column_has_a_meaning_and_one_with_a_unit_in_its_name_says_it():
 @pytest.mark.parametrize("path", STORED, ids=lambda path: path.name)
 def test_columns_are_empty_where_their_reference_says(path):
     rows = Run.open(path).rows()
-    for column in columns.COLUMNS:
-        values = [row[column.name] for row in rows]
+    for column in COLUMNS:
+        values = [getattr(row, column.name) for row in rows]
         assert all(value is None or isinstance(value, column.kind) for value in values)
-        if column.empty == columns.NEVER:
+        if column.empty == NEVER:
             assert all(value not in (None, "") for value in values), column.name
-        if column.empty == columns.NOT_OK:
-            assert [value is not None for value in values] == [row["status"] == "ok" for row in rows], column.name
+        if column.empty == NOT_OK:
+            assert [value is not None for value in values] == [row.status == "ok" for row in rows], column.name
+
+
+def test_a_row_has_a_field_a_column_and_is_a_dictionary_on_request(run):
+    row = run.rows()[0]
+    assert [field.name for field in dataclasses.fields(row)] == list(COLUMN_NAMES)
+    assert row.to_dict() == dict(zip(COLUMN_NAMES, row.values(), strict=True))
+    assert (row.to_dict()["latency_ms"], is_ok(row)) == (row.latency_ms, True)
+    assert not is_ok(None)
+    assert not is_ok(run.rows()[1])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        row.latency_ms = 0.0
+
+
+def test_the_types_of_the_columns_are_those_of_the_fields():
+    kinds = {column.name: column.kind for column in COLUMNS}
+    assert (kinds["status"], kinds["batch"], kinds["samples"], kinds["latency_ms"]) == (str, int, int, float)
 
 
 def test_several_runs_are_one_frame_with_the_limits_of_each(run, tmp_path):

@@ -118,13 +118,13 @@ def test_an_interrupted_sweep_keeps_what_is_finished_and_resumes(tiny, tmp_path)
     with pytest.raises(KeyboardInterrupt):
         run_cells(run, known, Recorder(interrupt_at=3), Conduct(Isolation.NONE))
     kept = (run.path / "journal.jsonl").read_bytes()
-    assert [row["status"] for row in run.rows()] == ["ok", "ok", "not_run", "not_run"]
+    assert [row.status for row in run.rows()] == ["ok", "ok", "not_run", "not_run"]
 
     again = Recorder()
     resumed = continue_run(run.path, {}, known)
     run_cells(resumed, known, again, Conduct(Isolation.NONE))
     assert again.numbers == [(3, 4), (4, 4)]
-    assert [row["status"] for row in resumed.rows()] == ["ok"] * 4
+    assert [row.status for row in resumed.rows()] == ["ok"] * 4
     assert (run.path / "journal.jsonl").read_bytes().startswith(kept)
     assert resumed.run_id == run.run_id
 
@@ -248,4 +248,4 @@ def test_reading_a_run_gives_back_the_plan(tiny, tmp_path):
     known = {"double": doubling()}
     run = start_run(make_request({"shapes": [tiny]}, known), known, tmp_path / "run")
     assert Run.open(run.path).plan() == run.plan()
-    assert {row["status"] for row in run.rows()} == {Status.NOT_RUN}
+    assert {row.status for row in run.rows()} == {Status.NOT_RUN}

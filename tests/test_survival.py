@@ -332,6 +332,6 @@ def test_the_measurement_of_a_cell_is_written_whatever_its_text(tmp_path):
     with run.append() as journal:
         journal.write(Measurement(cell, Status.ERROR, "bad \udcff\x1b[2J\x00\n" * 1000))
     [row] = Run.open(run.path).rows()
-    assert row["reason"].startswith(r"bad \udcff\x1b[2J\x00 bad")
-    assert row["reason"].isprintable()
-    assert len(row["reason"]) <= 500
+    assert row.reason.startswith(r"bad \udcff\x1b[2J\x00 bad")
+    assert row.reason.isprintable()
+    assert len(row.reason) <= 500

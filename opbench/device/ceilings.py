@@ -238,7 +238,16 @@ def missing_notes(ceilings: Ceilings) -> list[str]:
     return [f"no ceiling for {', '.join(probes)}: {reason}" for reason, probes in names.items()]
 
 
-def limit_columns(ceilings: Ceilings | None, row: Mapping[str, Any]) -> dict[str, Any]:
+def limit_columns(
+    ceilings: Ceilings | None,
+    *,
+    dtype: str,
+    flop_count: int,
+    bytes_moved: int,
+    timer: str,
+    cache: str,
+    latency_ms: float | None,
+) -> dict[str, Any]:
     """limit_ms, limit_fraction, bound_by and suspicious of a row; None where there is no value.
 
     limit_fraction is limit_ms / latency_ms: 1 is as fast as the device can. `suspicious` holds the figures where it
@@ -247,27 +256,25 @@ def limit_columns(ceilings: Ceilings | None, row: Mapping[str, Any]) -> dict[str
     columns: dict[str, Any] = dict.fromkeys(("limit_ms", "limit_fraction", "bound_by", "suspicious"))
     if ceilings is None:
         return columns
-    given = {name: row[name] for name in ("dtype", "flop_count", "bytes_moved", "timer", "cache")}
-    limit = limit_of(ceilings, **given)
+    limit = limit_of(ceilings, dtype=dtype, flop_count=flop_count, bytes_moved=bytes_moved, timer=timer, cache=cache)
     if limit is None:
         return columns
     columns |= {"limit_ms": limit.limit_ms, "bound_by": limit.bound_by}
-    if row["latency_ms"]:
-        columns["limit_fraction"] = limit.limit_ms / row["latency_ms"]
+    if latency_ms:
+        columns["limit_fraction"] = limit.limit_ms / latency_ms
         if columns["limit_fraction"] > 1 + MARGIN:
-            columns["suspicious"] = _beats(ceilings, row, limit)
+            columns["suspicious"] = _beats(ceilings, limit, dtype, flop_count, bytes_moved, latency_ms)
     return columns
 
 
-def _beats(ceilings: Ceilings, row: Mapping[str, Any], limit: Limit) -> str:
+def _beats(ceilings: Ceilings, limit: Limit, dtype: str, flop_count: int, bytes_moved: int, latency_ms: float) -> str:
     """The figures of a row that is faster than its limit."""
-    latency_ms = row["latency_ms"]
     if limit.bound_by == "launch":
         return f"{latency_ms:.3g} ms, but the shortest launch measured here takes {limit.limit_ms:.3g} ms"
     if limit.bound_by == "compute":
-        implied, most = row["flop_count"] / latency_ms / 1e9, ceilings.compute_tflops(row["dtype"])
-        return f"implies {implied:.3g} TFLOP/s in {row['dtype']}, but {most:.3g} is the most measured here"
-    implied, most = row["bytes_moved"] / latency_ms / 1e6, ceilings.bandwidth_gbps(limit.bound_by)
+        implied, most = flop_count / latency_ms / 1e9, ceilings.compute_tflops(dtype)
+        return f"implies {implied:.3g} TFLOP/s in {dtype}, but {most:.3g} is the most measured here"
+    implied, most = bytes_moved / latency_ms / 1e6, ceilings.bandwidth_gbps(limit.bound_by)
     return f"implies {implied:.3g} GB/s from {limit.bound_by}, but {most:.3g} is the most measured here"
 
 

@@ -1,6 +1,6 @@
 """What rows say together: pairs and fits that plots, the page and the summary draw from. Plain rows in, rows kept.
 
-A row is a dictionary of measurements.csv's columns; only ok rows with a latency take part. Nothing is rounded.
+Only ok rows with a latency take part. Nothing is rounded.
 """
 
 import math
@@ -8,8 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from opbench.report.layout import Row
-from opbench.results.measurement import Status
+from opbench.results.row import MeasuredRow, Row, is_ok
 
 __all__ = [
     "Fit",
@@ -45,8 +44,8 @@ class Split:
         projections_ms: module latency less core latency; below 0 where the difference is within the noise.
     """
 
-    module: Row
-    core: Row
+    module: MeasuredRow
+    core: MeasuredRow
     projections_ms: float
 
 
@@ -59,8 +58,8 @@ class Ratio:
         speedup: base latency / row latency; above 1 the row is faster.
     """
 
-    row: Row
-    base: Row
+    row: MeasuredRow
+    base: MeasuredRow
     speedup: float
 
 
@@ -75,8 +74,8 @@ class Gain:
         full_error: likewise in fp32.
     """
 
-    row: Row
-    full: Row
+    row: MeasuredRow
+    full: MeasuredRow
     speedup: float
     error: float | None
     full_error: float | None
@@ -91,8 +90,8 @@ class Launches:
         overhead_ms: event latency less graph latency.
     """
 
-    event: Row
-    graph: Row
+    event: MeasuredRow
+    graph: MeasuredRow
     overhead_ms: float
 
 
@@ -107,43 +106,43 @@ class Fit:
         channels: of every row; None where they change along with the resolution, which the exponent then includes.
     """
 
-    rows: tuple[Row, ...]
+    rows: tuple[MeasuredRow, ...]
     exponent: float
     scale_ms: float
     r_squared: float
     channels: int | None
 
 
-def measured(rows: Iterable[Row]) -> list[Row]:
+def measured(rows: Iterable[Row]) -> list[MeasuredRow]:
     """The rows that have a latency."""
-    return [row for row in rows if row["status"] == Status.OK and row["latency_ms"] and row["latency_ms"] > 0]
+    return [row for row in rows if is_ok(row) and row.latency_ms > 0]
 
 
 def intensity(row: Row) -> float | None:
     """FLOP per byte that must cross the memory bus; None where either count is missing."""
-    return row["flop_count"] / row["bytes_moved"] if row["flop_count"] and row["bytes_moved"] else None
+    return row.flop_count / row.bytes_moved if row.flop_count and row.bytes_moved else None
 
 
 def time_splits(rows: Iterable[Row]) -> list[Split]:
     """Module against core, where a run has both."""
     found = measured(rows)
-    cores = {_key(row, "level"): row for row in found if row["level"] == "core"}
+    cores = {_key(row, "level"): row for row in found if row.level == "core"}
     return [
-        Split(row, core, row["latency_ms"] - core["latency_ms"])
+        Split(row, core, row.latency_ms - core.latency_ms)
         for row in found
-        if row["level"] == "module" and (core := cores.get(_key(row, "level")))
+        if row.level == "module" and (core := cores.get(_key(row, "level")))
     ]
 
 
 def speedups(rows: Iterable[Row], against: str) -> list[Ratio]:
     """Every row against the operator `against`, by its first provider that has a value there."""
     found = measured(rows)
-    bases: dict[tuple[object, ...], Row] = {}
+    bases: dict[tuple[object, ...], MeasuredRow] = {}
     for row in found:
-        if row["operator"] == against:
+        if row.operator == against:
             bases.setdefault(_key(row, "operator", "provider", "settings"), row)
     return [
-        Ratio(row, base, base["latency_ms"] / row["latency_ms"])
+        Ratio(row, base, base.latency_ms / row.latency_ms)
         for row in found
         if (base := bases.get(_key(row, "operator", "provider", "settings")))
     ]
@@ -152,9 +151,9 @@ def speedups(rows: Iterable[Row], against: str) -> list[Ratio]:
 def precision_gains(rows: Iterable[Row]) -> list[Gain]:
     """Every row against strict fp32, itself included with a speed-up of 1; rows without an fp32 one are left out."""
     found = measured(rows)
-    full = {_key(row, "dtype"): row for row in found if row["dtype"] == "fp32"}
+    full = {_key(row, "dtype"): row for row in found if row.dtype == "fp32"}
     return [
-        Gain(row, base, base["latency_ms"] / row["latency_ms"], row["max_rel_error"], base["max_rel_error"])
+        Gain(row, base, base.latency_ms / row.latency_ms, row.max_rel_error, base.max_rel_error)
         for row in found
         if (base := full.get(_key(row, "dtype")))
     ]
@@ -165,22 +164,22 @@ def is_clear(gain: Gain) -> bool:
     return is_faster(gain.row, gain.full)
 
 
-def is_faster(row: Row, other: Row) -> bool:
+def is_faster(row: MeasuredRow, other: MeasuredRow) -> bool:
     """Whether a row is faster than another beyond the noise: the medians' intervals lie apart."""
-    high, low = row["ci_high_ms"], other["ci_low_ms"]
+    high, low = row.ci_high_ms, other.ci_low_ms
     if high is None or low is None:  # a published figure
-        return bool(row["latency_ms"] < other["latency_ms"])
-    return bool(high < low)
+        return row.latency_ms < other.latency_ms
+    return high < low
 
 
 def launches(rows: Iterable[Row]) -> list[Launches]:
     """Event against graph time of the same cell, from one run or from two of the same device."""
     found = measured(rows)
-    graphs = {_key(row, "timer", "run_id"): row for row in found if row["timer"] == "cuda-graph"}
+    graphs = {_key(row, "timer", "run_id"): row for row in found if row.timer == "cuda-graph"}
     return [
-        Launches(row, graph, row["latency_ms"] - graph["latency_ms"])
+        Launches(row, graph, row.latency_ms - graph.latency_ms)
         for row in found
-        if row["timer"] == "cuda-event" and (graph := graphs.get(_key(row, "timer", "run_id")))
+        if row.timer == "cuda-event" and (graph := graphs.get(_key(row, "timer", "run_id")))
     ]
 
 
@@ -190,33 +189,33 @@ def scaling_fits(rows: Iterable[Row]) -> list[Fit]:
     Rows of equal batch and channels are fitted together where they have three resolutions or more. Where a list
     has no such rows, all of it is fitted, and `channels` is None.
     """
-    series: defaultdict[tuple[object, ...], list[Row]] = defaultdict(list)
+    series: defaultdict[tuple[object, ...], list[MeasuredRow]] = defaultdict(list)
     for row in measured(rows):
         series[_key(row, "shape")].append(row)
     fits = []
     for members in series.values():
-        alike: defaultdict[tuple[int, int], list[Row]] = defaultdict(list)
+        alike: defaultdict[tuple[int, int], list[MeasuredRow]] = defaultdict(list)
         for row in members:
-            alike[row["batch"], row["channels"]].append(row)
+            alike[row.batch, row.channels].append(row)
         clean = [(group, channels) for (_, channels), group in alike.items() if _resolutions(group) >= LEAST_POINTS]
-        chosen: list[tuple[list[Row], int | None]] = [*clean] or [(members, None)]
+        chosen: list[tuple[list[MeasuredRow], int | None]] = [*clean] or [(members, None)]
         fits += [_fit(group, channels) for group, channels in chosen if _resolutions(group) >= LEAST_POINTS]
     return fits
 
 
 def pixels(row: Row) -> int:
     """batch * height * width."""
-    return int(row["batch"] * row["height"] * row["width"])
+    return row.batch * row.height * row.width
 
 
 def _resolutions(rows: Sequence[Row]) -> int:
     return len({pixels(row) for row in rows})
 
 
-def _fit(rows: Sequence[Row], channels: int | None) -> Fit:
+def _fit(rows: Sequence[MeasuredRow], channels: int | None) -> Fit:
     ordered = sorted(rows, key=pixels)
     x = [math.log(pixels(row)) for row in ordered]
-    y = [math.log(row["latency_ms"]) for row in ordered]
+    y = [math.log(row.latency_ms) for row in ordered]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
     spread = sum((a - mean_x) ** 2 for a in x)
     exponent = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread
@@ -227,4 +226,4 @@ def _fit(rows: Sequence[Row], channels: int | None) -> Fit:
 
 
 def _key(row: Row, *without: str) -> tuple[object, ...]:
-    return tuple(row[column] for column in IDENTITY if column not in without)
+    return tuple(getattr(row, column) for column in IDENTITY if column not in without)

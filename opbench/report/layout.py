@@ -11,6 +11,7 @@ from typing import Any
 
 from opbench.report.advice import cells_advice
 from opbench.results.measurement import FAILURES, Status
+from opbench.results.row import MeasuredRow, Row, is_ok
 from opbench.results.run import Run
 from opbench.stats import quantile
 from opbench.workload.case import Dtype, Shape
@@ -20,7 +21,6 @@ __all__ = [
     "OPERATOR_LABELS",
     "STATUS_TEXT",
     "Group",
-    "Row",
     "Series",
     "advice_notes",
     "cell_text",
@@ -39,9 +39,6 @@ __all__ = [
     "wide_notes",
 ]
 
-Row = dict[str, Any]
-"""One row of measurements.csv, as Run.rows() gives it."""
-
 ABSENT = "—"
 
 OPERATOR_LABELS = {
@@ -55,7 +52,7 @@ OPERATOR_LABELS = {
 }
 """Row labels of the published tables, in their order."""
 
-STATUS_TEXT = {Status.NOT_APPLICABLE: "N/A", Status.OUT_OF_MEMORY: "OOM", Status.NOT_RUN: ABSENT}
+STATUS_TEXT: Mapping[str, str] = {Status.NOT_APPLICABLE: "N/A", Status.OUT_OF_MEMORY: "OOM", Status.NOT_RUN: ABSENT}
 DTYPE_ORDER = tuple(str(dtype) for dtype in Dtype)
 WIDE_INTERVAL = 0.05
 """Half width of the median's 95 % interval, as a fraction of the median, beyond which a figure is marked."""
@@ -104,7 +101,7 @@ class Group:
     @cached_property
     def dtypes(self) -> tuple[str, ...]:
         """Every dtype, in the order fp32, tf32, fp16, bf16."""
-        return tuple(sorted({row["dtype"] for row in self.rows}, key=DTYPE_ORDER.index))
+        return tuple(sorted({row.dtype for row in self.rows}, key=DTYPE_ORDER.index))
 
     @cached_property
     def series(self) -> tuple[Series, ...]:
@@ -142,26 +139,26 @@ class Group:
 
     @cached_property
     def _index(self) -> dict[tuple[Series, Shape, str], Row]:
-        return {(self._series_of(row), row_shape(row), row["dtype"]): row for row in self.rows}
+        return {(self._series_of(row), row_shape(row), row.dtype): row for row in self.rows}
 
     @cached_property
     def _ambiguous_operators(self) -> frozenset[str]:
         """Operators with a case that occurs under more than one choice of settings."""
         settings = defaultdict(set)
         for row in self.rows:
-            settings[row["operator"], row["provider"], row_shape(row), row["dtype"]].add(row["settings"])
+            settings[row.operator, row.provider, row_shape(row), row.dtype].add(row.settings)
         return frozenset(operator for (operator, *_), texts in settings.items() if len(texts) > 1)
 
     def _series_of(self, row: Row) -> Series:
-        operator = row["operator"]
-        return Series(operator, row["provider"], row["settings"] if operator in self._ambiguous_operators else "")
+        operator = row.operator
+        return Series(operator, row.provider, row.settings if operator in self._ambiguous_operators else "")
 
 
 def group_rows(rows: Iterable[Row]) -> list[Group]:
     """Split rows by shape list, level and direction, in the order of the plan."""
     split: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        split.setdefault((row["shape_list"], row["level"], row["direction"]), []).append(row)
+        split.setdefault((row.shape_list, row.level, row.direction), []).append(row)
     groups: list[Group] = []
     stems: set[str] = set()
     for key, members in split.items():
@@ -179,7 +176,7 @@ def group_rows(rows: Iterable[Row]) -> list[Group]:
 
 def row_shape(row: Row) -> Shape:
     """The shape of one row."""
-    return Shape(row["batch"], row["height"], row["width"], row["channels"])
+    return Shape(row.batch, row.height, row.width, row.channels)
 
 
 def shape_text(shape: Shape, *, batch: bool = False) -> str:
@@ -198,43 +195,43 @@ def cell_text(row: Row | None) -> str:
     stands in its place."""
     if row is None:
         return ABSENT
-    if row["status"] != Status.OK:
-        return STATUS_TEXT.get(row["status"], str(row["status"]))
-    return marks(row) + three_digits(row["latency_ms"])
+    if not is_ok(row):
+        return STATUS_TEXT.get(row.status, row.status)
+    return marks(row) + three_digits(row.latency_ms)
 
 
-def marks(row: Row) -> str:
+def marks(row: MeasuredRow) -> str:
     """What stands before the figure of an ok cell: `~` uncertain, `!` suspicious."""
-    return wide_mark(row) + (SUSPICIOUS_MARK if row.get("suspicious") else "")
+    return wide_mark(row) + (SUSPICIOUS_MARK if row.suspicious else "")
 
 
-def wide_mark(row: Row) -> str:
+def wide_mark(row: MeasuredRow) -> str:
     """`~` for an ok cell that is uncertain."""
     return WIDE_MARK if is_wide(row) else ""
 
 
-def is_wide(row: Row) -> bool:
+def is_wide(row: MeasuredRow) -> bool:
     """The median of an ok cell is uncertain by more than WIDE_INTERVAL."""
     width = half_width(row)
     return width is not None and width > WIDE_INTERVAL
 
 
-def half_width(row: Row) -> float | None:
+def half_width(row: MeasuredRow) -> float | None:
     """The longer arm of an ok cell's interval over its median; None for a published figure."""
-    middle = row["latency_ms"]
-    if row["ci_low_ms"] is None:
+    middle = row.latency_ms
+    if row.ci_low_ms is None or row.ci_high_ms is None:
         return None
-    longer = max(row["ci_high_ms"] - middle, middle - row["ci_low_ms"])
+    longer = max(row.ci_high_ms - middle, middle - row.ci_low_ms)
     if not middle:
         return math.inf if longer else 0.0
-    return float(longer / middle)
+    return longer / middle
 
 
 def provenance(run: Run, rows: Sequence[Row]) -> str:
     """One line: device, timer, cache and date of the run."""
-    timed = [row for row in rows if row["status"] == Status.OK] or rows
-    timers = ", ".join(sorted({row["timer"] for row in timed}))
-    caches = ", ".join(sorted({row["cache"] for row in timed}))
+    timed = [row for row in rows if is_ok(row)] or rows
+    timers = ", ".join(sorted({row.timer for row in timed}))
+    caches = ", ".join(sorted({row.cache for row in timed}))
     date = run.started_at[:10] or "date unknown"
     return f"Device: {run.device_name}; timer: {timers}; cache: {caches}; {date}."
 
@@ -243,12 +240,12 @@ def failure_lines(rows: Iterable[Row]) -> list[str]:
     """Why cells failed: a line per status and reason, with the cell or the first of several."""
     found: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
-        if row["status"] in FAILURES:
-            found[row["status"], row["reason"]].append(row)
+        if row.status in FAILURES:
+            found[row.status, row.reason].append(row)
     lines = []
     for (status, reason), failed in found.items():
         row = failed[0]
-        cell = f"{row['operator']} {row['level']} {row['direction']} {row['shape']} {row['dtype']} ({row['provider']})"
+        cell = f"{row.operator} {row.level} {row.direction} {row.shape} {row.dtype} ({row.provider})"
         several = f"{count_cells(len(failed))}, first " if len(failed) > 1 else ""
         lines.append(f"{status}: {several}{cell}: {reason}")
     if len(lines) > REASON_COUNT:
@@ -260,9 +257,9 @@ def reason_notes(group: Group, without: Collection[Status] = ()) -> list[str]:
     """Why cells have no value, one line per distinct status and reason; and which values are uncertain."""
     found: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for row in group.rows:
-        if row["status"] not in (Status.OK, Status.NOT_RUN, *without):
-            label = OPERATOR_LABELS.get(row["operator"], str(row["operator"]))
-            found[cell_text(row), shorten(row["reason"])].append(label)
+        if row.status not in (Status.OK, Status.NOT_RUN, *without):
+            label = OPERATOR_LABELS.get(row.operator, row.operator)
+            found[cell_text(row), shorten(row.reason)].append(label)
     notes = [
         f"{status}: {reason} ({', '.join(dict.fromkeys(labels))}; {count_cells(len(labels))})."
         for (status, reason), labels in found.items()
@@ -275,7 +272,7 @@ def reason_notes(group: Group, without: Collection[Status] = ()) -> list[str]:
         ]
     notes += suspicious_notes(group.rows)
     notes += wide_notes(group.rows)
-    not_run = sum(row["status"] == Status.NOT_RUN for row in group.rows)
+    not_run = sum(row.status == Status.NOT_RUN for row in group.rows)
     if not_run:
         notes.append(f"{count_cells(not_run)} planned but not run: the run ended before.")
     return notes
@@ -283,7 +280,7 @@ def reason_notes(group: Group, without: Collection[Status] = ()) -> list[str]:
 
 def wide_notes(rows: Iterable[Row]) -> list[str]:
     """What `~` means, where a cell has it."""
-    wide = sum(row["status"] == Status.OK and is_wide(row) for row in rows)
+    wide = sum(is_ok(row) and is_wide(row) for row in rows)
     if not wide:
         return []
     return [
@@ -294,7 +291,7 @@ def wide_notes(rows: Iterable[Row]) -> list[str]:
 
 def advice_notes(rows: Iterable[Row], environment: Mapping[str, Any]) -> list[str]:
     """What helps where samples scatter or other programs used the CPU."""
-    cells = [(half_width(row), filter(None, row["warnings"].split("; "))) for row in rows if row["status"] == Status.OK]
+    cells = [(half_width(row), filter(None, row.warnings.split("; "))) for row in rows if is_ok(row)]
     text = cells_advice(cells, environment)
     return [f"{text[0].upper()}{text[1:]}."] if text else []
 
@@ -303,7 +300,7 @@ def warning_notes(group: Group) -> list[str]:
     """What disturbed the cells, or what they left changed, one line per kind; their figures stand all the same."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for row in group.rows:
-        for warning in dict.fromkeys(filter(None, row["warnings"].split("; "))):
+        for warning in dict.fromkeys(filter(None, row.warnings.split("; "))):
             kind, _, detail = warning.partition(": ")
             found[kind].append(detail)
     return [
@@ -315,10 +312,10 @@ def warning_notes(group: Group) -> list[str]:
 
 def suspicious_notes(rows: Iterable[Row]) -> list[str]:
     """One line per row that implies more than the device's measured ceilings allow, with the figures."""
-    found = [row for row in rows if row.get("suspicious")]
+    found = [row for row in rows if row.suspicious]
     notes = [
-        f"{SUSPICIOUS_MARK}: suspicious: {OPERATOR_LABELS.get(row['operator'], row['operator'])} [{row['provider']}] "
-        f"{shape_text(row_shape(row), batch=True)} {row['dtype']}: {row['suspicious']}."
+        f"{SUSPICIOUS_MARK}: suspicious: {OPERATOR_LABELS.get(row.operator, row.operator)} [{row.provider}] "
+        f"{shape_text(row_shape(row), batch=True)} {row.dtype}: {row.suspicious}."
         for row in found[:REASON_COUNT]
     ]
     if len(found) > REASON_COUNT:

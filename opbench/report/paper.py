@@ -10,7 +10,6 @@ from opbench.report.layout import (
     OPERATOR_LABELS,
     STATUS_TEXT,
     Group,
-    Row,
     Series,
     cell_text,
     group_rows,
@@ -21,7 +20,6 @@ from opbench.report.layout import (
     three_digits,
 )
 from opbench.report.render import SEPARATOR, Table
-from opbench.results.measurement import Status
 from opbench.results.published import (
     PUBLISHED_LABEL,
     PUBLISHED_SETUP,
@@ -29,6 +27,7 @@ from opbench.results.published import (
     published_beside,
     published_cells,
 )
+from opbench.results.row import Row, is_ok
 from opbench.results.run import Run
 from opbench.workload.case import Direction, Level, Shape
 
@@ -115,7 +114,7 @@ class Comparison:
     def measured_ms(self, series: Series, dtype: str) -> float | None:
         """Median latency in ms; None unless the cell is ok."""
         row = self.group.cell(series, self.shape, dtype)
-        return float(row["latency_ms"]) if row is not None and row["status"] == Status.OK else None
+        return row.latency_ms if is_ok(row) else None
 
     def measured_base_ms(self, dtype: str) -> float | None:
         """Median latency of DCNv3 in ms, if it has one."""
@@ -162,10 +161,10 @@ class Comparison:
 
 
 def _has_counterpart(row: Row) -> bool:
-    if row["level"] != Level.MODULE or row["direction"] != Direction.FWD:
+    if row.level != Level.MODULE or row.direction != Direction.FWD:
         return False
-    dtype = PUBLISHED_DTYPE.get(row["dtype"])
-    return dtype is not None and published_beside(row["operator"], row_shape(row), dtype) is not None
+    dtype = PUBLISHED_DTYPE.get(row.dtype)
+    return dtype is not None and published_beside(row.operator, row_shape(row), dtype) is not None
 
 
 def _shape_table(run: Run, comparison: Comparison) -> Table:

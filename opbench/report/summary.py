@@ -8,13 +8,13 @@ from opbench.report import analysis
 from opbench.report.layout import (
     OPERATOR_LABELS,
     WIDE_MARK,
-    Row,
     count_cells,
     is_wide,
     row_shape,
     shape_text,
     three_digits,
 )
+from opbench.results.row import MeasuredRow, Row
 from opbench.results.run import Run
 
 __all__ = ["fastest", "summary_line"]
@@ -35,18 +35,18 @@ def summary_line(run: Run) -> str:
     return "; ".join(parts) + "." if parts else "No cell has a value."
 
 
-def fastest(rows: Sequence[Row]) -> list[Row | None]:
+def fastest(rows: Sequence[Row]) -> list[MeasuredRow | None]:
     """The fastest row of each column (shape and dtype of one table) that has two rows or more.
 
     None where the intervals of the two best overlap: which is faster was not found out.
     """
-    columns: defaultdict[tuple[object, ...], list[Row]] = defaultdict(list)
+    columns: defaultdict[tuple[object, ...], list[MeasuredRow]] = defaultdict(list)
     for row in analysis.measured(rows):
-        columns[tuple(row[c] for c in ("shape_list", "level", "direction", "shape", "dtype"))].append(row)
-    best: list[Row | None] = []
+        columns[row.shape_list, row.level, row.direction, row.shape, row.dtype].append(row)
+    best: list[MeasuredRow | None] = []
     for column in columns.values():
         if len(column) > 1:
-            first, second = sorted(column, key=lambda row: float(row["latency_ms"]))[:2]
+            first, second = sorted(column, key=lambda row: row.latency_ms)[:2]
             best.append(first if analysis.is_faster(first, second) else None)
     return best
 
@@ -59,14 +59,14 @@ def _fastest_part(rows: Sequence[Row], label: Callable[[Row], str]) -> str:
     texts = [f"{name} in {count}" for name, count in counts.most_common()]
     if undecided := best.count(None):
         texts.append(f"undecided in {undecided}")
-    of_one = len({row["operator"] for row in rows}) == 1 and len({row["provider"] for row in rows}) > 1
+    of_one = len({row.operator for row in rows}) == 1 and len({row.provider for row in rows}) > 1
     columns = f"{len(best)} column{'' if len(best) == 1 else 's'}"
     return f"fastest{' provider' if of_one else ''} of {columns}: {', '.join(texts)}"
 
 
 def _gain_part(rows: Sequence[Row], label: Callable[[Row], str]) -> str:
     """What each dtype gives over fp32: the largest gain, or that there is none. Within the noise is no gain."""
-    gains = [gain for gain in analysis.precision_gains(rows) if gain.row["dtype"] != "fp32"]
+    gains = [gain for gain in analysis.precision_gains(rows) if gain.row.dtype != "fp32"]
     parts = []
     if real := [gain for gain in gains if analysis.is_clear(gain)]:
         # A gain of an uncertain cell is largest by chance: it is named only where there is no other.
@@ -74,12 +74,12 @@ def _gain_part(rows: Sequence[Row], label: Callable[[Row], str]) -> str:
         mark = WIDE_MARK if _is_uncertain(most) else ""
         shape = shape_text(row_shape(most.row), batch=True)
         parts.append(
-            f"largest precision gain: {mark}{three_digits(most.speedup)}× from {most.row['dtype']} "
-            f"({label(most.row)} {most.row['level']} {shape}{_error_text(most)})"
+            f"largest precision gain: {mark}{three_digits(most.speedup)}× from {most.row.dtype} "
+            f"({label(most.row)} {most.row.level} {shape}{_error_text(most)})"
         )
-    for dtype in dict.fromkeys(gain.row["dtype"] for gain in gains):
-        speedups = [gain.speedup for gain in gains if gain.row["dtype"] == dtype]
-        if not any(gain.row["dtype"] == dtype for gain in real):
+    for dtype in dict.fromkeys(gain.row.dtype for gain in gains):
+        speedups = [gain.speedup for gain in gains if gain.row.dtype == dtype]
+        if not any(gain.row.dtype == dtype for gain in real):
             low, high = three_digits(min(speedups)), three_digits(max(speedups))
             parts.append(f"{dtype} gains nothing here: " + (f"{low}×" if low == high else f"{low}× to {high}×"))
     return "; ".join(parts)
@@ -102,28 +102,30 @@ def _two_digits(value: float) -> str:
 
 
 def _limit_part(rows: Sequence[Row], label: Callable[[Row], str]) -> str:
-    found = [row for row in analysis.measured(rows) if row["limit_fraction"]]
+    found = [(row.limit_fraction, row) for row in analysis.measured(rows) if row.limit_fraction]
     if not found:
         return ""
-    far = [row for row in found if row["limit_fraction"] < FAR]
-    ordered = sorted(found, key=lambda row: float(row["limit_fraction"]), reverse=True)
-    closest = ordered[0]
+    far = [fraction for fraction, _ in found if fraction < FAR]
+    ordered = sorted(found, key=lambda pair: pair[0], reverse=True)
+    fraction, closest = ordered[0]
     text = f"{len(far)} of {count_cells(len(found))} below {100 * FAR:g} % of their limit, closest "
-    share = f"{three_digits(100 * closest['limit_fraction'])} %"
-    if len(ordered) > 1 and not _is_closer(closest, ordered[1]):
+    share = f"{three_digits(100 * fraction)} %"
+    if len(ordered) > 1 and not _is_closer(closest, ordered[1][1]):
         return f"{text}at about {share}"
-    name = f"{label(closest)} {closest['level']} {shape_text(row_shape(closest), batch=True)} {closest['dtype']}"
-    return f"{text}{name} at {share} ({closest['bound_by']})"
+    name = f"{label(closest)} {closest.level} {shape_text(row_shape(closest), batch=True)} {closest.dtype}"
+    return f"{text}{name} at {share} ({closest.bound_by})"
 
 
-def _is_closer(row: Row, other: Row) -> bool:
+def _is_closer(row: MeasuredRow, other: MeasuredRow) -> bool:
     """Whether a row is closer to its limit than another beyond the noise of both."""
-    high, low = row["ci_high_ms"], other["ci_low_ms"]
-    return high is None or low is None or not low or row["limit_ms"] / high > other["limit_ms"] / low
+    high, low = row.ci_high_ms, other.ci_low_ms
+    if high is None or not low or row.limit_ms is None or other.limit_ms is None:
+        return True
+    return row.limit_ms / high > other.limit_ms / low
 
 
 def _failed_part(rows: Sequence[Row]) -> str:
-    suspicious = sum(bool(row["suspicious"]) for row in rows)
+    suspicious = sum(bool(row.suspicious) for row in rows)
     return f"{count_cells(suspicious)} suspicious: faster than the measured limits allow" if suspicious else ""
 
 
@@ -132,16 +134,16 @@ def _labels(rows: Sequence[Row]) -> Callable[[Row], str]:
     providers: defaultdict[str, set[str]] = defaultdict(set)
     settings: defaultdict[str, set[str]] = defaultdict(set)
     for row in rows:
-        providers[row["operator"]].add(row["provider"])
-        settings[row["operator"]].add(row["settings"])
+        providers[row.operator].add(row.provider)
+        settings[row.operator].add(row.settings)
 
     def label(row: Row) -> str:
-        several = len(providers[row["operator"]]) > 1
-        extra = (row["settings"] or "no settings") if len(settings[row["operator"]]) > 1 else ""
+        several = len(providers[row.operator]) > 1
+        extra = (row.settings or "no settings") if len(settings[row.operator]) > 1 else ""
         if len(providers) == 1 and several:
-            return " ".join(filter(None, (str(row["provider"]), extra)))
-        extras = ", ".join(filter(None, (row["provider"] if several else "", extra)))
-        name = OPERATOR_LABELS.get(row["operator"], str(row["operator"]))
+            return " ".join(filter(None, (row.provider, extra)))
+        extras = ", ".join(filter(None, (row.provider if several else "", extra)))
+        name = OPERATOR_LABELS.get(row.operator, row.operator)
         return f"{name} [{extras}]" if extras else name
 
     return label

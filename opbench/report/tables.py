@@ -7,7 +7,6 @@ from opbench.files import make_folder, write_whole
 from opbench.report.layout import (
     ABSENT,
     Group,
-    Row,
     Series,
     advice_notes,
     cell_text,
@@ -25,6 +24,7 @@ from opbench.report.layout import (
 from opbench.report.paper import matched_tables
 from opbench.report.render import SEPARATOR, SUFFIXES, Table, render
 from opbench.results.measurement import Status
+from opbench.results.row import Row, is_ok
 from opbench.results.run import Run
 from opbench.workload.case import Shape
 
@@ -49,11 +49,11 @@ def sample_table(run: Run) -> Table:
     finished = run.finished()
     rows = []
     for cell, row in zip(run.plan(), run.rows(), strict=False):
-        if row["status"] == Status.OK:
+        if is_ok(row):
             samples = finished[cell.key].latencies_ms
-            figures = (row[column] for column in ("latency_ms_min", "latency_ms", "latency_ms_p80"))
-            name = f"{row['operator']} {row['level']} {row['direction']} {row['shape']} {row['dtype']}"
-            rows.append((name, row["provider"], sparkline(samples), *map(three_digits, figures), str(len(samples))))
+            figures = (row.latency_ms_min or 0.0, row.latency_ms, row.latency_ms_p80 or 0.0)
+            name = f"{row.operator} {row.level} {row.direction} {row.shape} {row.dtype}"
+            rows.append((name, row.provider, sparkline(samples), *map(three_digits, figures), str(len(samples))))
     return Table(
         name="samples",
         title="Samples per cell",
@@ -95,9 +95,7 @@ def half_precision(group: Group) -> str | None:
 
 def speedup(full: Row | None, half: Row | None) -> float | None:
     """Latency in fp32 divided by latency in half precision; None unless both cells are ok."""
-    if full is None or half is None or not full["status"] == half["status"] == Status.OK:
-        return None
-    return float(full["latency_ms"] / half["latency_ms"])
+    return full.latency_ms / half.latency_ms if is_ok(full) and is_ok(half) else None
 
 
 def _latency_table(run: Run, group: Group, without_reasons_of: Collection[Status]) -> Table:
@@ -138,7 +136,7 @@ def _ranks(group: Group, *, first_column: int) -> dict[tuple[int, int, int], str
     for column, shape in enumerate(group.shapes, start=first_column):
         for place, dtype in enumerate(group.dtypes):
             cells = [group.cell(series, shape, dtype) for series in group.series]
-            found = {n: float(row["latency_ms"]) for n, row in enumerate(cells) if row and row["status"] == Status.OK}
+            found = {n: row.latency_ms for n, row in enumerate(cells) if is_ok(row)}
             if len(set(found.values())) > 1:
                 ranks[min(found, key=found.__getitem__), column, place] = "best"
                 ranks[max(found, key=found.__getitem__), column, place] = "worst"
@@ -160,22 +158,21 @@ def _speedup_table(run: Run, group: Group, half: str) -> Table:
         ),
         rows=tuple((group.label(series), series.provider, *values(series)) for series in group.series),
         notes=(
-            provenance(run, [row for row in group.rows if row["dtype"] in ("fp32", half)]),
+            provenance(run, [row for row in group.rows if row.dtype in ("fp32", half)]),
             f"Above 1: {half} is faster. Where a cell has no value, the dtype without one says why.",
-            *suspicious_notes(row for row in group.rows if row["dtype"] in ("fp32", half)),
-            *wide_notes(row for row in group.rows if row["dtype"] in ("fp32", half)),
+            *suspicious_notes(row for row in group.rows if row.dtype in ("fp32", half)),
+            *wide_notes(row for row in group.rows if row.dtype in ("fp32", half)),
         ),
     )
 
 
 def _speedup_text(full: Row | None, half: Row | None) -> str:
     """The speed-up to three digits, marked where either figure is uncertain, or why there is none."""
-    ratio = speedup(full, half)
-    if ratio is not None and full and half:
-        return (wide_mark(full) or wide_mark(half)) + three_digits(ratio)
+    if is_ok(full) and is_ok(half):
+        return (wide_mark(full) or wide_mark(half)) + three_digits(full.latency_ms / half.latency_ms)
     if full is None or half is None:
         return ABSENT
-    without = {dtype: row for dtype, row in (("fp32", full), (half["dtype"], half)) if row["status"] != Status.OK}
+    without = {dtype: row for dtype, row in (("fp32", full), (half.dtype, half)) if not is_ok(row)}
     texts = [f"{dtype} {text}" for dtype, row in without.items() if (text := cell_text(row)) != ABSENT]
     return ", ".join(texts) or ABSENT
 

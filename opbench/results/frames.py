@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opbench.results import columns
-from opbench.results.columns import names
+from opbench.results.columns import SAMPLE_COLUMNS, names
 from opbench.results.published import open_run
-from opbench.results.run import COLUMNS, Run
+from opbench.results.row import COLUMN_NAMES, COLUMNS, Column
+from opbench.results.run import Run
 
 if TYPE_CHECKING:
     import pandas
@@ -36,10 +36,10 @@ def load_results(path: str | Path | Iterable[str | Path]) -> "pandas.DataFrame":
     import pandas as pd
 
     runs = _open_all(path)
-    frame = pd.DataFrame([row for run in runs for row in run.rows()], columns=list(COLUMNS))
+    frame = pd.DataFrame([row.values() for run in runs for row in run.rows()], columns=list(COLUMN_NAMES))
     if ceilings := {run.run_id: run.ceilings.to_json() for run in runs if run.ceilings}:
         frame.attrs["ceilings"] = ceilings
-    return frame.astype(_types(columns.COLUMNS))
+    return frame.astype(_types(COLUMNS))
 
 
 def load_samples(path: str | Path | Iterable[str | Path]) -> "pandas.DataFrame":
@@ -57,7 +57,7 @@ def load_samples(path: str | Path | Iterable[str | Path]) -> "pandas.DataFrame":
     """
     import pandas as pd
 
-    labels: dict[str, list[Any]] = {name: [] for name in names(columns.SAMPLE_COLUMNS)}
+    labels: dict[str, list[Any]] = {name: [] for name in names(SAMPLE_COLUMNS)}
     for run in _open_all(path):
         finished = {measurement.cell.key: measurement for measurement in run.measurements()}
         for cell in run.plan():
@@ -67,13 +67,13 @@ def load_samples(path: str | Path | Iterable[str | Path]) -> "pandas.DataFrame":
                 labels[name] += [of_cell[name]] * len(latencies)
             labels["sample"] += range(len(latencies))
             labels["latency_ms"] += latencies
-    return pd.DataFrame(labels).astype(_types(columns.SAMPLE_COLUMNS))
+    return pd.DataFrame(labels).astype(_types(SAMPLE_COLUMNS))
 
 
 def _open_all(path: str | Path | Iterable[str | Path]) -> list[Run]:
     return [open_run(Path(one)) for one in ([path] if isinstance(path, str | Path) else path)]
 
 
-def _types(of: tuple[columns.Column, ...]) -> dict[str, str]:
+def _types(of: tuple[Column, ...]) -> dict[str, str]:
     """pandas' types of the columns that hold numbers: an integer column may lack values."""
     return dict.fromkeys(names(of, int), "Int64") | dict.fromkeys(names(of, float), "float64")

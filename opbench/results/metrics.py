@@ -1,12 +1,14 @@
 """Figures derived from a measurement on read; nothing here is stored in the journal."""
 
+from typing import Any
+
 from opbench.results.measurement import Measurement, Status
 from opbench.stats import median_interval, quantile
 
 __all__ = ["derived_metrics"]
 
 
-def derived_metrics(measurement: Measurement) -> dict[str, float | int | None]:
+def derived_metrics(measurement: Measurement) -> dict[str, Any]:
     """Latency statistics (ms) and rates (tflops: 1e12 FLOP/s, gbps: 1e9 byte/s) of one cell; None where not ok."""
     names = ("latency_ms", "latency_ms_p20", "latency_ms_p80", "latency_ms_min", "ci_low_ms", "ci_high_ms")
     if measurement.status is not Status.OK:

@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from opbench.errors import UsageError
 from opbench.results.measurement import Measurement, Status
-from opbench.results.run import COLUMNS, Run
+from opbench.results.row import Row
+from opbench.results.run import Run
 from opbench.workload.case import Shape
 
 __all__ = [
@@ -55,8 +55,8 @@ class PublishedRun(Run):
         run = {"run_id": "published", "started_at": "2023", "environment": environment, "command": {}, "plan": []}
         super().__init__(Path("published"), run)
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One row per published cell; samples, intervals, costs and rates are None."""
+    def rows(self) -> list[Row]:
+        """One per published cell; samples, intervals, costs and rates are None."""
         return [_row(cell, self.run_id, self.device_name) for cell in published_cells().values()]
 
     def measurements(self) -> Iterator[Measurement]:
@@ -112,28 +112,24 @@ def _cell(row: Mapping[str, str]) -> PublishedCell:
     )
 
 
-def _row(cell: PublishedCell, run_id: str, device: str) -> dict[str, Any]:
-    reason = "" if cell.status is Status.OK else f"the paper prints {cell.status}"
-    values = {
-        "run_id": run_id,
-        "operator": cell.operator,
-        "provider": "published",
-        "level": "module",
-        "direction": "fwd",
-        "shape_list": cell.shape_list,
-        "shape": str(cell.shape),
-        "batch": cell.shape.batch,
-        "height": cell.shape.height,
-        "width": cell.shape.width,
-        "channels": cell.shape.channels,
-        "dtype": cell.dtype,
-        "device": device,
-        "timer": "not stated",
-        "cache": "not stated",
-        "settings": "",
-        "status": str(cell.status),
-        "reason": reason,
-        "warnings": "",
-        "latency_ms": cell.latency_ms,
-    }
-    return {column: values.get(column) for column in COLUMNS}
+def _row(cell: PublishedCell, run_id: str, device: str) -> Row:
+    return Row(
+        run_id=run_id,
+        operator=cell.operator,
+        provider="published",
+        level="module",
+        direction="fwd",
+        shape_list=cell.shape_list,
+        shape=str(cell.shape),
+        batch=cell.shape.batch,
+        height=cell.shape.height,
+        width=cell.shape.width,
+        channels=cell.shape.channels,
+        dtype=cell.dtype,
+        device=device,
+        timer="not stated",
+        cache="not stated",
+        status=str(cell.status),
+        reason="" if cell.status is Status.OK else f"the paper prints {cell.status}",
+        latency_ms=cell.latency_ms,
+    )

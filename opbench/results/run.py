@@ -15,26 +15,22 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-from opbench.device.ceilings import Ceilings, limit_columns, read_ceilings
+from opbench.device.ceilings import Ceilings, read_ceilings
 from opbench.errors import ResultsError, StorageError
 from opbench.files import remove_leftovers, storage_errors, write_whole
-from opbench.results import columns
-from opbench.results.columns import names
 from opbench.results.journal import JOURNAL, JournalWriter, lock, open_journal, read_journal
 from opbench.results.measurement import Measurement, Status
-from opbench.results.metrics import derived_metrics
 from opbench.results.repetitions import by_cell
+from opbench.results.row import COLUMN_NAMES, Row
+from opbench.results.rows import row_of
 from opbench.text import one_line
 from opbench.workload.case import Cell
 
-__all__ = ["CEILINGS", "COLUMNS", "SCHEMA_VERSION", "Run", "free_run_path"]
+__all__ = ["CEILINGS", "SCHEMA_VERSION", "Run", "free_run_path"]
 
 SCHEMA_VERSION = 1
 RUN = "run.json"
 CEILINGS = "ceilings.json"
-
-COLUMNS = names(columns.COLUMNS)
-"""Of a row, in their order; opbench/results/columns.py says what each is."""
 
 
 class Run:
@@ -186,24 +182,27 @@ class Run:
         cells, day = len(self._plan), self.started_at[:10]
         return f"<opbench.Run {self.path}: {cells} cells on {self.device_name}{day and f', {day}'}>"
 
-    def rows(self) -> list[dict[str, Any]]:
-        """One dictionary per planned cell with every column; None where there is no value."""
+    def rows(self) -> list[Row]:
+        """One per planned cell, in the order of the plan."""
         finished = self.finished()
-        rows = []
-        for cell in self.plan():
-            measurement = finished.get(cell.key) or Measurement(
-                cell, Status.NOT_RUN, reason="the run ended before this cell"
+        return [
+            row_of(
+                finished.get(cell.key) or Measurement(cell, Status.NOT_RUN, reason="the run ended before this cell"),
+                run_id=self.run_id,
+                device=self.device_name,
+                command=self.command,
+                ceilings=self.ceilings,
             )
-            rows.append(self._row(measurement))
-        return rows
+            for cell in self.plan()
+        ]
 
     def write_measurements_csv(self) -> Path:
         """Write measurements.csv from the journal."""
         path = self.path / "measurements.csv"
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS)
-        writer.writeheader()
-        writer.writerows(self.rows())
+        writer = csv.writer(text)
+        writer.writerow(COLUMN_NAMES)
+        writer.writerows(row.values() for row in self.rows())
         write_whole(path, text.getvalue())
         return path
 
@@ -215,36 +214,6 @@ class Run:
         }
         self._stored = {**self._stored, "resumed": [*self._stored.get("resumed", ()), noted]}
         write_whole(self.path / RUN, json.dumps(self._stored, indent=1, allow_nan=False) + "\n")
-
-    def _row(self, measurement: Measurement) -> dict[str, Any]:
-        case = measurement.cell.case
-        values = {
-            "run_id": self.run_id,
-            **case.labels(),
-            "provider": measurement.cell.provider,
-            "batch": case.shape.batch,
-            "height": case.shape.height,
-            "width": case.shape.width,
-            "channels": case.shape.channels,
-            "device": self.device_name,
-            "timer": measurement.timer or self.command["timer"],
-            "cache": measurement.cache or self.command["cache"],
-            "status": str(measurement.status),
-            "reason": measurement.reason,
-            "warnings": "; ".join(measurement.warnings),
-            "stop_reason": str(measurement.stop_reason) if measurement.stop_reason else None,
-            "flop_count": measurement.cell.flop_count,
-            "bytes_moved": measurement.cell.bytes_moved,
-            "peak_memory_bytes": measurement.peak_memory_bytes,
-            "max_rel_error": measurement.max_rel_error,
-            "tolerance": measurement.tolerance,
-            "kernel_source_hash": measurement.kernel_source_hash or None,
-            "configuration": measurement.configuration or None,
-            **derived_metrics(measurement),
-            "processes": measurement.processes if measurement.status is Status.OK else None,
-        }
-        values |= limit_columns(self.ceilings, values)
-        return {column: values[column] for column in COLUMNS}
 
 
 def _check_run(run: Mapping[str, Any]) -> None:

@@ -102,7 +102,7 @@ def run_part(
         run_cells(run, operators, progress, conduct)
     finally:
         finish(run, plots=False)
-    counts = dict(Counter(row["status"] for row in run.rows()))
+    counts = dict(Counter(row.status for row in run.rows()))
     _note(out, part.name, time.monotonic() - started, counts)
     return counts
 

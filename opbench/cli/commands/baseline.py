@@ -55,7 +55,7 @@ def show(name: Name, folder: Folder) -> None:
     from opbench.compare.baselines import find_baseline, read_baseline
 
     baseline = read_baseline(find_baseline(folder, name))
-    counts = Counter(row["status"] for row in baseline.run.rows())
+    counts = Counter(row.status for row in baseline.run.rows())
     lines = {
         "baseline": f"{baseline.key}/{baseline.name}",
         "saved": baseline.saved_at,

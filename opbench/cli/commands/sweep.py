@@ -277,10 +277,10 @@ def _conclude(run: "Run", *, interrupted: bool, refused: StorageError | None, qu
     rows = run.rows()
     counts: dict[str, int] = {}
     for row in rows:
-        counts[row["status"]] = counts.get(row["status"], 0) + 1
+        counts[row.status] = counts.get(row.status, 0) + 1
     for line in failure_lines(rows):
         print(line, file=sys.stderr)
-    disturbed = sum(bool(row["warnings"]) for row in rows)
+    disturbed = sum(bool(row.warnings) for row in rows)
     if disturbed and not quiet:
         print(f"warnings: {disturbed} of {len(rows)} cells; see the notes under the tables", file=sys.stderr)
     print(f"{len(rows)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
@@ -297,4 +297,4 @@ def _conclude(run: "Run", *, interrupted: bool, refused: StorageError | None, qu
         ops = ops_option(run.command)
         print(f"interrupted; continue with: opbench sweep --resume --out {run.path}{ops}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    sys.exit(EXIT_FAILED_CELLS if any(row["status"] in FAILURES for row in rows) else 0)
+    sys.exit(EXIT_FAILED_CELLS if any(row.status in FAILURES for row in rows) else 0)

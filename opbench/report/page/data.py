@@ -10,12 +10,13 @@ from typing import Any
 from opbench.device.ceilings import Ceilings
 from opbench.device.environment import measured_revision
 from opbench.report import analysis
-from opbench.report.layout import OPERATOR_LABELS, Group, Row, group_rows, shape_text
+from opbench.report.layout import OPERATOR_LABELS, Group, group_rows, shape_text
 from opbench.report.page.environment import in_words
 from opbench.report.page.warnings import run_warnings
 from opbench.report.palette import identity_looks
 from opbench.results.measurement import FAILURES, Status
-from opbench.results.run import COLUMNS, Run
+from opbench.results.row import COLUMN_NAMES, Row
+from opbench.results.run import Run
 from opbench.stats import quantile
 
 __all__ = ["page_data"]
@@ -40,23 +41,22 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
     index = {id(row): number for number, row in enumerate(rows)}
     owner = [number for number, run_rows in enumerate(per_run) for _ in run_rows]
     tags = [_tag(number) for number in range(len(runs))]
+    operators = _operators(row.operator for row in rows)
     return {
-        "columns": list(COLUMNS),
-        "rows": [[row[column] for column in COLUMNS] for row in rows],
+        "columns": list(COLUMN_NAMES),
+        "rows": [list(row.values()) for row in rows],
         "owner": owner,
         "base": _bases(rows, owner),
         "runs": [_run(run, tag) for run, tag in zip(runs, tags, strict=True)],
-        "labels": {operator: OPERATOR_LABELS.get(operator, operator) for operator in _operators(rows)},
+        "labels": {operator: OPERATOR_LABELS.get(operator, operator) for operator in operators},
         "facets": _facets(rows),
         **_series(per_run, index),
         "tables": _tables(per_run, index),
         "samples": _samples(runs, per_run, index),
         "charts": _charts(rows, index),
         "ceilings": [line for run, tag in zip(runs, tags, strict=True) for line in _ceiling_lines(run.ceilings, tag)],
-        "failed": [
-            index[id(row)] for row in rows if row["status"] in FAILURES or row["status"] == Status.OUT_OF_MEMORY
-        ],
-        "suspicious": [index[id(row)] for row in rows if row["suspicious"]],
+        "failed": [index[id(row)] for row in rows if row.status in FAILURES or row.status == Status.OUT_OF_MEMORY],
+        "suspicious": [index[id(row)] for row in rows if row.suspicious],
     }
 
 
@@ -92,7 +92,7 @@ def _series(per_run: Sequence[Sequence[Row]], index: Mapping[int, int]) -> dict[
             for series in group.series:
                 numbers.setdefault((series.operator, series.provider, series.settings), len(numbers))
             for row in group.rows:
-                several = (row["operator"], row["provider"], row["settings"])
+                several = (row.operator, row.provider, row.settings)
                 of_row[index[id(row)]] = numbers.get(several, numbers.get((*several[:2], ""), 0))
     own: dict[str, list[tuple[str, str, str]]] = {}
     for identity in numbers:
@@ -127,9 +127,9 @@ def _series(per_run: Sequence[Sequence[Row]], index: Mapping[int, int]) -> dict[
     }
 
 
-def _operators(rows: Iterable[Row]) -> list[str]:
-    """The paper's operators in its order, then the others in the order of the rows."""
-    found = dict.fromkeys(row["operator"] for row in rows)
+def _operators(names: Iterable[str]) -> list[str]:
+    """The paper's operators in its order, then the others in the order given."""
+    found = dict.fromkeys(names)
     known = [operator for operator in OPERATOR_LABELS if operator in found]
     return [*known, *(operator for operator in found if operator not in OPERATOR_LABELS)]
 
@@ -137,9 +137,9 @@ def _operators(rows: Iterable[Row]) -> list[str]:
 def _facets(rows: Sequence[Row]) -> dict[str, list[str]]:
     """Values to filter by, per column."""
     columns = ("dtype", "level", "direction", "provider", "shape_list", "timer")
-    facets = {column: list(dict.fromkeys(str(row[column]) for row in rows)) for column in columns}
+    facets = {column: list(dict.fromkeys(str(getattr(row, column)) for row in rows)) for column in columns}
     facets["dtype"].sort(key=lambda dtype: DTYPES.index(dtype) if dtype in DTYPES else len(DTYPES))
-    return {"operator": _operators(rows)} | facets
+    return {"operator": _operators(row.operator for row in rows)} | facets
 
 
 def _bases(rows: Sequence[Row], owner: Sequence[int]) -> list[int | None]:
@@ -151,13 +151,13 @@ def _bases(rows: Sequence[Row], owner: Sequence[int]) -> list[int | None]:
     by_any_provider: dict[tuple[Any, ...], int] = {}
     for number, row in enumerate(rows):
         if owner[number] == 0:
-            exact.setdefault((*_cell(row), row["provider"], row["settings"]), number)
+            exact.setdefault((*_cell(row), row.provider, row.settings), number)
             by_any_provider.setdefault(_cell(row), number)
 
     def base(row: Row) -> int | None:
-        found = exact.get((*_cell(row), row["provider"], row["settings"]))
+        found = exact.get((*_cell(row), row.provider, row.settings))
         other = by_any_provider.get(_cell(row))
-        if found is None and other is not None and PUBLISHED in (row["provider"], rows[other]["provider"]):
+        if found is None and other is not None and PUBLISHED in (row.provider, rows[other].provider):
             return other
         return found
 
@@ -165,7 +165,7 @@ def _bases(rows: Sequence[Row], owner: Sequence[int]) -> list[int | None]:
 
 
 def _cell(row: Row) -> tuple[Any, ...]:
-    return tuple(row[column] for column in ("operator", "level", "direction", "shape_list", "shape", "dtype"))
+    return row.operator, row.level, row.direction, row.shape_list, row.shape, row.dtype
 
 
 def _tables(per_run: Sequence[Sequence[Row]], index: Mapping[int, int]) -> list[dict[str, Any]]:
@@ -195,7 +195,7 @@ def _table(members: Sequence[tuple[int, Group]], index: Mapping[int, int]) -> di
         for number, group in members
         for series in group.series
     ]
-    operators = _operators(lines)
+    operators = _operators(line["operator"] for line in lines)
     providers = list(dict.fromkeys(line["provider"] for line in lines))
     lines.sort(key=lambda line: (operators.index(line["operator"]), providers.index(line["provider"]), line["run"]))
     first = members[0][1]
@@ -251,11 +251,11 @@ def _charts(rows: Sequence[Row], index: Mapping[int, int]) -> dict[str, Any]:
     found = analysis.measured(rows)
     ratios = {
         operator: [[at(ratio.row), at(ratio.base)] for ratio in analysis.speedups(rows, operator)]
-        for operator in _operators(found)
+        for operator in _operators(row.operator for row in found)
     }
     return {
         "roofline": [[at(row), x] for row in found if (x := analysis.intensity(row)) is not None],
-        "throughput": [at(row) for row in found if row["tflops"]],
+        "throughput": [at(row) for row in found if row.tflops],
         "split": [[at(split.module), at(split.core)] for split in analysis.time_splits(rows)],
         "speedup": ratios,
         "precision": [[at(gain.row), at(gain.full)] for gain in analysis.precision_gains(rows)],

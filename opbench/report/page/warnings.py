@@ -6,8 +6,9 @@ from typing import Any
 
 from opbench.device.environment import measured_revision
 from opbench.report.ceiling_table import BUSY_LOAD, busy_note
-from opbench.report.layout import Row, advice_notes, count_cells, group_rows, is_wide, warning_notes
+from opbench.report.layout import advice_notes, count_cells, group_rows, is_wide, warning_notes
 from opbench.results.measurement import Status
+from opbench.results.row import Row, is_ok
 from opbench.results.run import CEILINGS, Run
 
 __all__ = ["run_warnings"]
@@ -27,12 +28,12 @@ def run_warnings(run: Run) -> list[str]:
 
 def _row_warnings(rows: list[Row]) -> list[str]:
     warnings = []
-    if wide := sum(row["status"] == Status.OK and is_wide(row) for row in rows):
+    if wide := sum(is_ok(row) and is_wide(row) for row in rows):
         warnings.append(
             f"~: the median's 95 % interval is wider than ±5 % in {count_cells(wide)}: a busy machine, or too small a "
             "time budget."
         )
-    if not_run := sum(row["status"] == Status.NOT_RUN for row in rows):
+    if not_run := sum(row.status == Status.NOT_RUN for row in rows):
         warnings.append(f"{count_cells(not_run)} planned but not run: the run ended before.")
     return [*warnings, *(note for group in group_rows(rows) for note in warning_notes(group))]
 

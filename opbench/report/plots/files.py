@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator
 
 from opbench.files import make_folder
-from opbench.report.layout import Group, Row, Series, group_rows
+from opbench.report.layout import Group, Series, group_rows
 from opbench.report.plots.pairs import heatmap_figure, launches_figure, precision_figure, split_figure
 from opbench.report.plots.roofline import ceiling_marks, roofline_figure
 from opbench.report.plots.scaling import scaling_figure
@@ -30,6 +30,7 @@ from opbench.report.plots.style import (
     si,
 )
 from opbench.report.tables import half_precision, speedup
+from opbench.results.row import MeasuredRow, Row
 from opbench.results.run import Run
 
 __all__ = ["write_plots"]
@@ -71,6 +72,10 @@ class Axis:
     unit: str = ""
     """Written at the ticks with a decimal prefix; empty where the name holds it."""
 
+    def of(self, row: Row) -> float:
+        """The value of a row that has one."""
+        return float(getattr(row, self.column))
+
 
 LATENCY = Axis("latency_ms", "median latency (ms)")
 THROUGHPUT = Axis("tflops", "TFLOP/s")
@@ -90,9 +95,9 @@ def flops_figure(source: Source, group: Group) -> Figure | None:
     return _scatter(source, group, "Latency against FLOP count", FLOP_COUNT, LATENCY)
 
 
-def _has_rate(row: Row | None) -> TypeGuard[Row]:
+def _has_rate(row: Row | None) -> TypeGuard[MeasuredRow]:
     """Whether a row can stand on logarithmic axes of latency, FLOP count and throughput."""
-    return has_latency(row) and bool(row["flop_count"])
+    return has_latency(row) and bool(row.flop_count)
 
 
 def _scatter(source: Source, group: Group, title: str, x: Axis, y: Axis) -> Figure | None:
@@ -100,24 +105,24 @@ def _scatter(source: Source, group: Group, title: str, x: Axis, y: Axis) -> Figu
     rows = [row for row in group.rows if _has_rate(row)]
     if not rows:
         return None
-    dtypes = [dtype for dtype in group.dtypes if any(row["dtype"] == dtype for row in rows)]
+    dtypes = [dtype for dtype in group.dtypes if any(row.dtype == dtype for row in rows)]
     page = Page(group, dtypes)
     ceilings = source.ceilings if y == THROUGHPUT else None
     tops = [top for dtype in dtypes if ceilings and (top := ceilings.compute_tflops(dtype))]
     for axes, dtype in zip(page.axes, dtypes, strict=True):
         for series in group.series:
             cells = [group.cell(series, shape, dtype) for shape in group.shapes]
-            page.draw(axes, series, [(cell[x.column], cell[y.column]) for cell in cells if _has_rate(cell)])
-        log_axis(axes.xaxis, [row[x.column] for row in rows], unit=x.unit)
-        log_axis(axes.yaxis, [*(row[y.column] for row in rows), *tops], unit=y.unit)
+            page.draw(axes, series, [(x.of(cell), y.of(cell)) for cell in cells if _has_rate(cell)])
+        log_axis(axes.xaxis, [x.of(row) for row in rows], unit=x.unit)
+        log_axis(axes.yaxis, [*(y.of(row) for row in rows), *tops], unit=y.unit)
     page.label(x.name, y.name)
     figure = page.finish(source, title, dtypes, missing=len(group.rows) - len(rows))
     if (x, y) == (LATENCY, THROUGHPUT):
         figure.draw_without_rendering()  # lays out the panels, whose size sets the labels' angle and place
         for axes, dtype in zip(page.axes, dtypes, strict=True):
-            points = [(row[x.column], row[y.column]) for row in rows if row["dtype"] == dtype]
-            _equal_flop_lines(axes, points, [row["flop_count"] for row in rows])
-            ceiling_marks(axes, source, dtype, sorted({(row["timer"], row["cache"]) for row in rows}))
+            points = [(x.of(row), y.of(row)) for row in rows if row.dtype == dtype]
+            _equal_flop_lines(axes, points, [row.flop_count or 0 for row in rows])
+            ceiling_marks(axes, source, dtype, sorted({(row.timer, row.cache) for row in rows}))
     return figure
 
 
@@ -170,7 +175,7 @@ def resolution_figure(source: Source, group: Group) -> Figure | None:
     rows = [row for row in group.rows if has_latency(row)]
     if not rows:
         return None
-    dtypes = [dtype for dtype in group.dtypes if any(row["dtype"] == dtype for row in rows)]
+    dtypes = [dtype for dtype in group.dtypes if any(row.dtype == dtype for row in rows)]
     shapes = sorted(group.shapes, key=lambda shape: (shape.height * shape.width, shape.channels, shape.batch))
     page = Page(group, dtypes, lines=True)
     for axes, dtype in zip(page.axes, dtypes, strict=True):
@@ -178,9 +183,9 @@ def resolution_figure(source: Source, group: Group) -> Figure | None:
             cells = [group.cell(series, shape, dtype) for shape in shapes]
             if any(has_latency(cell) for cell in cells):
                 # NaN breaks the line: nothing is drawn across a shape without a value.
-                latencies = [cell["latency_ms"] if has_latency(cell) else math.nan for cell in cells]
+                latencies = [cell.latency_ms if has_latency(cell) else math.nan for cell in cells]
                 page.draw(axes, series, list(enumerate(latencies)))
-        log_axis(axes.yaxis, [row["latency_ms"] for row in rows])
+        log_axis(axes.yaxis, [row.latency_ms for row in rows])
         shape_ticks(axes, shapes, batch=group.common_batch is None, room=6 if len(dtypes) > 1 else 10)
     page.label(f"{shape_axis_name(group)}, by pixels per image", LATENCY.name)
     return page.finish(source, "Latency against resolution", dtypes, missing=len(group.rows) - len(rows))

@@ -7,9 +7,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from opbench.report import analysis
-from opbench.report.layout import OPERATOR_LABELS, Group, Row, Series, three_digits
+from opbench.report.layout import OPERATOR_LABELS, Group, Series, three_digits
 from opbench.report.plots.source import Source
 from opbench.report.plots.style import FAINT, GREY, Page, log_axis, shape_axis_name, shape_ticks
+from opbench.results.row import Row
 
 __all__ = ["default_base", "heatmap_figure", "launches_figure", "precision_figure", "split_figure"]
 
@@ -27,11 +28,10 @@ def split_figure(source: Source, group: Group) -> Figure | None:
     beside = [
         row
         for row in source.rows
-        if (row["shape_list"], row["direction"]) == (group.shape_list, group.direction)
-        and row["level"] in ("module", "core")
+        if (row.shape_list, row.direction) == (group.shape_list, group.direction) and row.level in ("module", "core")
     ]
     splits = {id(split.module): split for split in analysis.time_splits(beside)}
-    dtypes = [dtype for dtype in group.dtypes if any(split.module["dtype"] == dtype for split in splits.values())]
+    dtypes = [dtype for dtype in group.dtypes if any(split.module.dtype == dtype for split in splits.values())]
     if not splits:
         return None
     page = Page(group, dtypes)
@@ -42,7 +42,7 @@ def split_figure(source: Source, group: Group) -> Figure | None:
             for place, shape in enumerate(group.shapes):
                 row = group.cell(series, shape, dtype)
                 if row is not None and (split := splits.get(id(row))):
-                    core = 100 * split.core["latency_ms"] / split.module["latency_ms"]
+                    core = 100 * split.core.latency_ms / split.module.latency_ms
                     left = place - 0.4 + rank * width
                     colour = page.styles[series].colour
                     axes.bar(left, core, 0.9 * width, align="edge", color=colour, zorder=2)
@@ -59,7 +59,7 @@ def split_figure(source: Source, group: Group) -> Figure | None:
 
 def default_base(rows: tuple[Row, ...]) -> str | None:
     """DCNv3 where it has a value, else the first operator that has one."""
-    operators = list(dict.fromkeys(str(row["operator"]) for row in analysis.measured(rows)))
+    operators = list(dict.fromkeys(row.operator for row in analysis.measured(rows)))
     return BASE if BASE in operators else next(iter(operators), None)
 
 
@@ -109,14 +109,14 @@ def precision_figure(source: Source, group: Group) -> Figure | None:
     fp32 itself stands at a speed-up of 1: faster is right, less exact is up.
     """
     gains = [gain for gain in analysis.precision_gains(group.rows) if gain.error]
-    dtypes = [dtype for dtype in group.dtypes if any(gain.row["dtype"] == dtype for gain in gains)]
+    dtypes = [dtype for dtype in group.dtypes if any(gain.row.dtype == dtype for gain in gains)]
     if not any(dtype != "fp32" for dtype in dtypes):
         return None
     page = Page(group, dtypes)
     series_of = {id(row): series for series in group.series for row in _rows(group, series)}
     points: dict[tuple[str, Series], list[tuple[float, float]]] = {}
     for gain in gains:
-        key = (gain.row["dtype"], series_of[id(gain.row)])
+        key = (gain.row.dtype, series_of[id(gain.row)])
         points.setdefault(key, []).append((gain.speedup, float(gain.error or 0)))
     for axes, dtype in zip(page.axes, dtypes, strict=True):
         for series in group.series:
@@ -134,9 +134,9 @@ def launches_figure(source: Source, group: Group) -> Figure | None:
     pairs = {id(pair.event): pair for pair in analysis.launches(group.rows)}
     if not pairs:
         return None
-    dtypes = [dtype for dtype in group.dtypes if any(pair.event["dtype"] == dtype for pair in pairs.values())]
+    dtypes = [dtype for dtype in group.dtypes if any(pair.event.dtype == dtype for pair in pairs.values())]
     page = Page(group, dtypes)
-    latencies = [row["latency_ms"] for pair in pairs.values() for row in (pair.event, pair.graph)]
+    latencies = [row.latency_ms for pair in pairs.values() for row in (pair.event, pair.graph)]
     # A group of both timers' rows has two for each cell; only one of them is in the group's own index.
     points = _launch_points(group, pairs)
     for axes, dtype in zip(page.axes, dtypes, strict=True):
@@ -155,9 +155,9 @@ def _launch_points(
     known = {(series.operator, series.provider): series for series in group.series}
     points: dict[tuple[str, Series], list[tuple[float, float]]] = {}
     for pair in pairs.values():
-        series = known[pair.event["operator"], pair.event["provider"]]
-        point = (pair.graph["latency_ms"], pair.event["latency_ms"])
-        points.setdefault((pair.event["dtype"], series), []).append(point)
+        series = known[pair.event.operator, pair.event.provider]
+        point = (pair.graph.latency_ms, pair.event.latency_ms)
+        points.setdefault((pair.event.dtype, series), []).append(point)
     return points
 
 

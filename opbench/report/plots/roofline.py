@@ -18,11 +18,11 @@ def roofline_figure(source: Source, group: Group) -> Figure | None:
 
     The sloping lines are bandwidth (memory; dotted: a warm cache), the level one is matrix throughput.
     """
-    points = {id(row): (x, row["tflops"]) for row in measured(group.rows) if (x := intensity(row))}
+    points = {id(row): (x, row.tflops) for row in measured(group.rows) if (x := intensity(row)) and row.tflops}
     rows = [row for row in group.rows if id(row) in points]
     if not rows:
         return None
-    dtypes = [dtype for dtype in group.dtypes if any(row["dtype"] == dtype for row in rows)]
+    dtypes = [dtype for dtype in group.dtypes if any(row.dtype == dtype for row in rows)]
     page = Page(group, dtypes)
     ceilings = source.ceilings
     tops = [top for dtype in dtypes if ceilings and (top := ceilings.compute_tflops(dtype))]

@@ -20,7 +20,7 @@ def scaling_figure(source: Source, group: Group) -> Figure | None:
     series_of = {id(row): series for series in group.series for row in _rows(group, series)}
     fits: defaultdict[str, list[tuple[Series, Fit]]] = defaultdict(list)
     for fit in scaling_fits(group.rows):
-        fits[fit.rows[0]["dtype"]].append((series_of[id(fit.rows[0])], fit))
+        fits[fit.rows[0].dtype].append((series_of[id(fit.rows[0])], fit))
     if not fits:
         return None
     dtypes = [dtype for dtype in group.dtypes if dtype in fits]
@@ -29,13 +29,13 @@ def scaling_figure(source: Source, group: Group) -> Figure | None:
     rows = [row for found in fits.values() for _, fit in found for row in fit.rows]
     for axes, dtype in zip(page.axes, dtypes, strict=True):
         for series, fit in fits[dtype]:
-            page.draw(axes, series, [(pixels(row), row["latency_ms"]) for row in fit.rows])
+            page.draw(axes, series, [(pixels(row), row.latency_ms) for row in fit.rows])
             ends = [pixels(fit.rows[0]), pixels(fit.rows[-1])]
             line = [fit.scale_ms * end**fit.exponent for end in ends]
             axes.plot(ends, line, color=page.styles[series].colour, linewidth=1.0, linestyle="--", zorder=2)
             exponents[series].append(f"{dtype} {fit.exponent:.2f}{'*' if fit.channels is None else ''}")
         log_axis(axes.xaxis, [pixels(row) for row in rows])
-        log_axis(axes.yaxis, [row["latency_ms"] for row in rows])
+        log_axis(axes.yaxis, [row.latency_ms for row in rows])
     page.label("pixels (batch × height × width)", "median latency (ms)")
     mixed = any(fit.channels is None for found in fits.values() for _, fit in found)
     title = "Scaling with resolution; dashed: fitted powers, their exponents below"

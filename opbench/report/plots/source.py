@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from opbench.device.ceilings import Ceilings
 from opbench.errors import UsageError
-from opbench.report.layout import Row
-from opbench.results.run import COLUMNS, Run
+from opbench.results.row import COLUMN_NAMES, Row
+from opbench.results.run import Run
 
 if TYPE_CHECKING:
     import pandas
@@ -49,16 +49,19 @@ def sources_of_frame(
     Raises:
         UsageError: the frame lacks columns of a results frame.
     """
-    missing = [column for column in COLUMNS if column not in frame.columns]
+    missing = [column for column in COLUMN_NAMES if column not in frame.columns]
     if missing:
         raise UsageError(f"not a results frame: it lacks the columns {', '.join(missing)}")
     known = ceilings if ceilings is not None else frame.attrs.get("ceilings", {})
     plain = frame.astype(object).where(frame.notna(), None)
     sources = {}
     for name, part in plain.groupby(by, sort=False):
-        rows = tuple({str(column): value for column, value in row.items()} for row in part.to_dict("records"))
-        limits = known.get(rows[0]["run_id"])
+        rows = tuple(
+            Row(**dict(zip(COLUMN_NAMES, values, strict=True)))
+            for values in part[list(COLUMN_NAMES)].itertuples(index=False)
+        )
+        limits = known.get(rows[0].run_id)
         sources[str(name)] = Source(
-            str(rows[0]["device"]), rows, Ceilings.from_json(limits) if isinstance(limits, Mapping) else limits
+            rows[0].device, rows, Ceilings.from_json(limits) if isinstance(limits, Mapping) else limits
         )
     return sources

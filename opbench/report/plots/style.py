@@ -16,10 +16,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from opbench.files import write_whole
-from opbench.report.layout import Group, Row, Series, count_cells, shape_text
+from opbench.report.layout import Group, Series, count_cells, shape_text
 from opbench.report.palette import Look, identity_looks
 from opbench.report.plots.source import Source
-from opbench.results.measurement import Status
+from opbench.results.row import MeasuredRow, Row, is_ok
 from opbench.workload.case import Shape
 
 __all__ = [
@@ -100,9 +100,9 @@ def series_styles(group: Group) -> dict[Series, SeriesStyle]:
     return {series: SeriesStyle(group.label(series), looks[series.identity]) for series in group.series}
 
 
-def has_latency(row: Row | None) -> TypeGuard[Row]:
+def has_latency(row: Row | None) -> TypeGuard[MeasuredRow]:
     """Whether a row can stand on a logarithmic latency axis."""
-    return row is not None and row["status"] == Status.OK and row["latency_ms"] > 0
+    return is_ok(row) and row.latency_ms > 0
 
 
 @contextmanager
@@ -159,11 +159,11 @@ class Page:
     ) -> Figure:
         """Add title, legend (its texts replaced by `labels`), and how many cells have no value."""
         group = self.group
-        timed = [row for row in group.rows if row["status"] == Status.OK]
-        how = [", ".join(sorted({row[column] for row in timed})) for column in ("timer", "cache")]
+        timed = [row for row in group.rows if is_ok(row)]
+        how = [", ".join(sorted(found)) for found in ({row.timer for row in timed}, {row.cache for row in timed})]
         facts = f"{source.device_name} · {', '.join(dtypes)} · {group.description} · {', '.join(how)}"
         lines = [title, *textwrap.wrap(facts, 105)]
-        suspicious = sum(bool(row["suspicious"]) for row in timed)
+        suspicious = sum(bool(row.suspicious) for row in timed)
         if suspicious:
             lines.append(f"{count_cells(suspicious)} suspicious, faster than the measured limits allow: see the table")
         if missing:

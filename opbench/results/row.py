@@ -1,0 +1,168 @@
+"""A row of a run: what is known of one planned cell. Its fields are the columns of measurements.csv, defined only here.
+
+`python -m opbench.results.columns >docs/columns.md` writes their reference.
+"""
+
+from dataclasses import MISSING, Field, dataclass, field, fields
+from operator import attrgetter
+from types import NoneType
+from typing import Any, TypeGuard, get_args
+
+from opbench.results.measurement import Status
+
+__all__ = ["COLUMNS", "COLUMN_NAMES", "NEVER", "NOT_OK", "Column", "MeasuredRow", "Row", "is_ok"]
+
+NEVER = "never"
+NOT_OK = "the cell is not `ok`"
+NO_RATE = f"{NOT_OK}, or its median is 0"
+NO_LIMIT = "the run has no ceilings, or none for this dtype"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column of a table of rows or samples.
+
+    Attributes:
+        name: as in the frame and in the CSV.
+        meaning: one line of Markdown.
+        unit: empty for texts and plain numbers.
+        empty: when it has no value: NaN or NA in a frame, nothing in the CSV.
+        kind: its type in a frame: str, int (pandas' Int64) or float.
+    """
+
+    name: str
+    meaning: str
+    unit: str = ""
+    empty: str = NEVER
+    kind: type[str] | type[int] | type[float] = str
+
+
+def _column(meaning: str, *, unit: str = "", empty: str = NEVER, default: object = MISSING) -> Any:  # noqa: ANN401
+    """A field of Row, described as in Column. Where it is empty its value is None, unless another is given."""
+    if default is MISSING and empty != NEVER:
+        default = None
+    return field(default=default, metadata={"meaning": meaning, "unit": unit, "empty": empty})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One planned cell of a run. A value that is not there is None, of a text that may be empty ""; it is never 0.
+
+    The published figures are rows, too: of them only the latency and what names the cell is known.
+    """
+
+    run_id: str = _column("identity of the run: when it started, in UTC, and six random digits")
+    operator: str = _column("as in `--ops`")
+    provider: str = _column("which implementation of the operator, as in `--providers`")
+    level: str = _column(
+        "`module`: with its linear projections; `core`: the operator alone. An operator with one level is "
+        "timed as a whole and called `module`"
+    )
+    direction: str = _column("`fwd`, `bwd`, or `fwd_bwd` for both in one launch")
+    shape_list: str = _column("the list of `--shapes` that the shape is from")
+    shape: str = _column("of the input: batch x height x width x channels")
+    batch: int = _column("of the shape", unit="images")
+    height: int = _column("of the shape", unit="pixels")
+    width: int = _column("of the shape", unit="pixels")
+    channels: int = _column("of the shape")
+    dtype: str = _column("`fp32` (strict), `tf32`, `fp16` or `bf16`")
+    device: str = _column("name of what was measured")
+    timer: str = _column("`cuda-event`, `cuda-graph` or `wall-clock`; of a cell that was not timed, what was asked for")
+    cache: str = _column("`cold`: the L2 was overwritten before each launch; `warm`: it was not")
+    settings: str = _column("the operator's, as `name=value;name=value`", empty="the operator has none", default="")
+    status: str = _column(
+        "`ok`, `not_applicable`, `unavailable`, `out_of_memory`, `wrong`, `error`, `timeout` or `not_run`"
+    )
+    reason: str = _column(
+        "why the cell is not `ok`; of an `ok` cell, what to know about it", empty="nothing to say", default=""
+    )
+    warnings: str = _column(
+        "what disturbed the samples, and what the cell left changed: `kind: detail`, joined by `; `",
+        empty="nothing did",
+        default="",
+    )
+    latency_ms: float | None = _column("median latency of one launch", unit="ms", empty=NOT_OK)
+    latency_ms_p20: float | None = _column("20 % of the samples are below", unit="ms", empty=NOT_OK)
+    latency_ms_p80: float | None = _column("80 % of the samples are below", unit="ms", empty=NOT_OK)
+    latency_ms_min: float | None = _column("fastest sample", unit="ms", empty=NOT_OK)
+    ci_low_ms: float | None = _column(
+        "lower end of the median's distribution-free 95 % interval", unit="ms", empty=NOT_OK
+    )
+    ci_high_ms: float | None = _column("upper end of that interval", unit="ms", empty=NOT_OK)
+    samples: int | None = _column(
+        "how many latencies were measured; short launches share one", unit="samples", empty=NOT_OK
+    )
+    stop_reason: str | None = _column("why sampling ended: `converged`, `time_budget` or `long_launch`", empty=NOT_OK)
+    flop_count: int | None = _column(
+        "floating-point operations of one launch, by formula; a multiply-add counts two", unit="FLOP", default=None
+    )
+    bytes_moved: int | None = _column(
+        "bytes that one launch must move across the memory bus at least once, by formula", unit="bytes", default=None
+    )
+    tflops: float | None = _column("`flop_count` / `latency_ms`", unit="1e12 FLOP/s", empty=NO_RATE)
+    gbps: float | None = _column("`bytes_moved` / `latency_ms`", unit="1e9 byte/s", empty=NO_RATE)
+    peak_memory_bytes: int | None = _column(
+        "most memory allocated during one launch, inputs included",
+        unit="bytes",
+        empty="the cell is not `ok`, or the device does not tell (the CPU)",
+    )
+    max_rel_error: float | None = _column(
+        "largest error of an element against the fp64 reference, of output or gradients: abs(got - expected) "
+        "/ (abs(expected) + rms(expected))",
+        empty="nothing was compared, or a value is not finite",
+    )
+    tolerance: float | None = _column(
+        "the largest `max_rel_error` that is right, from the dtype's rounding and the operator's arithmetic",
+        empty="nothing was compared",
+    )
+    kernel_source_hash: str | None = _column(
+        "SHA-256 of the operator's file and the provider's sources, 16 digits",
+        empty="the cell ended before it was known",
+    )
+    configuration: str | None = _column(
+        "what the provider tuned or chose, as it says", empty="there is nothing to choose"
+    )
+    limit_ms: float | None = _column(
+        "the least that one launch can take on this device, by what was measured of it", unit="ms", empty=NO_LIMIT
+    )
+    limit_fraction: float | None = _column(
+        "`limit_ms` / `latency_ms`: 1 is as fast as this device can", empty=f"{NOT_OK}, or {NO_LIMIT}"
+    )
+    bound_by: str | None = _column("which limit that is: `compute`, `memory`, `cache` or `launch`", empty=NO_LIMIT)
+    suspicious: str | None = _column("the figures, where a cell beats its limit by more than 5 %", empty="it does not")
+    processes: int | None = _column(
+        "how many fresh processes measured the cell (`--repeat`); above 1 the latencies are the processes' medians",
+        unit="processes",
+        empty=NOT_OK,
+    )
+
+    def values(self) -> tuple[Any, ...]:
+        """The values in the order of COLUMNS."""
+        values: tuple[Any, ...] = _VALUES(self)
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values by the name of their column."""
+        return dict(zip(COLUMN_NAMES, _VALUES(self), strict=True))
+
+
+class MeasuredRow(Row):
+    """A row with a latency: for the type checker alone; at run time it is a Row of which `is_ok` holds."""
+
+    latency_ms: float
+
+
+def is_ok(row: Row | None) -> TypeGuard[MeasuredRow]:
+    """Whether there is a row, and its cell was measured."""
+    return row is not None and row.status == Status.OK
+
+
+def _column_of(described: Field[Any]) -> Column:
+    kind = next(kind for kind in (*get_args(described.type), described.type) if kind is not NoneType)
+    return Column(described.name, **described.metadata, kind=kind)
+
+
+COLUMNS = tuple(map(_column_of, fields(Row)))
+"""Of measurements.csv and of a results frame, in their order."""
+COLUMN_NAMES = tuple(column.name for column in COLUMNS)
+_VALUES = attrgetter(*COLUMN_NAMES)

@@ -1,0 +1,66 @@
+"""The row of a measurement: what the journal holds of a cell, and what follows from it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from opbench.device.ceilings import Ceilings, limit_columns
+from opbench.results.measurement import Measurement, Status
+from opbench.results.metrics import derived_metrics
+from opbench.results.row import Row
+
+__all__ = ["row_of"]
+
+
+def row_of(
+    measurement: Measurement, *, run_id: str, device: str, command: Mapping[str, Any], ceilings: Ceilings | None
+) -> Row:
+    """The row of one cell.
+
+    Args:
+        measurement: of the cell.
+        run_id: of the run.
+        device: its device's name.
+        command: what the run was asked for: the timer and the cache state of a cell that was not timed.
+        ceilings: of the device, if they were measured.
+    """
+    cell = measurement.cell
+    shape = cell.case.shape
+    timer = measurement.timer or command["timer"]
+    cache = measurement.cache or command["cache"]
+    labels: Mapping[str, Any] = cell.case.labels()
+    metrics = derived_metrics(measurement)
+    limits = limit_columns(
+        ceilings,
+        dtype=str(cell.case.dtype),
+        flop_count=cell.flop_count,
+        bytes_moved=cell.bytes_moved,
+        timer=timer,
+        cache=cache,
+        latency_ms=metrics["latency_ms"],
+    )
+    return Row(
+        run_id=run_id,
+        **labels,
+        provider=cell.provider,
+        batch=shape.batch,
+        height=shape.height,
+        width=shape.width,
+        channels=shape.channels,
+        device=device,
+        timer=timer,
+        cache=cache,
+        status=str(measurement.status),
+        reason=measurement.reason,
+        warnings="; ".join(measurement.warnings),
+        stop_reason=str(measurement.stop_reason) if measurement.stop_reason else None,
+        flop_count=cell.flop_count,
+        bytes_moved=cell.bytes_moved,
+        peak_memory_bytes=measurement.peak_memory_bytes,
+        max_rel_error=measurement.max_rel_error,
+        tolerance=measurement.tolerance,
+        kernel_source_hash=measurement.kernel_source_hash or None,
+        configuration=measurement.configuration or None,
+        processes=measurement.processes if measurement.status is Status.OK else None,
+        **metrics,
+        **limits,
+    )
