@@ -10,10 +10,10 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from opbench.cell_warning import disturb_comparison
 from opbench.compare.noise import ASSUMED_SPREAD, Noise
 from opbench.compare.readings import Arm, Reading
 from opbench.compare.verdicts import CellComparison, Comparison, Verdict, overall_verdict
-from opbench.device.interference import is_disturbed
 from opbench.estimate import Estimate, Unit
 from opbench.results.measurement import Status
 from opbench.text import percent_text
@@ -237,7 +237,7 @@ def _compare(
     change = ratio_interval(a, b)
     if few := _too_few(base, head):
         return outcome(Verdict.INCONCLUSIVE, few, replace(change, low=0.0, high=math.inf))
-    disturbed = is_disturbed((*base.warnings, *head.warnings))
+    disturbed = disturb_comparison(base.warnings, head.warnings)
     return outcome(*_weak_verdict(change, threshold, spread, disturbed=disturbed), change)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from opbench.cell_warning import CellWarning
 from opbench.estimate import Estimate
 from opbench.workload.case import Cell
 
@@ -85,7 +86,7 @@ class CellComparison:
     change: Estimate | None = None
     base_source: str = ""
     head_source: str = ""
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[CellWarning, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

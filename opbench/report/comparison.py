@@ -168,7 +168,7 @@ def _notes(comparison: Comparison) -> list[str]:
         if cell.reason:
             reasons[cell.verdict, _note(cell.reason)].append(name)
         for warning in cell.warnings:
-            warnings[one_line(warning).partition(": ")[0]][name] = None
+            warnings[one_line(warning.kind)][name] = None
     notes = [
         f"{verdict.capitalize()}, {count_cells(len(keys))}: {reason}: {_listed(keys)}."
         for (verdict, reason), keys in reasons.items()
@@ -228,7 +228,7 @@ def _row(cell: CellComparison) -> dict[str, Any]:
         "reason": one_line(cell.reason),
         "base_source": cell.base_source,
         "head_source": cell.head_source,
-        "warnings": "; ".join(map(one_line, cell.warnings)),
+        "warnings": "; ".join(one_line(str(warning)) for warning in cell.warnings),
     }
     if cell.change:
         values |= {"ratio": cell.change.value, "ratio_low": cell.change.low, "ratio_high": cell.change.high}

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
+from opbench.cell_warning import join_warnings
 from opbench.device.ceilings import Ceilings, limit_columns, read_ceilings
 from opbench.errors import ResultsError, StorageError
 from opbench.files import remove_leftovers, storage_errors, write_whole
@@ -219,7 +220,7 @@ class RunFolder:
             "cache": measurement.cache or self.run["command"]["cache"],
             "status": str(measurement.status),
             "reason": measurement.reason,
-            "warnings": "; ".join(measurement.warnings),
+            "warnings": join_warnings(measurement.warnings),
             "stop_reason": str(measurement.stop_reason) if measurement.stop_reason else None,
             "flop_count": measurement.cell.flop_count,
             "bytes_moved": measurement.cell.bytes_moved,

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
+from opbench.cell_warning import CellWarning, WarningKind
 from opbench.device.ceilings import BUSY_LOAD, Ceilings, emulated_dtypes, missing_notes
 from opbench.device.environment import collect_environment, device_slug, environment_differences
 from opbench.device.interference import OTHER_LOAD
@@ -221,7 +222,7 @@ def run_cells(
                     progress.started(cell, number, repeat * len(cells))
                     measurement = replace(executor.run(cell, progress.stage), repetition=repetition)
                     if run.differences:
-                        notes = (f"resumed elsewhere: {difference}" for difference in run.differences)
+                        notes = (CellWarning(WarningKind.RESUMED_ELSEWHERE, text) for text in run.differences)
                         measurement = replace(measurement, warnings=(*measurement.warnings, *notes))
                     journal.write(measurement)
                     status[cell.key, repetition] = measurement.status
