@@ -15,6 +15,8 @@ class Effect(Enum):
     """It describes the device or the cell; the samples are as good as without it."""
     DISTURBED = auto()
     """Other samples would have come out a moment before or after."""
+    DISTURBED_UNLESS_EQUAL = auto()
+    """It holds as long as the device works: a comparison is fair where both sides have it with the same detail."""
 
 
 class WarningKind(StrEnum):
@@ -35,6 +37,7 @@ class WarningKind(StrEnum):
     CPU_GOVERNOR = "CPU governor", Effect.NONE
     GPU_SHARED = "GPU shared", Effect.DISTURBED
     GPU_CLOCKS_LIMITED = "GPU clocks limited", Effect.DISTURBED
+    GPU_AT_POWER_LIMIT = "GPU at power limit", Effect.DISTURBED_UNLESS_EQUAL
     GPU_SM_CLOCK = "GPU SM clock", Effect.DISTURBED
     GPU_MEMORY_CLOCK = "GPU memory clock", Effect.DISTURBED
     GPU_MIG = "GPU MIG", Effect.NONE
@@ -81,8 +84,15 @@ class CellWarning:
 
 
 def disturb_comparison(base: Iterable[CellWarning], head: Iterable[CellWarning]) -> bool:
-    """Whether warnings of a cell's two sides mean that a difference between them may be a disturbance."""
-    return any(warning.effect is Effect.DISTURBED for warning in (*base, *head))
+    """Whether warnings of a cell's two sides mean that a difference between them may be a disturbance.
+
+    A card at its power limit lowers its clocks by what it runs, so that every figure it gives is at that limit: with
+    the same limit on both sides the comparison is fair, with the limit on one side alone it is not.
+    """
+    base, head = {*base}, {*head}
+    return any(warning.effect is Effect.DISTURBED for warning in base | head) or any(
+        warning.effect is Effect.DISTURBED_UNLESS_EQUAL for warning in base ^ head
+    )
 
 
 def join_warnings(warnings: Iterable[CellWarning]) -> str:

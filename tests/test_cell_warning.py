@@ -7,6 +7,9 @@ import pytest
 from report_fixtures import make_run, measurement
 
 from opbench.cell_warning import CellWarning, Effect, WarningKind, disturb_comparison, join_warnings, split_warnings
+from opbench.compare.readings import Arm
+from opbench.compare.runs import compare_runs
+from opbench.compare.verdicts import Verdict
 from opbench.results.measurement import Measurement
 from opbench.workload.case import Shape
 
@@ -62,3 +65,32 @@ def test_what_disturbs_and_what_only_describes():
         assert disturb_comparison(warning, warning)
     harmless = [CellWarning(kind, "x") for kind in ("CPU governor", "GPU MIG", "GPU power cap", "host time", "y")]
     assert not disturb_comparison(harmless, ())
+
+
+def test_a_power_limit_on_both_sides_is_fair():
+    limited, lower = (CellWarning("GPU at power limit", f"its limit of {watts} W") for watts in (700, 400))
+    load = CellWarning("CPU load", "20 %")
+    assert not disturb_comparison((limited,), (limited, NEWER))
+    assert disturb_comparison((limited,), ())
+    assert disturb_comparison((), (limited,))
+    assert disturb_comparison((limited,), (lower,))
+    assert disturb_comparison((limited, load), (limited,))
+
+
+def test_a_power_limit_decides_what_a_comparison_calls_slower(tmp_path):
+    sides = {"base": 1.0, "head": 2.0}
+    limited = (CellWarning("GPU at power limit", "its limit of 700 W"),)
+
+    def verdict(**warnings):
+        runs = [
+            make_run(
+                tmp_path / f"{name}-{len(warnings)}",
+                [replace(measurement("conv3x3", Shape(1, 28, 28, 64), "fp32", ms), warnings=warnings.get(name, ()))],
+            )
+            for name, ms in sides.items()
+        ]
+        return compare_runs(*map(Arm.of_run, runs)).verdict
+
+    assert verdict() is Verdict.SLOWER
+    assert verdict(head=limited) is Verdict.INCONCLUSIVE
+    assert verdict(base=limited, head=limited) is Verdict.SLOWER

@@ -15,6 +15,8 @@ CLOCK_MOVE = 0.05
 """Part of its first reading by which a clock may move during the samples."""
 HARMLESS_LIMITS = frozenset({"gpu_idle", "applications_clocks_setting", "sync_boost", "display_clock_setting"})
 """Clock event reasons that somebody set, or that mean no work; every other one slows a busy GPU."""
+POWER_CAP = "sw_power_cap"
+"""The clock event reason of a card that stays within its power limit, and no reason to expect other clocks later."""
 
 Snapshot = Mapping[str, Any]
 
@@ -61,13 +63,17 @@ def _on_gpu(before: Snapshot, after: Snapshot) -> Iterator[CellWarning]:
         names = ", ".join(f"{pid} {process.get('name') or 'unknown'}" for pid, process in sorted(others.items()))
         yield CellWarning(WarningKind.GPU_SHARED, f"other processes on it: {names}")
     reasons = {reason for side in (before, after) for reason in side.get("clock_event_reasons") or ()}
-    if slowing := sorted(reasons - HARMLESS_LIMITS):
+    limit, default = after.get("power_limit_w"), after.get("default_power_limit_w")
+    slowing = sorted(reasons - HARMLESS_LIMITS)
+    if slowing == [POWER_CAP]:
+        allowed = "its power limit" if limit is None else f"its limit of {limit:g} W"
+        yield CellWarning(WarningKind.GPU_AT_POWER_LIMIT, f"it lowers its clocks to stay within {allowed}")
+    elif slowing:
         yield CellWarning(WarningKind.GPU_CLOCKS_LIMITED, f"by {', '.join(slowing)} ({_temperatures(before, after)})")
     yield from _moved(before, after, "sm_clock_mhz", WarningKind.GPU_SM_CLOCK)
     yield from _moved(before, after, "memory_clock_mhz", WarningKind.GPU_MEMORY_CLOCK)
     if after.get("mig_mode"):
         yield CellWarning(WarningKind.GPU_MIG, "the device is a slice of a GPU that others may use")
-    limit, default = after.get("power_limit_w"), after.get("default_power_limit_w")
     if limit is not None and default is not None and limit < default:
         yield CellWarning(WarningKind.GPU_POWER_CAP, f"{limit:g} W, below the card's own {default:g} W")
 
