@@ -24,7 +24,8 @@ class WarningKind(StrEnum):
 
     effect: Effect
 
-    def __new__(cls, text: str, effect: Effect) -> Self:
+    # The default is never used: with it, type checkers accept WarningKind("CPU load").
+    def __new__(cls, text: str, effect: Effect = Effect.NONE) -> Self:
         """A kind with its effect on comparisons."""
         kind = str.__new__(cls, text)
         kind._value_ = text

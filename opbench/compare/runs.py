@@ -325,14 +325,7 @@ def _reason(cells: Sequence[CellComparison], verdict: Verdict, threshold: float)
     if not any(cell.base_ms for cell in cells):
         return "the base has no measured cell"
     count = sum(cell.verdict is verdict for cell in cells)
-    what = {
-        Verdict.SLOWER: f"slower by more than {percent_text(threshold)}",
-        Verdict.FASTER: f"faster by more than {percent_text(threshold)}, none slower",
-        Verdict.SAME: f"the same within {percent_text(threshold)}",
-        Verdict.INCONCLUSIVE: "neither shown to differ nor to be the same",
-        Verdict.NOT_COMPARABLE: "measured under other circumstances",
-        Verdict.MISSING: "not measured in both",
-    }[verdict]
+    what = verdict.words.format(threshold=percent_text(threshold))
     return f"{count} of {len(cells)} cells: {what}"
 
 
