@@ -1,10 +1,10 @@
-"""Texts as a reader gets them: one line, a percentage, the kind of a warning."""
+"""Texts as a reader gets them: one line, a percentage."""
 
 import math
 
 from opbench.errors import UsageError
 
-__all__ = ["one_line", "parse_percent", "percent_text", "warning_kind"]
+__all__ = ["one_line", "parse_percent", "percent_text"]
 
 
 def parse_percent(option: str, text: str) -> float:
@@ -35,8 +35,3 @@ def one_line(text: str, length: int = 300) -> str:
     words = " ".join(text[: 4 * length].split())
     printable = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
     return printable if len(printable) <= length else f"{printable[: length - 1]}…"
-
-
-def warning_kind(warning: str) -> str:
-    """What a warning is of, without its details."""
-    return warning.partition(":")[0]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 from itertools import cycle
 
+from opbench.cell_warning import CellWarning
 from opbench.timing.timer import Launch
 
 __all__ = ["FakeTimer"]
@@ -18,7 +19,7 @@ class FakeTimer:
     name = "fake"
     cache = "warm"
     launches_per_sample = 1
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[CellWarning, ...] = ()
 
     def __init__(self, latencies_ms: Iterable[float]) -> None:
         self._latencies: Iterator[float] = cycle(latencies_ms)

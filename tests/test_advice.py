@@ -9,8 +9,9 @@ from builders import doubling, make_case, make_cell
 from report_fixtures import make_run, measurement
 from test_run import Recorder
 
+from opbench.cell_warning import CellWarning
 from opbench.device.environment import collect_environment, comparison_identity
-from opbench.device.interference import is_disturbed, others_share
+from opbench.device.interference import others_share
 from opbench.report import run_tables, speedup_tables
 from opbench.report.advice import cells_advice, way_out
 from opbench.report.page.warnings import run_warnings
@@ -23,7 +24,7 @@ from opbench.sweeps.start import start_run
 from opbench.workload.case import Shape
 
 TWO = {"device": "cpu", "cpu": {"torch_threads": 2}}
-LOADED = "CPU load: other processes used 83% of all cores during warm-up and samples"
+LOADED = CellWarning.parse("CPU load: other processes used 83% of all cores during warm-up and samples")
 SMALL = Shape(1, 28, 28, 64)
 
 
@@ -41,7 +42,7 @@ def test_the_way_out_depends_on_the_threads_and_the_device():
 
 def test_what_was_seen_is_said_in_one_line():
     assert cells_advice([(0.01, ()), (None, ()), (0.25, ())], TWO) == ""
-    seen = cells_advice([(0.3, ()), (152.46, ()), (0.01, (LOADED, "CPU governor: powersave"))], TWO)
+    seen = cells_advice([(0.3, ()), (152.46, ()), (0.01, (LOADED, CellWarning("CPU governor", "powersave")))], TWO)
     assert seen.startswith("samples scatter by up to ±15246 % and other programs used the CPU: close the other program")
     assert cells_advice([(0.3, (LOADED,))], {"device": "cuda:0"}) == ""
 
@@ -114,12 +115,6 @@ def test_a_load_that_has_ended_is_no_busy_machine(sweep, monkeypatch):
 def test_samples_that_scatter_are_said_once(sweep, monkeypatch):
     monkeypatch.setattr("opbench.sweeps.run_cells.relative_half_width", lambda samples: 4.0)
     assert sweep(load=0.1, share=None) == [f"samples scatter by up to ±400 %: {way_out(TWO)}"]
-
-
-def test_what_disturbs_and_what_only_describes():
-    assert is_disturbed((LOADED,))
-    assert is_disturbed(("resumed elsewhere: torch: 1 there, 2 here",))
-    assert not is_disturbed(("CPU governor: powersave", "GPU MIG: a slice", "host time: x", "global state: y"))
 
 
 def test_the_others_share_of_the_cores():

@@ -15,7 +15,7 @@ import typer.main
 import yaml
 
 from opbench.cli.app import app
-from opbench.compare.verdicts import EXIT_CODES
+from opbench.compare.verdicts import Verdict
 
 ROOT = Path(__file__).parents[1]
 ACTION = ROOT / ".github" / "actions" / "opbench-gate" / "action.yml"
@@ -135,7 +135,7 @@ def test_the_guide_lists_every_input_with_its_default_and_every_exit_code():
     }
     used = set(re.findall(r"inputs\.([a-z-]+)", ACTION.read_text()))
     assert used == set(inputs)
-    for code in {*EXIT_CODES.values(), 2}:
+    for code in {*(verdict.exit_code for verdict in Verdict), 2}:
         assert re.search(rf"^\| {code} \| ", text, re.MULTILINE)
 
 

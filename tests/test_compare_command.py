@@ -11,6 +11,7 @@ import pytest
 from report_fixtures import made_noise, make_run, measurement
 from test_fuzz import call
 
+from opbench.cell_warning import split_warnings
 from opbench.compare.noise import keep_noise
 from opbench.report.comparison import COLUMNS
 from opbench.results.measurement import Status
@@ -112,7 +113,10 @@ def test_csv_is_tidy_and_unrounded(place):
     third = 1 / 3
     settings = (("offset_std_px", 1.5), ("kernel_size", 3))
     cell = measurement("dcnv4", SMALL, "bf16", third, settings=settings, provider="triton")
-    make_run(place / "run", [replace(cell, kernel_source_hash="abc", warnings=("CPU load: 20 %", "x: y"))])
+    make_run(
+        place / "run",
+        [replace(cell, kernel_source_hash="abc", warnings=split_warnings("CPU load: 20 %; x: y"))],
+    )
     _, out, _ = call("compare", "run", "run", "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(out)))
     assert tuple(rows[0]) == COLUMNS

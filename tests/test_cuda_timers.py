@@ -216,7 +216,7 @@ def test_a_host_that_is_slower_than_the_longest_lead_is_said(device):
     timer.prepare(device.launch, 0.0)
     assert len(timer.sample(device.launch, 10)) == 10
     [warning] = timer.warnings
-    assert warning.startswith("host time: 10 of 10 samples began before the host had queued all of the launch")
+    assert str(warning).startswith("host time: 10 of 10 samples began before the host had queued all of the launch")
     assert max(device.spins) <= 0.01 * 2e9  # 10 ms
 
 

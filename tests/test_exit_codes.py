@@ -14,7 +14,7 @@ from test_fuzz import call
 
 from opbench.cli import app as cli
 from opbench.cli import shared as _shared
-from opbench.compare.verdicts import EXIT_CODES
+from opbench.compare.verdicts import Verdict
 
 DOCS = Path(__file__).parents[1] / "docs" / "reliability.md"
 TINY = "shapes:\n  - {batch: 1, height: 4, width: 4, channels: 32}\n"
@@ -46,7 +46,7 @@ def test_the_tables_are_complete():
     assert codes - {_shared.EXIT_VERDICT_STORAGE} == set(documented())
     rows = re.findall(r"^\| ([a-z, ]*) ?\| (\d+) \| .* \|$", DOCS.read_text(), re.MULTILINE)
     verdicts = {verdict: int(code) for names, code in rows for verdict in names.split(", ") if verdict.strip()}
-    assert {name.strip(): code for name, code in verdicts.items()} == {str(v): code for v, code in EXIT_CODES.items()}
+    assert {name.strip(): code for name, code in verdicts.items()} == {str(v): v.exit_code for v in Verdict}
     others = {int(code) for names, code in rows if not names.strip()}
     assert others == {_shared.EXIT_USAGE, _shared.EXIT_VERDICT_STORAGE}
 

@@ -10,6 +10,7 @@ from builders import doubling, make_case, make_cell
 from test_environment import HANDLE, nvml  # noqa: F401 - a fixture
 from test_results import CELLS, COMMAND, ENVIRONMENT, ok
 
+from opbench.cell_warning import split_warnings
 from opbench.device import snapshots as conditions
 from opbench.device.interference import interference, others_share
 from opbench.device.snapshots import cpu_conditions
@@ -32,7 +33,7 @@ OTHER = {"pid": 77, "name": "train.py", "used_memory_bytes": None}
 
 
 def told(before, **after):
-    return interference(before, {**before, **after})
+    return tuple(map(str, interference(before, {**before, **after})))
 
 
 def test_a_quiet_machine_gives_no_warning():
@@ -53,6 +54,12 @@ def test_a_quiet_machine_gives_no_warning():
         (GPU, {"memory_clock_mhz": 810}, "GPU memory clock: moved from 2619 to 810 MHz during the samples"),
         (GPU, {"clock_event_reasons": ["sw_power_cap", "sw_thermal_slowdown"], "temperature_c": 87},
          "GPU clocks limited: by sw_power_cap, sw_thermal_slowdown (60 C before, 87 C after)"),
+        (GPU, {"clock_event_reasons": ["sw_power_cap", "gpu_idle"]},
+         "GPU at power limit: it lowers its clocks to stay within its limit of 700 W"),
+        (GPU, {"clock_event_reasons": ["sw_power_cap"], "power_limit_w": None},
+         "GPU at power limit: it lowers its clocks to stay within its power limit"),
+        (GPU, {"clock_event_reasons": ["hw_power_brake_slowdown"]},
+         "GPU clocks limited: by hw_power_brake_slowdown (60 C before, 60 C after)"),
         (GPU, {"other_gpu_processes": [OTHER]}, "GPU shared: other processes on it: 77 train.py"),
         (GPU, {"mig_mode": True}, "GPU MIG: the device is a slice of a GPU that others may use"),
         (GPU, {"power_limit_w": 400.0}, "GPU power cap: 400 W, below the card's own 700 W"),
@@ -132,7 +139,7 @@ def test_the_steps_of_the_systems_counters_are_no_load():
 
 def test_what_was_there_before_and_left_is_said_too():
     before = {**GPU, "other_gpu_processes": [OTHER], "clock_event_reasons": ["hw_slowdown"]}
-    kinds = [warning.partition(":")[0] for warning in interference(before, GPU)]
+    kinds = [warning.kind for warning in interference(before, GPU)]
     assert kinds == ["GPU shared", "GPU clocks limited"]
 
 
@@ -141,7 +148,7 @@ def test_a_gpu_of_fakes_gives_warnings_through_nvml(nvml):  # noqa: F811
     nvml.answers["nvmlDeviceGetClockInfo", HANDLE, 1] = 900
     nvml.answers["nvmlDeviceGetMigMode", HANDLE] = [1, 1]
     nvml.answers["nvmlDeviceGetEnforcedPowerLimit", HANDLE] = 350000
-    warnings = [w for w in interference(before, conditions.conditions("cuda:0")) if w.startswith("GPU")]
+    warnings = [str(w) for w in interference(before, conditions.conditions("cuda:0")) if w.kind.startswith("GPU")]
     assert warnings == [
         f"GPU shared: other processes on it: {2**22 + 5} unknown, {2**22 + 7} python3",
         "GPU clocks limited: by hw_thermal_slowdown, sw_power_cap, unknown_0x1000 (41 C before, 41 C after)",
@@ -219,7 +226,7 @@ def test_a_busy_machine_is_said_in_the_row_and_the_figures_stay():
             spinner.wait()
     assert measurement.status is Status.OK
     assert measurement.latencies_ms
-    assert any(warning.startswith("CPU load: other processes used") for warning in measurement.warnings)
+    assert any(str(warning).startswith("CPU load: other processes used") for warning in measurement.warnings)
 
 
 def test_warnings_are_a_column_and_a_note(tmp_path, monkeypatch):
@@ -229,8 +236,8 @@ def test_warnings_are_a_column_and_a_note(tmp_path, monkeypatch):
 
     run = Run.create(tmp_path / "run", command=COMMAND, environment=ENVIRONMENT, plan=CELLS)
     with run.append() as journal:
-        journal.write(replace(ok(CELLS[0]), warnings=("CPU load: 50%", "GPU MIG: a slice")))
-        journal.write(replace(ok(CELLS[1]), warnings=("CPU load: 70%",)))
+        journal.write(replace(ok(CELLS[0]), warnings=split_warnings("CPU load: 50%; GPU MIG: a slice")))
+        journal.write(replace(ok(CELLS[1]), warnings=split_warnings("CPU load: 70%")))
     frame = load_results(run.path)
     assert frame.warnings.tolist() == ["CPU load: 50%; GPU MIG: a slice", "CPU load: 70%", "", ""]
     assert frame.latency_ms[:2].notna().all()
@@ -249,4 +256,4 @@ def test_conditions_are_kept_around_the_samples_of_every_cell(monkeypatch):
     measurement = CellRunner(options, {"double": doubling()}.__getitem__).run(make_cell(make_case()))
     assert measurement.conditions["before"]["cpu_temperature_c"] == 50.0
     assert measurement.conditions["after"]["cpu_clock_mhz"] == 1000
-    assert measurement.warnings == ("CPU clock: moved from 3000 to 1000 MHz during the samples",)
+    assert [*map(str, measurement.warnings)] == ["CPU clock: moved from 3000 to 1000 MHz during the samples"]

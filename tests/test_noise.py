@@ -11,6 +11,7 @@ from gate_evidence import read_rounds
 from report_fixtures import DEVICE, made_noise, make_run, measurement
 from test_fuzz import call
 
+from opbench.cell_warning import CellWarning
 from opbench.compare.noise import ASSUMED_SPREAD, Noise, keep_noise, known_noise, spread_of
 from opbench.compare.readings import Arm
 from opbench.compare.rules import Rules, decide, settle
@@ -27,7 +28,7 @@ from opbench.workload.case import Shape
 
 SMALL, LARGE = Shape(1, 28, 28, 64), Shape(1, 56, 56, 64)
 RESULTS = Path(__file__).parents[1] / "results"
-LOADED = ("CPU load: other processes used 40% of all cores during warm-up and samples",)
+LOADED = (CellWarning.parse("CPU load: other processes used 40% of all cores during warm-up and samples"),)
 
 
 def conv(value, shape=SMALL, **changes):
@@ -83,9 +84,8 @@ def test_without_known_noise_some_is_assumed_and_said(tmp_path):
 def test_a_disturbed_row_is_inconclusive_at_most(tmp_path, side):
     sides = {"base": [conv(1.0)], "head": [conv(3.0)]}
     assert compared(tmp_path / "quiet", **sides).verdict is Verdict.SLOWER
-    standing = {
-        name: [replace(line, warnings=("CPU governor: powersave",)) for line in lines] for name, lines in sides.items()
-    }
+    governor = (CellWarning("CPU governor", "powersave"),)
+    standing = {name: [replace(line, warnings=governor) for line in lines] for name, lines in sides.items()}
     assert compared(tmp_path / "standing", **standing).verdict is Verdict.SLOWER  # it holds for both alike
     sides[side] = [replace(sides[side][0], warnings=LOADED)]
     found = compared(tmp_path / "loaded", **sides)

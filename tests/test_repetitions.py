@@ -9,6 +9,7 @@ from report_fixtures import make_run, measurement
 from test_fuzz import call
 
 import opbench
+from opbench.cell_warning import split_warnings
 from opbench.compare.benchmark_json import read_benchmark_json, run_as_benchmark_json
 from opbench.compare.readings import Arm
 from opbench.errors import ResultsError, UsageError
@@ -31,7 +32,7 @@ def conv(value, repetition, **changes):
 
 def test_a_row_is_the_median_of_the_processes_medians(tmp_path):
     lines = [
-        conv(value, number, max_rel_error=1e-7 * number, warnings=("CPU load: 20 %",) if number == 2 else ())
+        conv(value, number, max_rel_error=1e-7 * number, warnings=split_warnings("CPU load: 20 %" * (number == 2)))
         for number, value in enumerate((1.0, 4.0, 1.1), start=1)
     ]
     [row] = make_run(tmp_path, lines).rows()

@@ -11,6 +11,7 @@ import torch
 from builders import doubling, make_case, make_cell
 from fake_timer import FakeTimer
 
+from opbench.cell_warning import CellWarning
 from opbench.results.measurement import Measurement, Status
 from opbench.sweeps.check import CheckResult
 from opbench.sweeps.global_state import seeded
@@ -317,7 +318,7 @@ def variables_after(monkeypatch, changed, **given):
 
     measurement, _ = run(operator=doubling(reference=reference))
     assert measurement.status is Status.OK
-    named = [warning for warning in measurement.warnings if warning.startswith("global state")]
+    named = [warning for warning in measurement.warnings if warning.kind == "global state"]
     return named, {name: os.environ.get(name) for name in changed}
 
 
@@ -334,14 +335,14 @@ def test_what_compilers_set_for_themselves_is_taken_away_and_not_named(monkeypat
 )
 def test_other_changes_of_the_environment_are_named(monkeypatch, given, changed):
     named, left = variables_after(monkeypatch, changed, **given)
-    assert named == ["global state: the cell changed os.environ"]
+    assert [*map(str, named)] == ["global state: the cell changed os.environ"]
     assert left == {name: given.get(name) for name in changed}
 
 
 def test_the_timers_warnings_are_in_the_row():
     timer = FakeTimer([1.0])
-    timer.warnings = ("host time: late",)
-    assert "host time: late" in run(timer=timer)[0].warnings
+    timer.warnings = (CellWarning("host time", "late"),)
+    assert CellWarning("host time", "late") in run(timer=timer)[0].warnings
 
 
 def test_the_source_hash_follows_the_sources(tmp_path, monkeypatch):

@@ -117,9 +117,9 @@ def verdict_exit_codes() -> Iterator[None]:
     except StorageError as error:
         fail(str(error), EXIT_VERDICT_STORAGE)
     except NotComparableError as error:
-        from opbench.compare.verdicts import EXIT_CODES, Verdict
+        from opbench.compare.verdicts import Verdict
 
-        fail(str(error), EXIT_CODES[Verdict.NOT_COMPARABLE])
+        fail(str(error), Verdict.NOT_COMPARABLE.exit_code)
 
 
 def chosen_formats(text: str | None, out: Path | None) -> list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from opbench.cell_warning import CellWarning
 from opbench.compare.readings import Arm, Reading, reading_of
 from opbench.compare.verdicts import Benchmark
 from opbench.device.environment import comparison_identity, measured_revision
@@ -109,7 +110,7 @@ def extra_info(measurement: Measurement, identity: Mapping[str, str]) -> dict[st
         "cell": measurement.cell.to_json(),
         "circumstances": circumstances(identity, measurement.timer, measurement.cache),
         "source": measurement.kernel_source_hash,
-        "warnings": list(measurement.warnings),
+        "warnings": [*map(str, measurement.warnings)],
         **({"process_ms": list(measurement.latencies_ms)} if measurement.processes > 1 else {}),
     }
 
@@ -194,7 +195,7 @@ def _reading(entry: Mapping[str, Any], machine: Mapping[str, str]) -> Reading:
         samples=count,
         circumstances=_texts(ours["circumstances"]) if ours else {**machine, "timer": timer},
         source=_text(ours.get("source", "")) if ours else "",
-        warnings=tuple(map(_text, ours.get("warnings", ()))) if ours else (),
+        warnings=tuple(CellWarning.parse(_text(text)) for text in ours.get("warnings", ())) if ours else (),
         process_ms=tuple(1e3 * _seconds(ms / 1e3, name) for ms in ours.get("process_ms", ())) if ours else (),
     )
 

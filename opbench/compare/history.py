@@ -13,6 +13,7 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
+from opbench.cell_warning import WarningKind, join_warnings
 from opbench.compare.change_points import LEAST_RUNS, change_points, noise_scale, require_ruptures
 from opbench.compare.readings import Arm, Reading
 from opbench.device.environment import measured_revision
@@ -20,14 +21,12 @@ from opbench.errors import ResultsError
 from opbench.results.journal import JOURNAL
 from opbench.results.run import Run
 from opbench.stats import median
-from opbench.text import one_line, warning_kind
+from opbench.text import one_line
 from opbench.workload.case import Cell
 
 __all__ = ["History", "Point", "RunEntry", "Series", "Step", "Trend", "read_history"]
 
 SHORT_REVISION = 10
-ELSEWHERE = "resumed elsewhere"
-"""Kind of the warning of a cell that was measured on another set-up than its run's."""
 
 SetUp = tuple[tuple[str, str], ...]
 """Names and values of what must be equal for latencies to be one series."""
@@ -201,11 +200,11 @@ def read_history(folder: Path) -> History:
         for cell, reading in readings:
             if not (estimate := reading.estimate):
                 continue
-            if ELSEWHERE in map(warning_kind, reading.warnings):
+            if any(warning.kind == WarningKind.RESUMED_ELSEWHERE for warning in reading.warnings):
                 elsewhere += 1
                 continue
             cells.setdefault(cell.key, cell)
-            point = Point(entry, estimate.value, estimate.low, estimate.high, "; ".join(reading.warnings))
+            point = Point(entry, estimate.value, estimate.low, estimate.high, join_warnings(reading.warnings))
             found[_set_up(reading)].setdefault(cell.key, []).append(point)
     if elsewhere:
         notes.append(f"{elsewhere} figures are left out: their runs went on on another set-up than they began on.")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
+from opbench.cell_warning import CellWarning
 from opbench.compare.verdicts import Benchmark
 from opbench.device.environment import comparison_identity
 from opbench.errors import ResultsError
@@ -42,7 +43,7 @@ class Reading:
     samples: int = 0
     circumstances: Mapping[str, str] = field(default_factory=dict)
     source: str = ""
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[CellWarning, ...] = ()
     process_ms: tuple[float, ...] = ()
 
     @property

@@ -10,10 +10,10 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from opbench.cell_warning import disturb_comparison
 from opbench.compare.noise import ASSUMED_SPREAD, Noise
 from opbench.compare.readings import Arm, Reading
 from opbench.compare.verdicts import CellComparison, Comparison, Verdict, overall_verdict
-from opbench.device.interference import is_disturbed
 from opbench.estimate import Estimate, Unit
 from opbench.results.measurement import Status
 from opbench.text import percent_text
@@ -242,7 +242,7 @@ def _compare(
     change = ratio_interval(a, b)
     if few := _too_few(base, head):
         return outcome(Verdict.INCONCLUSIVE, few, replace(change, low=0.0, high=math.inf))
-    disturbed = is_disturbed((*base.warnings, *head.warnings))
+    disturbed = disturb_comparison(base.warnings, head.warnings)
     return outcome(*_weak_verdict(change, threshold, spread, disturbed=disturbed), change)
 
 
@@ -332,14 +332,7 @@ def _reason(cells: Sequence[CellComparison], verdict: Verdict, threshold: float)
     if not any(cell.base_ms for cell in cells):
         return "the base has no measured cell"
     count = sum(cell.verdict is verdict for cell in cells)
-    what = {
-        Verdict.SLOWER: f"slower by more than {percent_text(threshold)}",
-        Verdict.FASTER: f"faster by more than {percent_text(threshold)}, none slower",
-        Verdict.SAME: f"the same within {percent_text(threshold)}",
-        Verdict.INCONCLUSIVE: "neither shown to differ nor to be the same",
-        Verdict.NOT_COMPARABLE: "measured under other circumstances",
-        Verdict.MISSING: "not measured in both",
-    }[verdict]
+    what = verdict.words.format(threshold=percent_text(threshold))
     return f"{count} of {len(cells)} cells: {what}"
 
 

@@ -1,4 +1,4 @@
-"""What a comparison of two arms says: verdicts per cell and overall, and the exit code that each stands for.
+"""What a comparison of two arms says: verdicts per cell and overall, and what each stands for.
 
 `opbench compare` and `opbench gate` both end in a Comparison; opbench.report.comparison shows one.
 """
@@ -6,49 +6,75 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Self
 
+from opbench.cell_warning import CellWarning
 from opbench.estimate import Estimate
 from opbench.workload.case import Cell
 
-__all__ = ["Benchmark", "CellComparison", "Comparison", "Verdict", "overall_verdict"]
+__all__ = ["Benchmark", "CellComparison", "Comparison", "JUnit", "Rank", "Verdict", "overall_verdict"]
+
+
+class JUnit(StrEnum):
+    """What a cell's test case holds in JUnit XML."""
+
+    PASSED = ""
+    FAILURE = "failure"
+    ERROR = "error"
+
+
+class Rank(StrEnum):
+    """How a table stresses a verdict: opbench.report.table.Table.ranks."""
+
+    BEST = "best"
+    WORST = "worst"
+    PLAIN = ""
 
 
 class Verdict(StrEnum):
-    """What is known about one cell, or about a whole comparison."""
+    """What is known about one cell, or about a whole comparison; a new one is an entry here.
 
-    SLOWER = "slower"
-    """Slower by more than what is tolerated."""
-    FASTER = "faster"
-    """Faster by more than what is tolerated."""
-    SAME = "same"
-    """Shown to differ by less than what is tolerated; not merely not shown to differ."""
-    INCONCLUSIVE = "inconclusive"
-    """Neither of these could be shown."""
-    NOT_COMPARABLE = "not comparable"
+    Worst first: the first that any cell has is the verdict on all, so that no good news hides bad news.
+
+    Attributes:
+        exit_code: of a command that ends in it; 2 is left for usage.
+        junit: what its test case holds where the verdict is not accepted.
+        rank: how a table stresses it.
+        words: what cells of it have in common, for the reason of the verdict on all; `{threshold}` is replaced.
+    """
+
+    exit_code: int
+    junit: JUnit
+    rank: Rank
+    words: str
+
+    # The defaults are never used: with them, type checkers accept Verdict("slower").
+    def __new__(
+        cls, text: str, exit_code: int = 5, junit: JUnit = JUnit.ERROR, rank: Rank = Rank.WORST, words: str = ""
+    ) -> Self:
+        """A verdict with its attributes; its value is the text."""
+        verdict = str.__new__(cls, text)
+        verdict._value_ = text
+        verdict.exit_code, verdict.junit, verdict.rank, verdict.words = exit_code, junit, rank, words
+        return verdict
+
+    NOT_COMPARABLE = "not comparable", 4, JUnit.ERROR, Rank.WORST, "measured under other circumstances"
     """Measured under other circumstances; the reason names them."""
-    MISSING = "missing"
+    SLOWER = "slower", 1, JUnit.FAILURE, Rank.WORST, "slower by more than {threshold}"
+    """Slower by more than what is tolerated."""
+    MISSING = "missing", 5, JUnit.ERROR, Rank.WORST, "not measured in both"
     """Not measured, or failed, in one arm or both; the reason says which."""
+    INCONCLUSIVE = "inconclusive", 3, JUnit.ERROR, Rank.PLAIN, "neither shown to differ nor to be the same"
+    """None of slower, faster and same could be shown."""
+    FASTER = "faster", 0, JUnit.PASSED, Rank.BEST, "faster by more than {threshold}, none slower"
+    """Faster by more than what is tolerated."""
+    SAME = "same", 0, JUnit.PASSED, Rank.PLAIN, "the same within {threshold}"
+    """Shown to differ by less than what is tolerated; not merely not shown to differ."""
 
-
-EXIT_CODES = {
-    Verdict.SAME: 0,
-    Verdict.FASTER: 0,
-    Verdict.SLOWER: 1,
-    Verdict.INCONCLUSIVE: 3,
-    Verdict.NOT_COMPARABLE: 4,
-    Verdict.MISSING: 5,
-}
-"""2 is left for usage."""
-
-PRECEDENCE = (
-    Verdict.NOT_COMPARABLE,
-    Verdict.SLOWER,
-    Verdict.MISSING,
-    Verdict.INCONCLUSIVE,
-    Verdict.FASTER,
-    Verdict.SAME,
-)
-"""The first that any cell has is the verdict on all: no good news hides bad news."""
+    @property
+    def passed(self) -> bool:
+        """Whether a build that ends in it passes."""
+        return self.exit_code == 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +111,7 @@ class CellComparison:
     change: Estimate | None = None
     base_source: str = ""
     head_source: str = ""
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[CellWarning, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,11 +145,11 @@ class Comparison:
 
     @property
     def exit_code(self) -> int:
-        """0 same or faster, 1 slower, 3 inconclusive, 4 not comparable, 5 missing."""
-        return EXIT_CODES[self.verdict]
+        """Of the verdict on all."""
+        return self.verdict.exit_code
 
 
 def overall_verdict(verdicts: Iterable[Verdict]) -> Verdict:
     """The verdict on all cells: the worst; missing where there is none, for nothing measured is nothing passed."""
     found = set(verdicts)
-    return next((verdict for verdict in PRECEDENCE if verdict in found), Verdict.MISSING)
+    return next((verdict for verdict in Verdict if verdict in found), Verdict.MISSING)

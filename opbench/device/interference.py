@@ -1,11 +1,11 @@
 """What disturbed a cell's samples, from the snapshots around them: said in the row, never a reason to drop it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from opbench.text import warning_kind
+from opbench.cell_warning import CellWarning, WarningKind
 
-__all__ = ["DISTURBING", "OTHER_LOAD", "interference", "is_disturbed", "others_share"]
+__all__ = ["OTHER_LOAD", "interference", "others_share"]
 
 OTHER_LOAD = 0.1
 """Share of all cores that other processes may use."""
@@ -15,32 +15,20 @@ CLOCK_MOVE = 0.05
 """Part of its first reading by which a clock may move during the samples."""
 HARMLESS_LIMITS = frozenset({"gpu_idle", "applications_clocks_setting", "sync_boost", "display_clock_setting"})
 """Clock event reasons that somebody set, or that mean no work; every other one slows a busy GPU."""
-
-DISTURBING = frozenset(
-    {
-        "CPU load", "CPU heat", "CPU clock", "GPU shared", "GPU clocks limited", "GPU SM clock", "GPU memory clock",
-        "resumed elsewhere",
-    }
-)  # fmt: skip
-"""Kinds of warnings that say that other figures would have come out a moment before or after; the other kinds
-(a governor, a power cap, a MIG slice) hold for every process on the device."""
+POWER_CAP = "sw_power_cap"
+"""The clock event reason of a card that stays within its power limit, and no reason to expect other clocks later."""
 
 Snapshot = Mapping[str, Any]
 
 
-def interference(before: Snapshot, after: Snapshot) -> tuple[str, ...]:
-    """One line for each thing that disturbed the samples, `kind: detail`, or that makes the device another one.
+def interference(before: Snapshot, after: Snapshot) -> tuple[CellWarning, ...]:
+    """One warning for each thing that disturbed the samples, or that makes the device another one.
 
     Args:
         before: opbench.device.snapshots.conditions() before the samples; keys may be missing.
         after: the same after them.
     """
-    return tuple(f"{kind}: {detail}" for kind, detail in (*_on_cpu(before, after), *_on_gpu(before, after)))
-
-
-def is_disturbed(warnings: Iterable[str]) -> bool:
-    """Whether something disturbed the samples of a row with these warnings."""
-    return any(warning_kind(warning) in DISTURBING for warning in warnings)
+    return (*_on_cpu(before, after), *_on_gpu(before, after))
 
 
 def others_share(before: Snapshot, after: Snapshot) -> float | None:
@@ -55,39 +43,45 @@ def others_share(before: Snapshot, after: Snapshot) -> float | None:
     return float(others_s / available_s) if others_s > LEAST_OTHER_LOAD_S else 0.0
 
 
-def _on_cpu(before: Snapshot, after: Snapshot) -> Iterator[tuple[str, str]]:
+def _on_cpu(before: Snapshot, after: Snapshot) -> Iterator[CellWarning]:
     if (share := others_share(before, after) or 0) > OTHER_LOAD:
-        yield "CPU load", f"other processes used {share:.0%} of all cores during warm-up and samples"
+        yield CellWarning(
+            WarningKind.CPU_LOAD, f"other processes used {share:.0%} of all cores during warm-up and samples"
+        )
     governor = after.get("governor")
     if governor not in (None, "performance"):
-        yield "CPU governor", f"{governor}, so the clock follows the load"
+        yield CellWarning(WarningKind.CPU_GOVERNOR, f"{governor}, so the clock follows the load")
     hot = _rise(before, after, "thermal_throttle_count")
     if hot:
-        yield "CPU heat", f"the CPU slowed itself {hot} times during the samples"
-    yield from _moved(before, after, "cpu_clock_mhz", "CPU clock")
+        yield CellWarning(WarningKind.CPU_HEAT, f"the CPU slowed itself {hot} times during the samples")
+    yield from _moved(before, after, "cpu_clock_mhz", WarningKind.CPU_CLOCK)
 
 
-def _on_gpu(before: Snapshot, after: Snapshot) -> Iterator[tuple[str, str]]:
+def _on_gpu(before: Snapshot, after: Snapshot) -> Iterator[CellWarning]:
     others = {process["pid"]: process for side in (before, after) for process in side.get("other_gpu_processes") or ()}
     if others:
         names = ", ".join(f"{pid} {process.get('name') or 'unknown'}" for pid, process in sorted(others.items()))
-        yield "GPU shared", f"other processes on it: {names}"
+        yield CellWarning(WarningKind.GPU_SHARED, f"other processes on it: {names}")
     reasons = {reason for side in (before, after) for reason in side.get("clock_event_reasons") or ()}
-    if slowing := sorted(reasons - HARMLESS_LIMITS):
-        yield "GPU clocks limited", f"by {', '.join(slowing)} ({_temperatures(before, after)})"
-    yield from _moved(before, after, "sm_clock_mhz", "GPU SM clock")
-    yield from _moved(before, after, "memory_clock_mhz", "GPU memory clock")
-    if after.get("mig_mode"):
-        yield "GPU MIG", "the device is a slice of a GPU that others may use"
     limit, default = after.get("power_limit_w"), after.get("default_power_limit_w")
+    slowing = sorted(reasons - HARMLESS_LIMITS)
+    if slowing == [POWER_CAP]:
+        allowed = "its power limit" if limit is None else f"its limit of {limit:g} W"
+        yield CellWarning(WarningKind.GPU_AT_POWER_LIMIT, f"it lowers its clocks to stay within {allowed}")
+    elif slowing:
+        yield CellWarning(WarningKind.GPU_CLOCKS_LIMITED, f"by {', '.join(slowing)} ({_temperatures(before, after)})")
+    yield from _moved(before, after, "sm_clock_mhz", WarningKind.GPU_SM_CLOCK)
+    yield from _moved(before, after, "memory_clock_mhz", WarningKind.GPU_MEMORY_CLOCK)
+    if after.get("mig_mode"):
+        yield CellWarning(WarningKind.GPU_MIG, "the device is a slice of a GPU that others may use")
     if limit is not None and default is not None and limit < default:
-        yield "GPU power cap", f"{limit:g} W, below the card's own {default:g} W"
+        yield CellWarning(WarningKind.GPU_POWER_CAP, f"{limit:g} W, below the card's own {default:g} W")
 
 
-def _moved(before: Snapshot, after: Snapshot, name: str, kind: str) -> Iterator[tuple[str, str]]:
+def _moved(before: Snapshot, after: Snapshot, name: str, kind: WarningKind) -> Iterator[CellWarning]:
     first, last = before.get(name), after.get(name)
     if first and last and abs(last - first) > CLOCK_MOVE * first:
-        yield kind, f"moved from {first:.0f} to {last:.0f} MHz during the samples"
+        yield CellWarning(kind, f"moved from {first:.0f} to {last:.0f} MHz during the samples")
 
 
 def _rise(before: Snapshot, after: Snapshot, name: str) -> int:

@@ -184,7 +184,7 @@ def _write_gate(
             {
                 "cell": row.cell.key, "verdict": row.verdict, "reason": row.reason, "base_ms": row.base_ms,
                 "head_ms": row.head_ms, "change": _ratio(row.change) if row.change else None,
-                "base_source": row.base_source, "head_source": row.head_source, "warnings": row.warnings,
+                "base_source": row.base_source, "head_source": row.head_source, "warnings": [*map(str, row.warnings)],
             }
             for row in comparison.cells
         ],

@@ -9,13 +9,13 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
+from opbench.cell_warning import CellWarning
 from opbench.compare.rules import Decision, Rules, interval, moved
 from opbench.compare.verdicts import CellComparison, Comparison, Verdict, overall_verdict
 from opbench.estimate import Estimate
 from opbench.gate.process import Arm, ArmProcess
 from opbench.results.measurement import Measurement, Status
 from opbench.stats import median
-from opbench.text import warning_kind
 from opbench.workload.case import Cell
 
 __all__ = ["SAME_SOURCE", "Pair", "complete", "conclude", "undecided"]
@@ -154,7 +154,7 @@ def _row(cell: Cell, setup: Pair, rounds: Sequence[Pair]) -> CellComparison:
     medians = {arm: [median(m.latencies_ms) for m in taken[arm] if m.status is Status.OK] for arm in setup}
     measurements = [measurement for arm in setup for measurement in taken[arm]]
     # The details differ from process to process; the kind and how often it was seen is what a reader needs.
-    kinds = Counter(kind for m in measurements for kind in set(map(warning_kind, m.warnings)))
+    kinds = Counter(kind for m in measurements for kind in dict.fromkeys(warning.kind for warning in m.warnings))
     failed = [
         f"{measurement.status} in the {arm}: {measurement.reason}"
         for arm, process in setup.items()
@@ -175,7 +175,9 @@ def _row(cell: Cell, setup: Pair, rounds: Sequence[Pair]) -> CellComparison:
         head_ms=median(medians["head"]) if medians["head"] else None,
         base_source=_source(setup["base"], key),
         head_source=_source(setup["head"], key),
-        warnings=tuple(f"{kind}: in {count} of {len(measurements)} processes" for kind, count in kinds.items()),
+        warnings=tuple(
+            CellWarning(kind, f"in {count} of {len(measurements)} processes") for kind, count in kinds.items()
+        ),
     )
 
 

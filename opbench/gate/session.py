@@ -50,7 +50,7 @@ class ProcessRecord:
                 "status": str(measurement.status),
                 "reason": measurement.reason,
                 "source": measurement.kernel_source_hash,
-                "warnings": list(measurement.warnings),
+                "warnings": [*map(str, measurement.warnings)],
                 "latencies_ms": list(measurement.latencies_ms),
             }
             for key, measurement in process.measurements.items()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from opbench.cell_warning import CellWarning
 from opbench.compare.benchmark_json import EXTRA_KEY, circumstances, extra_info
 from opbench.results.measurement import Measurement, Status
 
@@ -153,7 +154,7 @@ class _BenchmarkTimer:
 
     cache = "warm"
     launches_per_sample = 1
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[CellWarning, ...] = ()
 
     def __init__(self, benchmark: Any, name: str, device: str) -> None:  # noqa: ANN401
         self.name = name

@@ -3,14 +3,12 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from opbench.text import warning_kind
+from opbench.cell_warning import CellWarning, WarningKind
 
 __all__ = ["SCATTER", "cells_advice", "way_out"]
 
 SCATTER = 0.25
 """Half width of the median's 95 % interval, as a fraction of the median, from which on samples scatter."""
-CPU_LOAD = "CPU load"
-"""Kind of the warning of opbench.device.interference."""
 
 
 def way_out(environment: Mapping[str, Any]) -> str:
@@ -27,7 +25,7 @@ def way_out(environment: Mapping[str, Any]) -> str:
     )
 
 
-def cells_advice(cells: Iterable[tuple[float | None, Iterable[str]]], environment: Mapping[str, Any]) -> str:
+def cells_advice(cells: Iterable[tuple[float | None, Iterable[CellWarning]]], environment: Mapping[str, Any]) -> str:
     """What was seen in cells and what helps, in one line; empty where there is nothing to say.
 
     Args:
@@ -40,7 +38,7 @@ def cells_advice(cells: Iterable[tuple[float | None, Iterable[str]]], environmen
     widths, loaded = [], 0
     for width, warnings in cells:
         widths += [width] if width is not None and width > SCATTER else []
-        loaded += any(warning_kind(warning) == CPU_LOAD for warning in warnings)
+        loaded += any(warning.kind == WarningKind.CPU_LOAD for warning in warnings)
     seen = []
     if widths:
         seen.append(f"samples scatter by up to ±{100 * max(widths):.0f} %")

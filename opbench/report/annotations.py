@@ -16,7 +16,6 @@ __all__ = ["SUMMARY_VARIABLE", "append_job_summary", "workflow_commands"]
 SUMMARY_VARIABLE = "GITHUB_STEP_SUMMARY"
 MOST_ANNOTATIONS = 10
 """GitHub shows no more errors, and no more warnings, of one step."""
-PASSED = (Verdict.SAME, Verdict.FASTER)
 
 
 def workflow_commands(comparison: Comparison, accepted: Collection[Verdict] = ()) -> str:
@@ -30,7 +29,7 @@ def workflow_commands(comparison: Comparison, accepted: Collection[Verdict] = ()
         return _command("notice", "nothing to measure", comparison.reason) + "\n"
     found: dict[str, list[CellComparison]] = {"error": [], "warning": []}
     for cell in comparison.cells:
-        if cell.verdict not in PASSED:
+        if not cell.verdict.passed:
             found["warning" if cell.verdict in accepted else "error"].append(cell)
     lines = []
     for kind, cells in found.items():
@@ -39,7 +38,7 @@ def workflow_commands(comparison: Comparison, accepted: Collection[Verdict] = ()
         lines += [_command(kind, f"{cell.verdict}: {cell.cell.key}", _detail(cell)) for cell in shown]
         if len(cells) > len(shown):
             lines.append(_command(kind, "and more", f"{len(cells)} cells in all; the job's summary lists them"))
-    if not lines and comparison.verdict not in PASSED:
+    if not lines and not comparison.verdict.passed:
         kind = "warning" if comparison.verdict in accepted else "error"
         lines.append(_command(kind, str(comparison.verdict), comparison.reason))
     return "".join(f"{line}\n" for line in lines)

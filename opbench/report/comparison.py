@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opbench.compare.verdicts import CellComparison, Comparison, Verdict
+from opbench.compare.verdicts import CellComparison, Comparison, Rank, Verdict
 from opbench.errors import UnknownNameError
 from opbench.estimate import Estimate
 from opbench.files import storage_errors, write_whole
@@ -31,7 +31,6 @@ COLUMNS = (
     "operator", "provider", "level", "direction", "shape_list", "shape", "dtype", "settings", "base_ms", "head_ms",
     "ratio", "ratio_low", "ratio_high", "verdict", "reason", "base_source", "head_source", "warnings",
 )  # fmt: skip
-RANKS = {Verdict.SLOWER: "worst", Verdict.MISSING: "worst", Verdict.NOT_COMPARABLE: "worst", Verdict.FASTER: "best"}
 LISTED = 5
 """Cells named in a note; the rest are counted."""
 
@@ -130,7 +129,9 @@ def _cell_table(comparison: Comparison) -> Table:
         ),
         notes=tuple(_notes(comparison)),
         ranks={
-            (number, 0, 0): RANKS[cell.verdict] for number, cell in enumerate(comparison.cells) if cell.verdict in RANKS
+            (number, 0, 0): str(rank)
+            for number, cell in enumerate(comparison.cells)
+            if (rank := cell.verdict.rank) is not Rank.PLAIN
         },
     )
 
@@ -168,7 +169,7 @@ def _notes(comparison: Comparison) -> list[str]:
         if cell.reason:
             reasons[cell.verdict, _note(cell.reason)].append(name)
         for warning in cell.warnings:
-            warnings[one_line(warning).partition(": ")[0]][name] = None
+            warnings[one_line(warning.kind)][name] = None
     notes = [
         f"{verdict.capitalize()}, {count_cells(len(keys))}: {reason}: {_listed(keys)}."
         for (verdict, reason), keys in reasons.items()
@@ -228,7 +229,7 @@ def _row(cell: CellComparison) -> dict[str, Any]:
         "reason": one_line(cell.reason),
         "base_source": cell.base_source,
         "head_source": cell.head_source,
-        "warnings": "; ".join(map(one_line, cell.warnings)),
+        "warnings": "; ".join(one_line(str(warning)) for warning in cell.warnings),
     }
     if cell.change:
         values |= {"ratio": cell.change.value, "ratio_low": cell.change.low, "ratio_high": cell.change.high}

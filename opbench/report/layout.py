@@ -9,6 +9,7 @@ from decimal import Decimal
 from functools import cached_property
 from typing import Any
 
+from opbench.cell_warning import split_warnings
 from opbench.report.advice import cells_advice
 from opbench.results.measurement import FAILURES, Status
 from opbench.results.row import MeasuredRow, Row, is_ok
@@ -291,7 +292,7 @@ def wide_notes(rows: Iterable[Row]) -> list[str]:
 
 def advice_notes(rows: Iterable[Row], environment: Mapping[str, Any]) -> list[str]:
     """What helps where samples scatter or other programs used the CPU."""
-    cells = [(half_width(row), filter(None, row.warnings.split("; "))) for row in rows if is_ok(row)]
+    cells = [(half_width(row), split_warnings(row.warnings)) for row in rows if is_ok(row)]
     text = cells_advice(cells, environment)
     return [f"{text[0].upper()}{text[1:]}."] if text else []
 
@@ -300,9 +301,8 @@ def warning_notes(group: Group) -> list[str]:
     """What disturbed the cells, or what they left changed, one line per kind; their figures stand all the same."""
     found: defaultdict[str, list[str]] = defaultdict(list)
     for row in group.rows:
-        for warning in dict.fromkeys(filter(None, row.warnings.split("; "))):
-            kind, _, detail = warning.partition(": ")
-            found[kind].append(detail)
+        for warning in dict.fromkeys(split_warnings(row.warnings)):
+            found[warning.kind].append(warning.detail)
     return [
         f"Warning, {kind}: {shorten(details[0])}"
         + (f" ({count_cells(len(details))}; see the column `warnings`)." if len(details) > 1 else ".")

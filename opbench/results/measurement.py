@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
+from opbench.cell_warning import CellWarning
 from opbench.text import one_line
 from opbench.timing.stopping import StopReason
 from opbench.workload.case import MAX_COUNT, Cell
@@ -71,8 +72,8 @@ class Measurement:
     """Wall-clock time of the whole cell: build, check, warm-up and samples."""
     conditions: Mapping[str, Any] = field(default_factory=dict)
     """Clocks, power, load and throttling around the samples, where the device reports them."""
-    warnings: tuple[str, ...] = ()
-    """What disturbed the samples, and what the cell left changed, each as `kind: detail`; the figures stand."""
+    warnings: tuple[CellWarning, ...] = ()
+    """What disturbed the samples, and what the cell left changed; the figures stand."""
     repetition: int = 1
     """Which of the fresh processes that a cell is measured in, from 1."""
     processes: int = 1
@@ -94,7 +95,7 @@ class Measurement:
 
     def to_json_line(self) -> str:
         """One line of strict JSON; a non-finite error becomes null (the reason says what it was)."""
-        data = asdict(self) | {"cell": self.cell.to_json()}
+        data = asdict(self) | {"cell": self.cell.to_json(), "warnings": [*map(str, self.warnings)]}
         del data["processes"]
         if self.max_rel_error is not None and not math.isfinite(self.max_rel_error):
             data["max_rel_error"] = None
@@ -114,7 +115,7 @@ class Measurement:
         values["status"] = Status(data["status"])
         values["latencies_ms"] = _latencies(data["latencies_ms"])
         values["stop_reason"] = StopReason(data["stop_reason"]) if data["stop_reason"] else None
-        values["warnings"] = tuple(data.get("warnings", ()))
+        values["warnings"] = tuple(map(CellWarning.parse, data.get("warnings", ())))
         measurement = cls(**values)
         measurement._check_types()
         return measurement
@@ -122,7 +123,7 @@ class Measurement:
     def _check_types(self) -> None:
         """Refuse what a journal that was not written by this class may hold."""
         names = (self.timer, self.cache, self.checked_shape, self.result_dtype, self.kernel_source_hash)
-        texts = (self.reason, *names, *self.warnings)
+        texts = (self.reason, *names, *map(str, self.warnings))
         if not all(isinstance(text, str) and text.isprintable() for text in texts):
             raise ValueError(f"must be printable texts: {texts!r:.100}")
         if not (isinstance(self.traceback, str) and all(map(str.isprintable, self.traceback.split("\n")))):

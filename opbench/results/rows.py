@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from opbench.cell_warning import join_warnings
 from opbench.device.ceilings import Ceilings, limit_columns
 from opbench.results.measurement import Measurement, Status
 from opbench.results.metrics import derived_metrics
@@ -51,7 +52,7 @@ def row_of(
         cache=cache,
         status=str(measurement.status),
         reason=measurement.reason,
-        warnings="; ".join(measurement.warnings),
+        warnings=join_warnings(measurement.warnings),
         stop_reason=str(measurement.stop_reason) if measurement.stop_reason else None,
         flop_count=cell.flop_count,
         bytes_moved=cell.bytes_moved,

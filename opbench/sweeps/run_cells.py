@@ -5,6 +5,7 @@ from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
+from opbench.cell_warning import CellWarning, WarningKind
 from opbench.device.ceilings import BUSY_LOAD, Ceilings, emulated_dtypes, missing_notes
 from opbench.device.interference import OTHER_LOAD
 from opbench.device.snapshots import others_now
@@ -74,7 +75,7 @@ def run_cells(
                     progress.started(cell, number, repeat * len(cells))
                     measurement = replace(executor.run(cell, progress.stage), repetition=repetition)
                     if run.differences:
-                        notes = (f"resumed elsewhere: {difference}" for difference in run.differences)
+                        notes = (CellWarning(WarningKind.RESUMED_ELSEWHERE, text) for text in run.differences)
                         measurement = replace(measurement, warnings=(*measurement.warnings, *notes))
                     journal.write(measurement)
                     status[cell.key, repetition] = measurement.status

@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import torch
 
+from opbench.cell_warning import CellWarning, WarningKind
 from opbench.device.interference import interference
 from opbench.device.snapshots import busy_counters, conditions
 from opbench.registry.raised import place_of, traceback_text
@@ -108,7 +109,7 @@ class CellRunner:
         self._clean_up()
         self.spent = self.device_broken or bool(changes.names)
         if changes.names:
-            left = f"global state: the cell changed {', '.join(changes.names)}"
+            left = CellWarning(WarningKind.GLOBAL_STATE, f"the cell changed {', '.join(changes.names)}")
             measurement = replace(measurement, warnings=(*measurement.warnings, left))
         return replace(measurement, seconds=time.perf_counter() - started)
 

@@ -4,6 +4,7 @@ import time
 
 import torch
 
+from opbench.cell_warning import CellWarning, WarningKind
 from opbench.stats import median
 from opbench.timing.timer import Launch, SpoiledProcessError
 
@@ -68,12 +69,12 @@ class _EventSampler:
         return [start.elapsed_time(end) for start, end in events]
 
     @property
-    def warnings(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[CellWarning, ...]:
         """What is wrong with the samples since the calibration."""
         if self._late <= LATE_SHARE * self._count:
             return ()
         late = f"{self._late} of {self._count} samples began before the host had queued all of the launch"
-        return (f"host time: {late}, and may hold the host's time",)
+        return (CellWarning(WarningKind.HOST_TIME, f"{late}, and may hold the host's time"),)
 
     def _queue(self, work: Launch) -> tuple[torch.cuda.Event, torch.cuda.Event]:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
@@ -104,7 +105,7 @@ class CudaEventTimer:
         self._sampler = _EventSampler(self._device, cache)
 
     @property
-    def warnings(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[CellWarning, ...]:
         """Where the host was behind the device."""
         return self._sampler.warnings
 
@@ -140,7 +141,7 @@ class CudaGraphTimer:
         self._graph = torch.cuda.CUDAGraph()
 
     @property
-    def warnings(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[CellWarning, ...]:
         """Where the host was behind the device."""
         return self._sampler.warnings
 

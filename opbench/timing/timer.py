@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Protocol
 
+from opbench.cell_warning import CellWarning
+
 __all__ = ["Launch", "SpoiledProcessError", "Timer"]
 
 Launch = Callable[[], object]
@@ -19,7 +21,7 @@ class Timer(Protocol):
         name: as in `--timer`.
         cache: "cold" (last-level cache flushed before every launch) or "warm".
         launches_per_sample: launches that one sample averages over; known after prepare.
-        warnings: what is wrong with the samples that were taken; each begins with its kind and a colon.
+        warnings: what is wrong with the samples that were taken.
     """
 
     name: str
@@ -27,7 +29,7 @@ class Timer(Protocol):
     launches_per_sample: int
 
     @property
-    def warnings(self) -> tuple[str, ...]:
+    def warnings(self) -> tuple[CellWarning, ...]:
         """As in the attributes."""
         ...
 

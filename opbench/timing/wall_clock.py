@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 
+from opbench.cell_warning import CellWarning
 from opbench.timing.timer import Launch
 
 __all__ = ["WallClockTimer"]
@@ -24,7 +25,7 @@ class WallClockTimer:
 
     name = "wall-clock"
     cache = "warm"
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[CellWarning, ...] = ()
 
     def __init__(
         self, clock: Callable[[], float] = time.perf_counter, synchronize: Callable[[], None] | None = None

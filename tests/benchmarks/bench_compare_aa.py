@@ -15,11 +15,11 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
+from opbench.cell_warning import disturb_comparison
 from opbench.compare.noise import known_noise
 from opbench.compare.readings import open_arm
 from opbench.compare.runs import DEFAULT_THRESHOLD, compare_runs, judge, ratio_interval
 from opbench.compare.verdicts import Verdict
-from opbench.device.interference import is_disturbed
 from opbench.results.run import Run
 
 CELLS = ("--shapes", "smoke", "--ops", "conv3x3,dcnv4", "--level", "core", "--dtypes", "fp32", "--device", "cpu",
@@ -73,7 +73,7 @@ def write_table(path, found):
             for cell, verdict in zip(comparison.cells, alone, strict=True):
                 figures = (cell.base_ms, cell.head_ms, cell.change.value, cell.change.low, cell.change.high)
                 place = (number, cell.cell.key, *(f"{figure:.4g}" for figure in figures))
-                writer.writerow((*place, cell.verdict, verdict, is_disturbed(cell.warnings)))
+                writer.writerow((*place, cell.verdict, verdict, disturb_comparison(cell.warnings, ())))
 
 
 def counts(verdicts):
