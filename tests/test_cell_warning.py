@@ -40,7 +40,7 @@ def test_a_journal_holds_texts_and_unknown_kinds_read(tmp_path):
     assert json.loads(line)["warnings"] == ["CPU load: 20 %", "GPU moonlight: by a newer opbench: 3 %"]
     assert Measurement.from_json(json.loads(line)) == written
     [row] = make_run(tmp_path, [written]).rows()
-    assert row["warnings"] == "CPU load: 20 %; GPU moonlight: by a newer opbench: 3 %"
+    assert row.warnings == "CPU load: 20 %; GPU moonlight: by a newer opbench: 3 %"
 
 
 @pytest.mark.parametrize("wrong", [[3], [None], [["CPU load", "20 %"]], ["CPU load: a\nb"]])
