@@ -243,6 +243,13 @@ def test_operators_do_not_know_the_harness():
         assert {".".join(name.split(".")[:2]) for name in own} <= allowed, path
 
 
+def test_no_operator_asks_which_operator_a_case_is_of():
+    """What differs between two operators is said in their files, not by comparing names in a shared one."""
+    for path in (ROOT / "opbench" / "operators").glob("*.py"):
+        asked = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Compare)]
+        assert [ast.unparse(node) for node in asked if "case.operator" in ast.unparse(node)] == [], path
+
+
 def test_reports_read_results_and_measure_nothing():
     forbidden = {
         "torch",

@@ -112,7 +112,7 @@ def test_what_does_not_build_is_said_and_is_a_row(tmp_path, capsys):
     assert official.build_only(["dcnv3"], tmp_path / "none", tmp_path / "build") == 1
     assert "the official extension did not build: no sources at" in capsys.readouterr().out
     provider = official.compiled_provider("dcnv3", tmp_path / "none", tmp_path / "build")
-    assert sweep(tmp_path, provider, operator="dcnv3")["status"] == "unavailable"
+    assert sweep(tmp_path, provider, operator="dcnv3").status == "unavailable"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a CUDA device")

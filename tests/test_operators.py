@@ -163,10 +163,10 @@ def test_offsets_have_the_spread_that_was_asked_for(module):
     case = case_of(module.OPERATOR.name, (1, 40, 40, 64), offset_std_px=2)
     tensors = make_tensors(module.OPERATOR, case, "cpu", 5)
     if module is dcnv3:
-        _, offset, mask = dcnv3._module_inputs(case, tensors)()
+        _, offset, mask = dcnv3.module_inputs(case, tensors)()
         assert torch.allclose(mask.unflatten(-1, (2, 9)).sum(-1), torch.ones(()))
     else:
-        _, packed = dcnv4._module_inputs(tensors)()
+        _, packed = dcnv4.module_inputs(tensors)()
         used = packed[..., :54].unflatten(-1, (2, 27))
         offset = used[..., :18]
         assert used[..., 18:].mean() == pytest.approx(1 / 9, rel=0.1)
@@ -181,7 +181,7 @@ def test_offsets_have_the_spread_that_was_asked_for(module):
 def test_masks_differ_from_point_to_point(level):
     case = case_of("dcnv4", (1, 20, 20, 64), level)
     tensors = make_tensors(dcnv4.OPERATOR, case, "cpu", 5)
-    packed = tensors["offset_mask"] if level is Level.CORE else dcnv4._module_inputs(tensors)()[1]
+    packed = tensors["offset_mask"] if level is Level.CORE else dcnv4.module_inputs(tensors)()[1]
     masks = packed[..., :54].unflatten(-1, (2, 27))[..., 18:]
     assert masks.std(-1).mean() == pytest.approx(0.5 / 9, rel=0.15)
     assert masks.mean() == pytest.approx(1 / 9, rel=0.1)
@@ -207,8 +207,8 @@ def test_flash_attn_says_what_it_lacks(monkeypatch):
 def test_smooth_inputs_stay_clear_of_integers():
     for level in Level:
         case = case_of("dcnv4", (1, 20, 20, 64), level, Direction.BWD)
-        smooth = dcnv4.smooth_inputs(case, make_tensors(dcnv4.OPERATOR, case, "cpu", 5))
-        packed = smooth["offset_mask"] if level is Level.CORE else dcnv4._module_inputs(smooth)()[1]
+        smooth = dcnv4.OPERATOR.smooth_inputs(case, make_tensors(dcnv4.OPERATOR, case, "cpu", 5))
+        packed = smooth["offset_mask"] if level is Level.CORE else dcnv4.module_inputs(smooth)()[1]
         offset = packed[..., :54].unflatten(-1, (2, 27))[..., :18]
         distance = (offset - offset.round()).abs()
         assert distance.min() > 0.1

@@ -69,7 +69,7 @@ def smooth_inputs(case: Case, tensors: Tensors) -> Tensors:
     }
 
 
-def _module_inputs(case: Case, tensors: Tensors) -> Callable[[], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+def module_inputs(case: Case, tensors: Tensors) -> Callable[[], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """A closure that gives value, offset and mask of the module, from x and its parameters."""
     import torch.nn.functional as F
 
@@ -90,19 +90,15 @@ def _module_inputs(case: Case, tensors: Tensors) -> Callable[[], tuple[torch.Ten
 
 def reference(case: Case, tensors: Tensors) -> torch.Tensor:
     """The sampling formula between the module's stages."""
-    import torch.nn.functional as F
-
     if case.level is Level.CORE:
         value, offset, mask = tensors["value"], tensors["offset"], tensors["mask"]
     else:
-        value, offset, mask = _module_inputs(case, tensors)()
+        value, offset, mask = module_inputs(case, tensors)()
     groups, points = _dcn.groups(case), _dcn.points(case)
     out = _dcn.sample_reference(
         case, value, offset.unflatten(-1, (groups, points, 2)), mask.unflatten(-1, (groups, points))
     )
-    if case.level is Level.CORE:
-        return out
-    return F.linear(out, tensors["output_proj_weight"], tensors["output_proj_bias"])
+    return out if case.level is Level.CORE else _dcn.linear("output_proj", tensors)(out)
 
 
 def flop_count(case: Case) -> int:
@@ -139,7 +135,6 @@ def memory_bytes(case: Case) -> int:
 
 
 def _build(implementation: Implementation, case: Case, tensors: Tensors) -> Forward:
-    import torch.nn.functional as F
     from opbench_kernels import dcnv3
 
     if implementation == "triton":
@@ -153,13 +148,8 @@ def _build(implementation: Implementation, case: Case, tensors: Tensors) -> Forw
     )
     if case.level is Level.CORE:
         return lambda: core(tensors["value"], tensors["offset"], tensors["mask"])
-    inputs = _module_inputs(case, tensors)
-
-    def module() -> torch.Tensor:
-        out = core(*inputs())
-        return F.linear(out, tensors["output_proj_weight"], tensors["output_proj_bias"])
-
-    return module
+    inputs, output_proj = module_inputs(case, tensors), _dcn.linear("output_proj", tensors)
+    return lambda: output_proj(core(*inputs()))
 
 
 TORCH = Provider("torch", partial(_build, "torch"), "vectorised torch, embedding_bag", sources=_dcn.TORCH_SOURCES)

@@ -1,12 +1,65 @@
-"""Lightweight DCNv4: the module without value_proj and output_proj; its core is DCNv4's."""
+"""Lightweight DCNv4: the module without value_proj and output_proj samples its input itself; the core is DCNv4's."""
 
-from dataclasses import replace
+from __future__ import annotations
 
-from opbench.operators import dcnv4
+from functools import partial
+from typing import TYPE_CHECKING
 
-OPERATOR = replace(
-    dcnv4.OPERATOR,
+from opbench.operators import _dcn, _dcnv4
+from opbench.workload.case import Case, Level
+from opbench.workload.operator import Forward, Operator, Tensors
+
+if TYPE_CHECKING:
+    import torch
+    from opbench_kernels.functional import Implementation
+
+
+def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
+    """Core: value and offset_mask. Module: x and the parameters of offset_mask."""
+    return _dcnv4.make_inputs(case, generator)
+
+
+def reference(case: Case, tensors: Tensors) -> torch.Tensor:
+    """The sampling formula, at module level of x."""
+    if case.level is Level.CORE:
+        return _dcnv4.sample_reference(case, tensors["value"], tensors["offset_mask"])
+    return _dcnv4.sample_reference(case, tensors["x"], _dcnv4.predict_offset_mask(tensors)(tensors["x"]))
+
+
+def build(implementation: Implementation, case: Case, tensors: Tensors) -> Forward:
+    """The closure to time, around opbench_kernels.dcnv4."""
+    core = _dcnv4.core(case, implementation)
+    if case.level is Level.CORE:
+        return lambda: core(tensors["value"], tensors["offset_mask"])
+    x, offset_mask = tensors["x"], _dcnv4.predict_offset_mask(tensors)
+    return lambda: core(x, offset_mask(x))
+
+
+def build_fused(case: Case, tensors: Tensors) -> Forward:
+    """For inference: the offset_mask product inside the sampling kernel, which reads a weight rearranged once."""
+    from opbench_kernels.dcnv4_fused import dcnv4_from_input, pack_offset_mask
+
+    _dcn.tune_triton()
+    groups, x = _dcn.groups(case), tensors["x"]
+    packed = pack_offset_mask(tensors["offset_mask_weight"], tensors["offset_mask_bias"], groups, _dcn.points(case))
+    return lambda: dcnv4_from_input(x, *packed, groups=groups, geometry=_dcn.geometry(case))
+
+
+OPERATOR = Operator(
     name="dcnv4_lightweight",
     summary="deformable convolution v4 without the pointwise projections; module adds offset_mask only",
     timed="no layout conversion; module: the offset_mask Linear (and the depthwise convolution, if any)",
+    make_inputs=make_inputs,
+    reference=reference,
+    flop_count=partial(_dcnv4.flop_count, projections=0),
+    bytes_moved=partial(_dcnv4.bytes_moved, projections=0),
+    memory_bytes=partial(_dcnv4.memory_bytes, projections=0),
+    reference_elements=_dcnv4.reference_elements,
+    smooth_inputs=_dcnv4.smooth_inputs,
+    tolerance=_dcn.tolerance,
+    providers=_dcnv4.providers(
+        build, build_fused, ("opbench_kernels.dcnv4_fused", "opbench_kernels.dcnv4_fused_triton")
+    ),
+    settings=_dcnv4.SETTINGS,
+    not_applicable=_dcn.not_applicable,
 )

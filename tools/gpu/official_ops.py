@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
 from opbench.operators import _dcn, dcnv3, dcnv4
 from opbench.registry.registry import registered
@@ -219,7 +218,7 @@ def _build_dcnv4(extension: Any, choose: FastestLaunch, case: Case, tensors: Ten
 
     if case.level is Level.CORE:
         return lambda: core(tensors["value"], tensors["offset_mask"])
-    inputs, output_proj = dcnv4._module_inputs(tensors), dcnv4._projection("output_proj", tensors)
+    inputs, output_proj = dcnv4.module_inputs(tensors), _dcn.linear("output_proj", tensors)
     return lambda: output_proj(core(*inputs()))
 
 
@@ -229,13 +228,8 @@ def _build_dcnv3(extension: Any, case: Case, tensors: Tensors) -> Forward:
 
     if case.level is Level.CORE:
         return lambda: core(tensors["value"], tensors["offset"], tensors["mask"])
-    inputs = dcnv3._module_inputs(case, tensors)
-
-    def module() -> torch.Tensor:
-        out = core(*inputs())
-        return F.linear(out, tensors["output_proj_weight"], tensors["output_proj_bias"])
-
-    return module
+    inputs, output_proj = dcnv3.module_inputs(case, tensors), _dcn.linear("output_proj", tensors)
+    return lambda: output_proj(core(*inputs()))
 
 
 def _not_applicable(case: Case, _device_type: str) -> str | None:

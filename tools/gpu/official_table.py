@@ -53,13 +53,13 @@ def comparison_markdown(runs: Sequence[Run], ours: str, sources: Mapping[str, st
     """The tables: geometric means, every cell, and why cells have no ratio."""
     cases = pairs_by_case(runs, ours)
     ratios = {case: found for case, pairs in cases.items() if (found := ratio(pairs))}
-    run = runs[0].run
+    run = runs[0]
     digests = ", ".join(f"{name} {digest}" for name, digest in sources.items())
     lines = [
         f"# {ours} against the official CUDA kernels",
         "",
-        f"{runs[0].device_name}, {run['started_at']}, {len(runs)} rounds, timer {run['command']['timer']}, cache "
-        f"{run['command']['cache']}. Ratio: latency of {ours} / latency of the official kernel, below 1 where {ours} "
+        f"{run.device_name}, {run.started_at}, {len(runs)} rounds, timer {run.command['timer']}, cache "
+        f"{run.command['cache']}. Ratio: latency of {ours} / latency of the official kernel, below 1 where {ours} "
         "is faster. In brackets the range of the rounds' 95 % intervals. All in one process. Every value was checked "
         f"against the float64 reference before timing. SHA-256 of the official sources: {digests}.",
         "",
