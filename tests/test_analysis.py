@@ -122,9 +122,9 @@ def test_faster_is_what_is_faster_by_the_whole_of_both_intervals():
     assert is_faster(fast, slow)
     assert not is_faster(slow, fast)
     assert not is_faster(fast, touching)
-    [_, gain] = precision_gains([slow, fast | {"dtype": "fp16"}])
+    [_, gain] = precision_gains([slow, replace(fast, dtype="fp16")])
     assert is_clear(gain)
-    [_, gain] = precision_gains([touching, fast | {"dtype": "fp16"}])
+    [_, gain] = precision_gains([touching, replace(fast, dtype="fp16")])
     assert not is_clear(gain)
 
 
@@ -132,7 +132,7 @@ def test_faster_is_what_is_faster_by_the_whole_of_both_intervals():
 def test_a_published_figure_has_no_interval_and_its_latency_counts(published):
     def pair(*latencies_ms):
         rows = [row(latency_ms=ms, ci_low_ms=0.0, ci_high_ms=9.0) for ms in latencies_ms]
-        rows[published] |= {"ci_low_ms": None, "ci_high_ms": None}
+        rows[published] = replace(rows[published], ci_low_ms=None, ci_high_ms=None)
         return rows
 
     assert is_faster(*pair(1.0, 1.5))
