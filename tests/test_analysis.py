@@ -141,8 +141,8 @@ def test_a_published_figure_has_no_interval_and_its_latency_counts(published):
 
 
 def test_only_ok_rows_with_a_latency_are_measured():
-    rows = [row(), row(status="wrong"), row(latency_ms=None), row(latency_ms=0.0), row(latency_ms=0.5)]
-    assert measured(rows) == [rows[0], rows[4]]
+    rows = [row(), row(status="wrong"), row(status="error", latency_ms=None), row(latency_ms=0.0), row(latency_ms=0.5)]
+    assert measured(rows) == [rows[0], rows[-1]]
 
 
 def test_the_summary_says_who_is_fastest_what_precision_gave_and_how_far_the_limit_is(tmp_path):
