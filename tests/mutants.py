@@ -67,7 +67,7 @@ MODULES = {  # module: the files of tests/ that belong to it, the quickest first
     "device/interference": ("interference",),
     "compare/change_points": ("change_points", "history"),
     "compare/history": ("history",),
-    "report/analysis": ("analysis", "report_plots"),
+    "report/analysis": ("analysis",),
 }
 
 CHANGES = re.compile(

@@ -8,7 +8,10 @@ from report_fixtures import make_run, measurement
 
 from opbench.report.analysis import (
     intensity,
+    is_clear,
+    is_faster,
     launches,
+    measured,
     precision_gains,
     scaling_fits,
     speedups,
@@ -112,6 +115,34 @@ def test_intensity_needs_both_counts():
     assert intensity(row()) == 2.0
     assert intensity(row(bytes_moved=None)) is None
     assert intensity(row(flop_count=0)) is None
+
+
+def test_faster_is_what_is_faster_by_the_whole_of_both_intervals():
+    fast, touching, slow = (row(ci_low_ms=low, ci_high_ms=low + 1.0) for low in (1.0, 2.0, 2.25))
+    assert is_faster(fast, slow)
+    assert not is_faster(slow, fast)
+    assert not is_faster(fast, touching)
+    [_, gain] = precision_gains([slow, replace(fast, dtype="fp16")])
+    assert is_clear(gain)
+    [_, gain] = precision_gains([touching, replace(fast, dtype="fp16")])
+    assert not is_clear(gain)
+
+
+@pytest.mark.parametrize("published", [0, 1])
+def test_a_published_figure_has_no_interval_and_its_latency_counts(published):
+    def pair(*latencies_ms):
+        rows = [row(latency_ms=ms, ci_low_ms=0.0, ci_high_ms=9.0) for ms in latencies_ms]
+        rows[published] = replace(rows[published], ci_low_ms=None, ci_high_ms=None)
+        return rows
+
+    assert is_faster(*pair(1.0, 1.5))
+    assert not is_faster(*pair(1.5, 1.5))
+    assert not is_faster(*pair(1.5, 1.0))
+
+
+def test_only_ok_rows_with_a_latency_are_measured():
+    rows = [row(), row(status="wrong"), row(status="error", latency_ms=None), row(latency_ms=0.0), row(latency_ms=0.5)]
+    assert measured(rows) == [rows[0], rows[-1]]
 
 
 def test_the_summary_says_who_is_fastest_what_precision_gave_and_how_far_the_limit_is(tmp_path):

@@ -80,9 +80,9 @@ def test_the_revision_is_that_of_the_project_whose_operators_were_measured(tmp_p
     assert (first.revision, first.short_revision) == ("ab" * 20 + "+dirty", "ababababab+")
     assert (first.opbench_revision, second.opbench_revision) == (revision(1), revision(2))
     assert second.revision == revision(2)
-    code, _, err = call("history", tmp_path, "--out", tmp_path / "out")
+    code, text, err = call("history", tmp_path, "--format", "csv")
     assert code == 0, err
-    rows = list(csv.DictReader(io.StringIO((tmp_path / "out" / "history.csv").read_text())))
+    rows = list(csv.DictReader(io.StringIO(text)))
     assert [row["git_revision"] for row in rows] == ["ab" * 20 + "+dirty", revision(2)]
     assert [row["opbench_revision"] for row in rows] == [revision(1), revision(2)]
 
@@ -99,31 +99,6 @@ def test_a_step_is_found_with_its_revision_and_run(nights):
     assert step.before_ms == pytest.approx(2.0, rel=0.01)
     assert trend.levels == ((0, 12, step.before_ms), (12, 20, step.after_ms))
     assert trend.noise == pytest.approx(0.01, rel=0.6)
-
-
-def test_the_command_prints_and_writes(nights, tmp_path):
-    out = tmp_path / "deep" / "out"
-    code, text, err = call("history", str(nights), "--out", str(out))
-    assert code == 0, err
-    short = revision(STEP_AT)[:10]
-    [line] = [line for line in text.splitlines() if line.startswith(short)]
-    assert f"2026-03-13 week-1/night-{STEP_AT}" in line
-    assert "DCNv4 [triton] 2×8×8×32 fp16 module fwd" in line
-    assert "12 / 8" in line
-    assert "20 runs from 2026-03-01" in text
-    assert f"| {short} |" in (out / "history.md").read_text()
-    rows = list(csv.DictReader(io.StringIO((out / "history.csv").read_text())))
-    assert tuple(rows[0]) == HISTORY_COLUMNS
-    assert len(rows) == 40
-    [begin] = [row for row in rows if row["step_change"]]
-    assert begin["git_revision"] == revision(STEP_AT)
-    assert float(begin["step_change"]) == pytest.approx(0.1, abs=0.02)
-    dcnv4 = [row for row in rows if row["operator"] == "dcnv4"]
-    assert {row["level_ms"] for row in dcnv4[:12]} != {row["level_ms"] for row in dcnv4[12:]}
-    assert [row["started_at"] for row in dcnv4] == sorted(row["started_at"] for row in dcnv4)
-    plots = {"conv3x3-module-fwd-standard", "dcnv4-module-fwd-standard"}
-    assert {path.name for path in (out / "plots").iterdir()} == {f"{p}{s}" for p in plots for s in (".png", ".svg")}
-    assert err.count("\n") == 6
 
 
 def test_without_out_files_go_to_standard_output_and_no_plot_is_drawn(nights, tmp_path, monkeypatch):
@@ -228,24 +203,6 @@ def test_without_ruptures_one_line_says_what_to_install(nights, monkeypatch):
     assert err == "opbench: opbench history needs ruptures (on Python 3.13 or older): pip install 'opbench[history]'\n"
 
 
-def test_another_set_up_is_another_series_and_said_so(copied, tmp_path):
-    noise = np.random.default_rng(9)
-    for day in range(20, 24):
-        add_run(copied, day, cells_of(day, noise), environment={"packages": {"torch": "2.2"}})
-    newer, older = read_history(copied).series
-    assert [len(newer.runs), len(older.runs)] == [4, 20]
-    assert dict(newer.set_up)["torch"] == "2.2"
-    assert set(older.set_up) >= {("torch", "2.1"), ("driver", "1.2"), ("timer", "cuda-event"), ("cache", "cold")}
-    assert newer.steps == ()
-    assert len(older.steps) == 1
-    code, text, _ = call("history", str(copied), "--out", str(tmp_path / "out"))
-    assert code == 0
-    assert "series 1 of 2" in text
-    assert "Not comparable with the other 1 series: torch 2.2 here, 2.1 there" in text
-    assert "no step can be shown in fewer than 8 runs, 4 before it and 4 from it on (2 cells)" in text
-    assert (tmp_path / "out" / "plots" / "series-2-dcnv4-module-fwd-standard.png").exists()
-
-
 def test_a_copy_of_a_run_counts_once(copied):
     shutil.copytree(copied / "week-0" / "night-03", copied / "z-copy")
     found = read_history(copied)
@@ -287,18 +244,6 @@ def test_a_failed_cell_is_a_gap(copied):
     assert len(series.steps) == 1
 
 
-def test_settings_are_named_where_they_tell_cells_apart(tmp_path):
-    cells = [measurement("dcnv4", SHAPE, "fp16", 1.0, settings=(("offset_std_px", size),)) for size in (1, 2)]
-    add_run(tmp_path, 0, [*cells, measurement("conv3x3", SHAPE, "fp16", 1.0, settings=(("bias", 0),))])
-    code, text, err = call("history", str(tmp_path), "--out", str(tmp_path / "out"), "--format", "terminal")
-    assert code == 0, err
-    assert "DCNv4 [torch] 2×8×8×32 fp16 module fwd standard offset_std_px=2 " in text
-    assert "bias" not in text
-    assert "1 run from" in text
-    svg = (tmp_path / "out" / "plots" / "dcnv4-module-fwd-standard.svg").read_text()
-    assert "fp16, offset_std_px=2" in svg
-
-
 def test_the_picture_shows_points_intervals_levels_and_the_step(nights):
     [series] = read_history(nights).series
     [trend] = [trend for trend in series.trends if trend.steps]
@@ -329,3 +274,58 @@ def test_labels_name_the_steps_and_do_not_touch(count, steps):
 def test_no_folder_is_an_error_of_its_own(tmp_path):
     with pytest.raises(ResultsError, match="no such folder"):
         read_history(tmp_path / "gone")
+
+
+def test_the_command_prints_and_writes(nights, tmp_path):
+    out = tmp_path / "deep" / "out"
+    code, text, err = call("history", str(nights), "--out", str(out))
+    assert code == 0, err
+    short = revision(STEP_AT)[:10]
+    [line] = [line for line in text.splitlines() if line.startswith(short)]
+    assert f"2026-03-13 week-1/night-{STEP_AT}" in line
+    assert "DCNv4 [triton] 2×8×8×32 fp16 module fwd" in line
+    assert "12 / 8" in line
+    assert "20 runs from 2026-03-01" in text
+    assert f"| {short} |" in (out / "history.md").read_text()
+    rows = list(csv.DictReader(io.StringIO((out / "history.csv").read_text())))
+    assert tuple(rows[0]) == HISTORY_COLUMNS
+    assert len(rows) == 40
+    [begin] = [row for row in rows if row["step_change"]]
+    assert begin["git_revision"] == revision(STEP_AT)
+    assert float(begin["step_change"]) == pytest.approx(0.1, abs=0.02)
+    dcnv4 = [row for row in rows if row["operator"] == "dcnv4"]
+    assert {row["level_ms"] for row in dcnv4[:12]} != {row["level_ms"] for row in dcnv4[12:]}
+    assert [row["started_at"] for row in dcnv4] == sorted(row["started_at"] for row in dcnv4)
+    plots = {"conv3x3-module-fwd-standard", "dcnv4-module-fwd-standard"}
+    assert {path.name for path in (out / "plots").iterdir()} == {f"{p}{s}" for p in plots for s in (".png", ".svg")}
+    assert err.count("\n") == 6
+
+
+def test_another_set_up_is_another_series_and_said_so(copied, tmp_path):
+    noise = np.random.default_rng(9)
+    for day in range(20, 24):
+        add_run(copied, day, cells_of(day, noise), environment={"packages": {"torch": "2.2"}})
+    newer, older = read_history(copied).series
+    assert [len(newer.runs), len(older.runs)] == [4, 20]
+    assert dict(newer.set_up)["torch"] == "2.2"
+    assert set(older.set_up) >= {("torch", "2.1"), ("driver", "1.2"), ("timer", "cuda-event"), ("cache", "cold")}
+    assert newer.steps == ()
+    assert len(older.steps) == 1
+    code, text, _ = call("history", str(copied), "--out", str(tmp_path / "out"))
+    assert code == 0
+    assert "series 1 of 2" in text
+    assert "Not comparable with the other 1 series: torch 2.2 here, 2.1 there" in text
+    assert "no step can be shown in fewer than 8 runs, 4 before it and 4 from it on (2 cells)" in text
+    assert (tmp_path / "out" / "plots" / "series-2-dcnv4-module-fwd-standard.png").exists()
+
+
+def test_settings_are_named_where_they_tell_cells_apart(tmp_path):
+    cells = [measurement("dcnv4", SHAPE, "fp16", 1.0, settings=(("offset_std_px", size),)) for size in (1, 2)]
+    add_run(tmp_path, 0, [*cells, measurement("conv3x3", SHAPE, "fp16", 1.0, settings=(("bias", 0),))])
+    code, text, err = call("history", str(tmp_path), "--out", str(tmp_path / "out"), "--format", "terminal")
+    assert code == 0, err
+    assert "DCNv4 [torch] 2×8×8×32 fp16 module fwd standard offset_std_px=2 " in text
+    assert "bias" not in text
+    assert "1 run from" in text
+    svg = (tmp_path / "out" / "plots" / "dcnv4-module-fwd-standard.svg").read_text()
+    assert "fp16, offset_std_px=2" in svg

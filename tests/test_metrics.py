@@ -20,8 +20,8 @@ def test_statistics_come_from_the_samples_and_rates_from_their_median():
         "ci_low_ms": 1.0,  # of 8 samples the range: from the second to the seventh it is 93 %
         "ci_high_ms": 9.0,
         "samples": 8,
-        "tflops": pytest.approx(1.2),  # 6e9 FLOP in 5 ms
-        "gbps": pytest.approx(0.6),  # 3e6 bytes in 5 ms
+        "tflops": pytest.approx(1.2, rel=1e-12),  # 6e9 FLOP in 5 ms
+        "gbps": pytest.approx(0.6, rel=1e-12),  # 3e6 bytes in 5 ms
     }
 
 

@@ -57,7 +57,7 @@ def test_half_width_is_the_longer_arm():
     low, high = median_interval(samples)
     assert (low, median(samples), high) == (1.0, 2.0, 4.0)
     assert relative_half_width(samples) == pytest.approx(1.0)
-    assert relative_half_width([0.25, 0.5, 0.5, 0.5, 0.625]) == 0.5
+    assert relative_half_width([0.25, 0.375, 0.5, 0.5625, 0.625]) == 0.5
     assert relative_half_width([0.0] * 30) == float("inf")
 
 

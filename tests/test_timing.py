@@ -122,7 +122,8 @@ def test_wall_clock_measures_what_a_launch_takes():
         clock.seconds += 0.003
 
     timer = WallClockTimer(clock)
-    assert timer.sample(launch, 2) == pytest.approx([3.0] * 2)  # one launch a sample, before anything is known
+    assert timer.launches_per_sample == 1  # as long as nothing is known
+    assert timer.sample(launch, 2) == pytest.approx([3.0] * 2)
     timer.prepare(launch, 0.01)
     assert timer.launches_per_sample == 1
     assert timer.sample(launch, 5) == pytest.approx([3.0] * 5)
