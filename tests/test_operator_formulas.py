@@ -1,12 +1,14 @@
 """References of the operators against other ways to compute the same, and the spread of the inputs they are given."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 from opbench_kernels import DCNv3, DCNv4
 
+from opbench.errors import UsageError
 from opbench.operators import _attention, _dcn, window_attention
 from opbench.registry import registry
 from opbench.sweeps.check import make_tensors
@@ -145,6 +147,52 @@ def test_the_modules_level_is_the_module_of_the_paper(name, module, given):
     official.load_state_dict(state)
     with torch.no_grad():
         assert_same(reference(case, t), official(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "core", "module", "growth"),
+    [
+        ("conv3x3", {}, 1, 1, (9 * 24) ** 0.5),  # a sum over 3 x 3 x C; of a wide image, one over its pixels
+        ("attention", {}, 4, 7, 60**0.5),
+        ("flash_attention_2", {}, 2, 5, 60**0.5),
+        ("window_attention", {}, 4, 7, 60**0.5),
+        ("dcnv3", {}, 1, 6, 2 * 6 + 24**0.5),
+        ("dcnv4", {"offset_std_px": 0.5}, 1, 6, 2 * 6 + 24**0.5),
+        ("dcnv4_lightweight", {"offset_std_px": 3}, 1, 6, 2 * 18 + 24**0.5),
+    ],
+)
+def test_tolerances_by_hand(name, given, core, module, growth):
+    """Six times the roundings to the dtype and what float32 adds."""
+    for level, roundings in ((Level.CORE, core), (Level.MODULE, module)):
+        case = replace(case_of(name, (2, 5, 6, 24), level, **given), dtype=Dtype.BF16)
+        expected = 6 * (roundings * 2**-8 + growth * 2**-24)
+        assert registry.find(name).tolerance(case) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_tolerance_of_a_convolution_of_a_large_image_is_that_of_its_weights_gradient():
+    case = case_of("conv3x3", (2, 20, 10, 8), direction=Direction.BWD)
+    assert registry.find("conv3x3").tolerance(case) == pytest.approx(24 * (1 + 20) * 2**-24)
+
+
+def test_settings_by_default():
+    dcn = {"group_channels": 32, "kernel_size": 3, "offset_std_px": 1.0}
+    assert {name: dict(registry.find(name).resolve_settings({})) for name in registry.registered()} == {
+        "conv3x3": {},
+        "attention": {"head_dim": 32},
+        "flash_attention_2": {"head_dim": 32},
+        "window_attention": {"head_dim": 32, "window_size": 7},
+        "dcnv3": dcn | {"dw_kernel_size": 3},
+        "dcnv4": dcn | {"dw_kernel_size": 0},
+        "dcnv4_lightweight": dcn | {"dw_kernel_size": 0},
+    }
+    least = {"head_dim": 1, "window_size": 1, "group_channels": 1, "kernel_size": 1, "offset_std_px": 0}
+    for name in registry.registered():
+        operator = registry.find(name)
+        least["dw_kernel_size"] = 1 if name == "dcnv3" else 0
+        for setting in operator.settings:
+            operator.resolve_settings({setting: str(least[setting])})
+            with pytest.raises(UsageError, match=f"of at least {least[setting]}"):
+                operator.resolve_settings({setting: str(least[setting] - 1)})
 
 
 def spreads_of(name):
