@@ -197,11 +197,13 @@ def test_the_suite_is_slower_at_its_level(p_value, slower):
     assert not decide(still(0.0, 0.0), second, np.ones(2, bool), RULES).suite_slower  # it was not suspect
 
 
-def test_without_a_first_stage_all_cells_are_one_family():
-    columns = [column_with(0.0024, 0.02), -column_with(0.0024, 0.02), still(0.0)[:, 0], column_with(0.4, 0.0101)]
-    expected = (Verdict.SLOWER, Verdict.FASTER, Verdict.SAME, Verdict.INCONCLUSIVE)
+@pytest.mark.parametrize("sign", [1, -1])
+def test_without_a_first_stage_all_cells_are_one_family(sign):
+    columns = [sign * column_with(0.0024, 0.02), still(0.0)[:, 0], column_with(0.4, 0.0101), -column_with(0.4, 0.0101)]
+    changed = Verdict.SLOWER if sign > 0 else Verdict.FASTER
+    expected = (changed, Verdict.SAME, Verdict.INCONCLUSIVE, Verdict.INCONCLUSIVE)
     assert settle(columns, RULES) == (expected, tuple(interval(np.asarray(column)) for column in columns))
-    verdicts, _ = settle([column_with(0.0026, 0.02), *columns[1:]], RULES)
+    verdicts, _ = settle([sign * column_with(0.0026, 0.02), *columns[1:]], RULES)
     assert verdicts == (Verdict.INCONCLUSIVE, *expected[1:])
 
 

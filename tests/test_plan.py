@@ -8,7 +8,7 @@ from builders import doubling, make_case, make_cell
 from opbench.errors import OperatorError, UnknownNameError, UsageError
 from opbench.results.measurement import Status
 from opbench.sweeps.options import make_request
-from opbench.sweeps.plan import SweepRequest, applicability, cost, plan_cells, plan_differences
+from opbench.sweeps.plan import DEFAULT_TIME_BUDGET_S, SweepRequest, applicability, cost, plan_cells, plan_differences
 from opbench.workload.case import MAX_COUNT, Direction, Dtype, Level, Shape
 from opbench.workload.operator import Provider, Setting
 from opbench.workload.shapes import ShapeList
@@ -44,10 +44,9 @@ def refusing(name, *, here=True, applies=True):
 
 
 def providers_of(*providers, **changes):
-    known = {"one": doubling(name="one", providers=providers)}
-    changes = {"ops": ("one",), "dtypes": (Dtype.FP32,), "levels": (Level.CORE,), **changes}
-    cells = plan_cells(request_of(directions=(Direction.FWD,), **changes), LISTS[1:], known)
-    return [cell.provider for cell in cells]
+    known = {"one": doubling(name="one", providers=providers, **changes)}
+    request = request_of(ops=("one",), dtypes=(Dtype.FP32,), levels=(Level.CORE,), directions=(Direction.FWD,))
+    return [cell.provider for cell in plan_cells(request, LISTS[1:], known)]
 
 
 def test_what_is_not_asked_for_is_one_process_of_one_second():
@@ -58,6 +57,7 @@ def test_what_is_not_asked_for_is_one_process_of_one_second():
     assert "sources" not in request_of().to_json()  # as runs were stored before there were any
     assert request_of(sources=("mine.py",)).to_json()["sources"] == ("mine.py",)
     assert make_request({"device": "cpu"}, {"one": doubling()}).time_budget_s == 0.5
+    assert DEFAULT_TIME_BUDGET_S["cuda"] == request_of().time_budget_s
 
 
 def test_operators_are_outermost_and_dtypes_innermost():
@@ -107,6 +107,7 @@ def test_a_cell_is_the_first_providers_that_runs_it():
     assert providers_of(away, idle) == ["idle"]
     assert providers_of(away, replace(idle, name="first"), idle) == ["first"]
     assert providers_of(away, refusing("far", here=False)) == ["away"]
+    assert providers_of(away, ready, not_applicable=lambda case: "never") == ["ready"]
 
 
 def test_why_a_provider_does_not_run_a_case():

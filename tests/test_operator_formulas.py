@@ -1,0 +1,322 @@
+"""References of the operators against other ways to compute the same, and the spread of the inputs they are given."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from opbench_kernels import DCNv3, DCNv4
+
+from opbench.errors import UsageError
+from opbench.operators import _attention, _dcn, window_attention
+from opbench.registry import registry
+from opbench.sweeps.check import make_tensors
+from opbench.workload.case import Case, Direction, Dtype, Level, Shape
+
+
+def case_of(name, shape=(2, 5, 6, 24), level=Level.MODULE, direction=Direction.FWD, **given):
+    settings = registry.find(name).resolve_settings({key: str(value) for key, value in given.items()})
+    return Case(name, level, direction, "test", Shape(*shape), Dtype.FP32, settings)
+
+
+def random_like(case):
+    """Numbers of the inputs' shapes in which no bias is zero and no weight one."""
+    generator = torch.Generator().manual_seed(3)
+    tensors = make_tensors(registry.find(case.operator), case, "cpu", 5)
+    return {
+        name: torch.randn(tensor.shape, generator=generator, dtype=torch.float64) / (tensor[0].numel() or 1) ** 0.5
+        if name.endswith("weight") and tensor.ndim > 1
+        else torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+        for name, tensor in tensors.items()
+    }
+
+
+def reference(case, tensors):
+    return registry.find(case.operator).reference(case, tensors)
+
+
+def assert_same(got, expected):
+    assert got.shape == expected.shape
+    assert (got - expected).abs().max() < 1e-11 * expected.abs().max()
+
+
+@pytest.mark.parametrize("level", list(Level))
+def test_a_convolution_is_torchs_in_nchw(level):
+    case = case_of("conv3x3", level=level)
+    t = random_like(case)
+    image, weight = t["x"].permute(0, 3, 1, 2), t["weight"].permute(0, 3, 1, 2)
+    assert_same(reference(case, t), F.conv2d(image, weight, t.get("bias"), padding=1).permute(0, 2, 3, 1))
+    assert ("bias" in t) == (level is Level.MODULE)
+
+
+def by_hand(q, k, v, head_dim, bias):
+    """Attention of (tokens, C): one head and one query after the other."""
+    out = torch.empty_like(q)
+    for head, start in enumerate(range(0, q.shape[-1], head_dim)):
+        part = slice(start, start + head_dim)
+        for query in range(len(q)):
+            scores = (q[query, part] * k[:, part]).sum(-1) / math.sqrt(head_dim) + bias(head, query)
+            weights = scores.exp() / scores.exp().sum()
+            out[query, part] = (weights[:, None] * v[:, part]).sum(0)
+    return out
+
+
+def attended(case, tensors, image, bias=lambda head, query: 0.0):
+    """The module around by_hand for one (tokens, C), or by_hand on what is there of q, k and v."""
+    head_dim, channels = case.int_setting("head_dim"), case.shape.channels
+    if case.level is Level.CORE:
+        return by_hand(*image, head_dim, bias)
+    weight, shift = tensors["qkv_weight"], tensors["qkv_bias"]
+    q, k, v = (image @ weight[i : i + channels].T + shift[i : i + channels] for i in range(0, 3 * channels, channels))
+    return by_hand(q, k, v, head_dim, bias) @ tensors["proj_weight"].T + tensors["proj_bias"]
+
+
+@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("name", ["attention", "flash_attention_2"])
+def test_attention_by_hand(name, level):
+    case = case_of(name, level=level, head_dim=8)
+    t = random_like(case)
+    images = t["x"].flatten(1, 2) if level is Level.MODULE else zip(*(t[n].flatten(1, 2) for n in "qkv"), strict=True)
+    expected = torch.stack([attended(case, t, image) for image in images]).view(2, 5, 6, 24)
+    assert_same(reference(case, t), expected)
+
+
+def test_blocks_of_queries_are_put_together():
+    tokens = _attention.REFERENCE_QUERIES + 3
+    q, k, v = (torch.randn(2, tokens, 4, generator=torch.Generator().manual_seed(i)).double() for i in range(3))
+    bias = torch.randn(2, tokens, tokens, generator=torch.Generator().manual_seed(3)).double()
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
+    assert_same(_attention.attend_exactly(q, k, v, bias), expected)
+    huge = _attention.attend_exactly(300 * q, 300 * k, v)  # exp of which would overflow
+    assert_same(huge, F.scaled_dot_product_attention(300 * q, 300 * k, v))
+
+
+@pytest.mark.parametrize("level", list(Level))
+def test_window_attention_by_hand(level):
+    """Windows of 3 on 5 x 7, padded with zeros to 6 x 9, whose bias depends on where the key lies from the query."""
+    case, window = case_of("window_attention", (2, 5, 7, 8), level, window_size=3, head_dim=4), 3
+    t = random_like(case)
+    names = ["x"] if level is Level.MODULE else ["q", "k", "v"]
+    padded = [F.pad(t[name], (0, 0, 0, 2, 0, 1)) for name in names]
+    expected = torch.empty_like(padded[0])
+
+    def bias(head, query):
+        places = [(query // 3 - key // 3, query % 3 - key % 3) for key in range(9)]
+        return torch.stack([t["bias_table"][(down + 2) * 5 + across + 2, head] for down, across in places])
+
+    for image in range(2):
+        for top in range(0, 6, window):
+            for left in range(0, 9, window):
+                place = (image, slice(top, top + window), slice(left, left + window))
+                parts = [tensor[place].reshape(9, 8) for tensor in padded]
+                out = attended(case, t, parts[0] if level is Level.MODULE else parts, bias)
+                expected[place] = out.view(window, window, 8)
+    assert_same(reference(case, t), expected[:, :5, :7])
+    assert window_attention.padded_sides(case) == (6, 9)
+
+
+MODULE_NAMES = {"dw_conv": "dw_conv.0", "norm": "dw_conv.1.1"}
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "given"),
+    [
+        ("dcnv3", DCNv3, {}),
+        ("dcnv3", DCNv3, {"kernel_size": 5, "dw_kernel_size": 3}),
+        ("dcnv4", DCNv4, {}),
+        ("dcnv4", DCNv4, {"kernel_size": 5, "dw_kernel_size": 3}),
+        ("dcnv4_lightweight", DCNv4, {"kernel_size": 1}),
+    ],
+)
+def test_the_modules_level_is_the_module_of_the_paper(name, module, given):
+    case = case_of(name, group_channels=8, **given)
+    t = random_like(case)
+    size = case.int_setting("kernel_size")
+    arguments = {"kernel_size": size, "pad": size // 2, "group": 3, "implementation": "torch", "dtype": torch.float64}
+    if case.int_setting("dw_kernel_size"):
+        arguments["dw_kernel_size"] = case.int_setting("dw_kernel_size")
+    if name == "dcnv4_lightweight":
+        arguments["without_pointwise"] = True
+    official = module(24, **arguments)
+    state = {}
+    for key, tensor in t.items():
+        layer, _, kind = key.rpartition("_")
+        state[f"{MODULE_NAMES.get(layer, layer)}.{kind}"] = tensor
+    x = state.pop(".x")
+    official.load_state_dict(state)
+    with torch.no_grad():
+        assert_same(reference(case, t), official(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "core", "module", "growth"),
+    [
+        ("conv3x3", {}, 1, 1, (9 * 24) ** 0.5),  # a sum over 3 x 3 x C; of a wide image, one over its pixels
+        ("attention", {}, 4, 7, 60**0.5),
+        ("flash_attention_2", {}, 2, 5, 60**0.5),
+        ("window_attention", {}, 4, 7, 60**0.5),
+        ("dcnv3", {}, 1, 6, 2 * 6 + 24**0.5),
+        ("dcnv4", {"offset_std_px": 0.5}, 1, 6, 2 * 6 + 24**0.5),
+        ("dcnv4_lightweight", {"offset_std_px": 3}, 1, 6, 2 * 18 + 24**0.5),
+    ],
+)
+def test_tolerances_by_hand(name, given, core, module, growth):
+    """Six times the roundings to the dtype and what float32 adds."""
+    for level, roundings in ((Level.CORE, core), (Level.MODULE, module)):
+        case = replace(case_of(name, (2, 5, 6, 24), level, **given), dtype=Dtype.BF16)
+        expected = 6 * (roundings * 2**-8 + growth * 2**-24)
+        assert registry.find(name).tolerance(case) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_tolerance_of_a_convolution_of_a_large_image_is_that_of_its_weights_gradient():
+    case = case_of("conv3x3", (2, 20, 10, 8), direction=Direction.BWD)
+    assert registry.find("conv3x3").tolerance(case) == pytest.approx(24 * (1 + 20) * 2**-24)
+
+
+def test_settings_by_default():
+    dcn = {"group_channels": 32, "kernel_size": 3, "offset_std_px": 1.0}
+    assert {name: dict(registry.find(name).resolve_settings({})) for name in registry.registered()} == {
+        "conv3x3": {},
+        "attention": {"head_dim": 32},
+        "flash_attention_2": {"head_dim": 32},
+        "window_attention": {"head_dim": 32, "window_size": 7},
+        "dcnv3": dcn | {"dw_kernel_size": 3},
+        "dcnv4": dcn | {"dw_kernel_size": 0},
+        "dcnv4_lightweight": dcn | {"dw_kernel_size": 0},
+    }
+    least = {"head_dim": 1, "window_size": 1, "group_channels": 1, "kernel_size": 1, "offset_std_px": 0}
+    for name in registry.registered():
+        operator = registry.find(name)
+        least["dw_kernel_size"] = 1 if name == "dcnv3" else 0
+        for setting in operator.settings:
+            operator.resolve_settings({setting: str(least[setting])})
+            with pytest.raises(UsageError, match=f"of at least {least[setting]}"):
+                operator.resolve_settings({setting: str(least[setting] - 1)})
+
+
+def spreads_of(name):
+    """Tensors with their shape, standard deviation and mean: B = 2, H = 20, W = 10, C = 64."""
+    image = (2, 20, 10, 64)
+    projections = {"weight": ((64, 64), 1 / 8, 0), "bias": ((64,), 0.1, 0)}
+    attention = {
+        "core": dict.fromkeys("qkv", (image, 1, 0)),
+        "module": {
+            "x": (image, 1, 0), "qkv_weight": ((192, 64), 1 / 8, 0), "qkv_bias": ((192,), 0.1, 0),
+            **{f"proj_{kind}": spread for kind, spread in projections.items()},
+        },
+    }  # fmt: skip
+    table = {"bias_table": ((81, 4), 0.5, 0)}
+    gain = 0.4252**-0.5 / 8  # features are a GELU of normal numbers: E[GELU(z)^2] = 0.4252
+    return {
+        "conv3x3": {
+            "core": {"x": (image, 1, 0), "weight": ((64, 3, 3, 64), 1 / 24, 0)},
+            "module": {"x": (image, 1, 0), "weight": ((64, 3, 3, 64), 1 / 24, 0), "bias": ((64,), 1, 0)},
+        },
+        "attention": attention,
+        "window_attention": {level: tensors | table for level, tensors in attention.items()},
+        "dcnv3": {
+            "core": {"value": (image, 1, 0), "offset": ((2, 20, 10, 36), 3, 0), "mask": ((2, 20, 10, 18), None, 1 / 9)},
+            "module": {
+                "x": (image, 1, 0), "dw_conv_weight": ((64, 1, 5, 5), 1 / 5, 0), "dw_conv_bias": ((64,), 0.1, 0),
+                "norm_weight": ((64,), 0, 1), "norm_bias": ((64,), 0, 0), "offset_weight": ((36, 64), 3 * gain, 0),
+                "offset_bias": ((36,), 0, 0), "mask_weight": ((18, 64), gain, 0), "mask_bias": ((18,), 0, 0),
+                **{f"{side}put_proj_{kind}": spread for side in ("in", "out") for kind, spread in projections.items()},
+            },
+        },
+        "dcnv4": {
+            "core": {"value": (image, 1, 0), "offset_mask": ((2, 20, 10, 56), None, None)},
+            "module": {
+                "x": (image, 1, 0), "offset_mask_weight": ((56, 64), None, 0), "offset_mask_bias": ((56,), None, None),
+                "offset_mask_dw_weight": ((64, 1, 5, 5), 1 / 5, 0), "offset_mask_dw_bias": ((64,), 0, 0),
+                **{f"{to}_proj_{kind}": spread for to in ("value", "output") for kind, spread in projections.items()},
+            },
+        },
+    }[name]  # fmt: skip
+
+
+@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("conv3x3", {}),
+        ("attention", {}),
+        ("window_attention", {"window_size": 5, "head_dim": 16}),
+        ("dcnv3", {"offset_std_px": 3, "dw_kernel_size": 5}),
+        ("dcnv4", {"offset_std_px": 3, "dw_kernel_size": 5}),
+    ],
+)
+def test_inputs_have_their_shapes_and_spreads(name, given, level):
+    case = case_of(name, (2, 20, 10, 64), level, **given)
+    expected = spreads_of(name)[level]
+    made = make_tensors(registry.find(name), case, "cpu", 5)
+    assert {key: tuple(tensor.shape) for key, tensor in made.items()} == {key: one[0] for key, one in expected.items()}
+    for key, (_, std, mean) in expected.items():
+        count = made[key].numel()
+        if std is not None:
+            assert made[key].std() == pytest.approx(std, rel=4 / (2 * count) ** 0.5, abs=1e-12), key
+        if mean is not None:
+            assert made[key].mean() == pytest.approx(mean, abs=4 * (std or 0.1) / count**0.5 + 1e-7), key
+
+
+@pytest.mark.parametrize("level", list(Level))
+def test_packed_channels_are_offsets_then_masks_of_each_group_then_a_tail_of_zeros(level):
+    case = case_of("dcnv4", (2, 20, 10, 64), level, offset_std_px=3)
+    made = make_tensors(registry.find("dcnv4"), case, "cpu", 5)
+    if level is Level.CORE:
+        channels = made["offset_mask"].flatten(0, -2).T
+        std, mean, count = channels.std(-1), channels.mean(-1), 400
+    else:
+        std, mean, count = made["offset_mask_weight"].norm(dim=-1), made["offset_mask_bias"], 64
+    expected_std = torch.tensor([*([3.0] * 18 + [0.5 / 9] * 9) * 2, 0.0, 0.0])
+    expected_mean = torch.tensor([*([0.0] * 18 + [1 / 9] * 9) * 2, 0.0, 0.0])
+    assert ((std - expected_std).abs() <= 4 / (2 * count) ** 0.5 * expected_std).all()
+    assert ((mean - expected_mean).abs() <= 4 * expected_std / count**0.5 * (level is Level.CORE) + 1e-7).all()
+
+
+def test_offsets_are_squeezed_between_the_pixels():
+    offset = torch.tensor([-1.0, -0.25, 0.0, 0.5, 1.999])
+    assert _dcn.away_from_kinks(offset).tolist() == pytest.approx([-0.875, -0.3125, 0.125, 0.5, 1.87425], abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["dcnv3", "dcnv4"])
+@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("spread", [0.01, 2.0])
+def test_smooth_inputs_change_the_offsets_alone(name, level, spread):
+    case = case_of(name, (1, 8, 9, 64), level, Direction.BWD, offset_std_px=spread)
+    operator = registry.find(name)
+    made = make_tensors(operator, case, "cpu", 5)
+    before = {key: tensor.clone() for key, tensor in made.items()}
+    smooth = operator.smooth_inputs(case, made)
+    assert all(torch.equal(made[key], before[key]) for key in before)  # the timed inputs stay as they are
+    packed = name == "dcnv4"
+    keys = {"core": ["offset"], "module": ["offset_weight", "offset_bias"]}[level]
+    keys = [key.replace("offset", "offset_mask") for key in keys] if packed else keys
+    is_offset = torch.arange(56) % 27 < 18 if packed else torch.ones(36, dtype=torch.bool)
+    is_offset[54:] = False  # the tail
+    for key in made:
+        if key not in keys:
+            assert torch.equal(smooth[key], made[key])
+            continue
+        axis = 0 if level is Level.MODULE else -1
+        kept, changed = (torch.nonzero(flags)[:, 0] for flags in (~is_offset, is_offset))
+        old, new = made[key], smooth[key]
+        assert torch.equal(new.index_select(axis, kept), old.index_select(axis, kept))
+        old, new = old.index_select(axis, changed), new.index_select(axis, changed)
+        if key.endswith("bias"):
+            assert (new == 0.5).all()
+        elif key.endswith("weight"):
+            assert torch.allclose(new, old * (0.05 / max(spread, 0.05)))
+        else:
+            assert torch.equal(new, _dcn.away_from_kinks(old))
+
+
+@pytest.mark.parametrize("name", ["dcnv3", "dcnv4"])
+def test_only_odd_grids_keep_the_image_size(name):
+    reason = registry.find(name).not_applicable
+    assert reason(case_of(name, (1, 4, 4, 64))) is None
+    for size in (2, 4):
+        even = f"kernel_size must be odd to keep the image size, got {size}"
+        assert reason(case_of(name, (1, 4, 4, 64), kernel_size=size)) == even
+        assert reason(case_of(name, (1, 4, 4, 64), dw_kernel_size=size)) == f"dw_{even}"
+    assert reason(case_of(name, (1, 4, 4, 64), kernel_size=1, dw_kernel_size=1)) is None
