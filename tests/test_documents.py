@@ -1,8 +1,10 @@
-"""Every Python line of README and docs runs."""
+"""README and docs: Python and commands run, links lead somewhere, tables are those of stored runs."""
 
 import inspect
 import re
 import shlex
+import shutil
+import tomllib
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import matplotlib as mpl
 import pytest
 import torch
 import typer.main
+from test_fuzz import call
 
 import opbench
 from opbench.cli import app as cli
@@ -22,16 +25,32 @@ from opbench.workload.shapes import load_shape_list
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
 ELSEWHERE = {"operator = opbench.Operator(": "tests/test_run.py sweeps it"}
 
 
-def blocks():
-    """Each block of Python, with the file and line where it begins."""
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))):
+def blocks(*languages):
+    """Each block in one of these languages, with the file and line where it begins."""
+    for path in DOCUMENTS:
         text = path.read_text()
-        for found in re.finditer(r"^```(?:python|py|pycon)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        for found in re.finditer(rf"^```(?:{'|'.join(languages)})\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
             if not any(mark in found[1] for mark in ELSEWHERE):
                 yield pytest.param(found[1], id=f"{path.name}:{text[: found.start()].count(chr(10)) + 1}")
+
+
+def python_blocks():
+    """Each block of Python."""
+    return list(blocks("python", "py", "pycon"))
+
+
+def commands_of(block):
+    """The commands of a console block as words, without prompt and comment."""
+    lines = re.findall(r"^\$ (.*)$", block.replace("\\\n", " "), re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+CONSOLE = [block for block in blocks("console") if commands_of(block.values[0])]
 
 
 @pytest.fixture
@@ -57,7 +76,7 @@ class Benchmark:
         assert bound["dtype"] in list(Dtype)
 
 
-@pytest.mark.parametrize("code", [*blocks()])
+@pytest.mark.parametrize("code", python_blocks())
 def test_a_block_of_python_runs(code, checkout, request):
     scope = {"__name__": "block", "layer": torch.nn.Identity(), "x": torch.ones(2), "Shape": opbench.Shape}
     exec(compile(code, request.node.name, "exec"), scope)  # noqa: S102 - our own documents
@@ -67,7 +86,8 @@ def test_a_block_of_python_runs(code, checkout, request):
 
 
 def test_the_blocks_are_found():
-    assert len(list(blocks())) == 5
+    assert len(python_blocks()) == 7
+    assert len(CONSOLE) >= 20
 
 
 def test_a_shape_file_with_a_character_dropped_loads_or_gives_one_line(tmp_path):
@@ -84,11 +104,67 @@ def test_a_shape_file_with_a_character_dropped_loads_or_gives_one_line(tmp_path)
     assert not [text for text in said if "\n" in text or not text.startswith(str(path))]
 
 
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """What the documents' commands name: runs, baselines, a shape list, an operator. All of it may be written to."""
+    compared = ROOT / "results" / "compare"
+    for name in ("RUN", "BASE", "main", "results/nightly/1"):
+        shutil.copytree(compared / "main", tmp_path / name)
+    for name in ("RUN2", "HEAD", "branch", "results/nightly/2"):
+        shutil.copytree(compared / "branch", tmp_path / name)
+    whole = ROOT / "results" / "xeon-2core"
+    shutil.copytree(whole, tmp_path / "results" / whole.name, ignore=shutil.ignore_patterns("plots", "pictures"))
+    [shapes] = re.findall(r"^```yaml\n(description.*?)^```", README, re.MULTILINE | re.DOTALL)
+    (tmp_path / "my_shapes.yaml").write_text(shapes)
+    [operator] = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "opbench.Operator(" in code]
+    (tmp_path / "my_package").mkdir()
+    for name in ("depthwise.py", "my_operator.py", "my_package/depthwise.py"):
+        (tmp_path / name).write_text(operator)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert call("baseline", "save", "RUN2", "--dir", "baselines")[0] == 0
+
+
+READING = {"report", "compare", "export", "history", "list", "baseline", "env"}
+"""Commands that are run as they stand. A sweep is planned; the others measure, and have tests of their own."""
+
+
+@pytest.mark.parametrize("block", CONSOLE)
+def test_the_commands_of_a_block_run(block, folder):
+    for program, *words in commands_of(block):
+        if program == "make":
+            variables = [word for word in words if "=" in word]
+            targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+            assert set(words) - set(variables) <= set(targets)
+        elif program == "pip":
+            extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            assert set(re.findall(r"opbench\[(.*?)\]", " ".join(words))) <= set(extras)
+        elif program.endswith("python"):
+            assert words[0] == "-m" or (ROOT / words[0]).is_file()
+        else:
+            assert program == "opbench"
+            run_or_parse(words)
+
+
+def run_or_parse(words):
+    """Run a command that only reads, plan a sweep, and parse the options of any other."""
+    if words[0] == "sweep":
+        code, _, err = call(*words, "--dry-run")
+        assert code == 0 or (code == 2 and "CUDA" in err and not torch.cuda.is_available()), err
+    elif words[0] in READING:
+        code, _, err = call(*words)
+        assert code in ((0, 1, 3, 4, 5) if words[0] == "compare" else (0,)), err
+    else:
+        command = typer.main.get_command(cli.app).commands[words[0]]
+        command.make_context(words[0], words[1:])
+
+
 def test_a_command_with_a_character_dropped_parses_or_says_what_is_wrong():
     command = typer.main.get_command(cli.app)
-    lines = [line.partition("  #")[0] for line in re.findall(r"^\$ opbench (.*)$", README, re.MULTILINE)]
-    assert len(lines) >= 20
-    for line in lines:
+    shown = "\n".join(path.read_text().replace("\\\n", " ") for path in DOCUMENTS)
+    lines = {line.partition("  #")[0] for line in re.findall(r"^\$ opbench (.*)$", shown, re.MULTILINE)}
+    assert len(lines) >= 40
+    for line in sorted(lines):
         for place in range(len(line)):
             words = shlex.split(line[:place] + line[place + 1 :])
             name = words[0] if words else ""
@@ -97,11 +173,38 @@ def test_a_command_with_a_character_dropped_parses_or_says_what_is_wrong():
                 chosen.make_context(name, words[1:] if chosen is not command else words)
 
 
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 200
+
+
+def test_every_page_is_linked_from_the_readme():
+    assert {path.name for path in PAGES} <= set(re.findall(r"\(docs/([\w-]+\.md)[)#]", README))
+
+
+def anchors(text):
+    """The names by which the headings of a page are linked, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_link_leads_somewhere(path):
+    for link in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
+        if not link.startswith("https://"):
+            file, _, anchor = link.partition("#")
+            target = path.parent / file if file else path
+            assert target.exists(), link
+            assert not anchor or anchor in anchors(target.read_text()), link
+
+
 @pytest.mark.parametrize(
-    ("run", "name"),
-    [("epyc-2core", "standard_batch1-module-fwd"), ("epyc-2core-long", "high_resolution-module-fwd")],
+    ("page", "run", "name"),
+    [
+        ("README.md", "epyc-2core", "standard_batch1-module-fwd"),
+        ("docs/paper-comparison.md", "epyc-2core-long", "high_resolution-module-fwd"),
+    ],
 )
-def test_the_readmes_tables_are_those_of_committed_runs(run, name):
+def test_tables_of_latencies_are_those_of_committed_runs(page, run, name):
     tables = {table.name: table for table in run_tables(opbench.Run.open(ROOT / "results" / run))}
     lines = [line for line in render(tables[name], "markdown").splitlines() if line.startswith("|")]
-    assert "\n".join(lines) in README
+    assert "\n".join(lines) in (ROOT / page).read_text()
