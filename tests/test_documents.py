@@ -12,6 +12,7 @@ import matplotlib as mpl
 import pytest
 import torch
 import typer.main
+from test_architecture import ORDER
 from test_fuzz import call
 
 import opbench
@@ -219,3 +220,16 @@ def test_tables_of_latencies_are_those_of_committed_runs(page, run, name):
     tables = {table.name: table for table in run_tables(opbench.Run.open(ROOT / "results" / run))}
     lines = [line for line in render(tables[name], "markdown").splitlines() if line.startswith("|")]
     assert "\n".join(lines) in (ROOT / page).read_text()
+
+
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_contributing_draws_the_folders_in_the_order_of_their_imports():
+    [drawing] = re.findall(r"^```text\n(.*?)^```", CONTRIBUTING, re.MULTILINE | re.DOTALL)
+    assert tuple(re.findall(r"^[ │]*([a-z_]+) ", drawing, re.MULTILINE)) == ORDER
+
+
+def test_what_contributing_names_exists():
+    for name in re.findall(r"`((?:opbench|tests|tools|docs|kernels|shapes|examples|results)/[\w./-]*)`", CONTRIBUTING):
+        assert (ROOT / name).exists() or name == "docs/kernels.md", name
