@@ -16,6 +16,7 @@ from test_architecture import ORDER
 from test_fuzz import call
 
 import opbench
+from opbench.cell_warning import Effect, WarningKind
 from opbench.cli import app as cli
 from opbench.errors import ShapeFileError
 from opbench.pytest_plugin.device_benchmark import DeviceBenchmark
@@ -27,7 +28,7 @@ from opbench.workload.shapes import load_shape_list
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("kernels/README.md"), *PAGES]
 ELSEWHERE = {"operator = opbench.Operator(": "tests/test_run.py sweeps it"}
 
 
@@ -220,6 +221,26 @@ def test_tables_of_latencies_are_those_of_committed_runs(page, run, name):
     tables = {table.name: table for table in run_tables(opbench.Run.open(ROOT / "results" / run))}
     lines = [line for line in render(tables[name], "markdown").splitlines() if line.startswith("|")]
     assert "\n".join(lines) in (ROOT / page).read_text()
+
+
+def test_the_warnings_that_disturb_a_comparison_are_those_of_the_page():
+    page = (ROOT / "docs" / "compare.md").read_text()
+    disturbing, _, rest = page.partition("A governor or a power cap")
+    named = set(re.findall(r"`((?:CPU|GPU|resumed) [\w ]+)`", disturbing))
+    assert named == {kind for kind in WarningKind if kind.effect is Effect.DISTURBED}
+    assert {kind for kind in WarningKind if f"`{kind}`" in rest} == {
+        kind for kind in WarningKind if kind.effect is Effect.DISTURBED_UNLESS_EQUAL
+    }
+
+
+def test_the_tests_that_hold_promises_exist():
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    named = re.findall(r"`(tests/\w+\.py)?(?:::(\w+))?`", page)
+    assert len(named) >= 60
+    file = ""
+    for path, name in named:
+        file = path or file
+        assert not name or f"def {name}(" in (ROOT / file).read_text(), f"{file}::{name}"
 
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
