@@ -66,7 +66,7 @@ first-minute: $(VENV)/.installed-dev
 gate-evidence: $(VENV)/.installed-dev
 	$(BIN)/python tools/gate_evidence.py results/gate
 
-# The README's pictures, from a real run: measured under RUN if there is none yet, then drawn again. Needs Chromium.
+# The pictures of docs/report.md, from a real run: measured under RUN if there is none yet, then drawn again. Needs Chromium.
 RUN ?= results/xeon-2core
 pictures: $(VENV)/.installed-dev
 	test -e $(RUN)/run.json || $(BIN)/opbench sweep --level module,core --out $(RUN)

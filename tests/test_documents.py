@@ -12,9 +12,11 @@ import matplotlib as mpl
 import pytest
 import torch
 import typer.main
+from test_architecture import ORDER
 from test_fuzz import call
 
 import opbench
+from opbench.cell_warning import Effect, WarningKind
 from opbench.cli import app as cli
 from opbench.errors import ShapeFileError
 from opbench.pytest_plugin.device_benchmark import DeviceBenchmark
@@ -26,7 +28,7 @@ from opbench.workload.shapes import load_shape_list
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("kernels/README.md"), *PAGES]
 ELSEWHERE = {"operator = opbench.Operator(": "tests/test_run.py sweeps it"}
 
 
@@ -126,7 +128,9 @@ def folder(tmp_path, monkeypatch):
 
 
 READING = {"report", "compare", "export", "history", "list", "baseline", "env"}
-"""Commands that are run as they stand. A sweep is planned; the others measure, and have tests of their own."""
+"""Commands that are run as they stand."""
+PLANNED = {"sweep", "reproduce"}
+"""Commands that are run with --dry-run. The others measure: here their options are parsed."""
 
 
 @pytest.mark.parametrize("block", CONSOLE)
@@ -147,16 +151,25 @@ def test_the_commands_of_a_block_run(block, folder):
 
 
 def run_or_parse(words):
-    """Run a command that only reads, plan a sweep, and parse the options of any other."""
-    if words[0] == "sweep":
-        code, _, err = call(*words, "--dry-run")
-        assert code == 0 or (code == 2 and "CUDA" in err and not torch.cuda.is_available()), err
+    """Run a command that only reads, plan one that sweeps, and parse the options of any other."""
+    if words[0] in PLANNED:
+        code, _, err = call(*words, "--device", "cpu", "--dry-run")
+        assert code == 0 or (code == 2 and "cuda-graph" in words), err
     elif words[0] in READING:
         code, _, err = call(*words)
         assert code in ((0, 1, 3, 4, 5) if words[0] == "compare" else (0,)), err
     else:
         command = typer.main.get_command(cli.app).commands[words[0]]
         command.make_context(words[0], words[1:])
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_inside_sentences_have_the_options_that_they_name(path):
+    for text in re.findall(r"`opbench ([a-z][^`\n]*)`", path.read_text()):
+        words = shlex.split(text)
+        command = typer.main.get_command(cli.app).commands[words[0]]
+        known = {option for parameter in command.params for option in parameter.opts} | {"--help"}
+        assert {word for word in words if word.startswith("--")} <= known, text
 
 
 def test_a_command_with_a_character_dropped_parses_or_says_what_is_wrong():
@@ -208,3 +221,36 @@ def test_tables_of_latencies_are_those_of_committed_runs(page, run, name):
     tables = {table.name: table for table in run_tables(opbench.Run.open(ROOT / "results" / run))}
     lines = [line for line in render(tables[name], "markdown").splitlines() if line.startswith("|")]
     assert "\n".join(lines) in (ROOT / page).read_text()
+
+
+def test_the_warnings_that_disturb_a_comparison_are_those_of_the_page():
+    page = (ROOT / "docs" / "compare.md").read_text()
+    disturbing, _, rest = page.partition("A governor or a power cap")
+    named = set(re.findall(r"`((?:CPU|GPU|resumed) [\w ]+)`", disturbing))
+    assert named == {kind for kind in WarningKind if kind.effect is Effect.DISTURBED}
+    assert {kind for kind in WarningKind if f"`{kind}`" in rest} == {
+        kind for kind in WarningKind if kind.effect is Effect.DISTURBED_UNLESS_EQUAL
+    }
+
+
+def test_the_tests_that_hold_promises_exist():
+    page = (ROOT / "docs" / "reliability.md").read_text()
+    named = re.findall(r"`(tests/\w+\.py)?(?:::(\w+))?`", page)
+    assert len(named) >= 60
+    file = ""
+    for path, name in named:
+        file = path or file
+        assert not name or f"def {name}(" in (ROOT / file).read_text(), f"{file}::{name}"
+
+
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+
+
+def test_contributing_draws_the_folders_in_the_order_of_their_imports():
+    [drawing] = re.findall(r"^```text\n(.*?)^```", CONTRIBUTING, re.MULTILINE | re.DOTALL)
+    assert tuple(re.findall(r"^[ │]*([a-z_]+) ", drawing, re.MULTILINE)) == ORDER
+
+
+def test_what_contributing_names_exists():
+    for name in re.findall(r"`((?:opbench|tests|tools|docs|kernels|shapes|examples|results)/[\w./-]*)`", CONTRIBUTING):
+        assert (ROOT / name).exists() or name == "docs/kernels.md", name

@@ -1,4 +1,4 @@
-"""Pictures of a run's page, for the README: python tools/pictures.py RUN writes RUN/pictures/*.png."""
+"""Pictures of a run's page, for docs/report.md: python tools/pictures.py RUN writes RUN/pictures/*.png."""
 
 import sys
 import tempfile
