@@ -24,7 +24,8 @@ from opbench.device import snapshots as conditions
 from opbench.device.ceiling_cache import device_cache_path
 from opbench.errors import StorageError, UsageError
 from opbench.results.measurement import Status
-from opbench.results.run import Run, free_run_path
+from opbench.results.run import Run
+from opbench.results.run_json import free_run_path
 from opbench.standard_streams import ASCII, plain
 from opbench.sweeps.console_progress import ConsoleProgress
 from opbench.sweeps.isolation import worker

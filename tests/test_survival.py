@@ -18,7 +18,8 @@ from opbench import files
 from opbench.errors import ResultsError, StorageError
 from opbench.results.frames import load_results
 from opbench.results.measurement import Measurement, Status
-from opbench.results.run import Run, free_run_path
+from opbench.results.run import Run
+from opbench.results.run_json import free_run_path
 from opbench.sweeps.isolation.executor import InProcessExecutor
 from opbench.sweeps.options import Conduct, Isolation, make_request
 from opbench.sweeps.run_cells import run_cells

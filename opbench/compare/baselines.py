@@ -24,7 +24,8 @@ from opbench.errors import ResultsError, UsageError
 from opbench.files import PART_SUFFIX, storage_errors
 from opbench.results.journal import JOURNAL
 from opbench.results.measurement import Status
-from opbench.results.run import RUN, Run
+from opbench.results.run import Run
+from opbench.results.run_json import RUN
 from opbench.text import one_line
 
 __all__ = [

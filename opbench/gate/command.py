@@ -19,7 +19,7 @@ from opbench.gate.progress import GateProgress
 from opbench.gate.revision import Source, find_source, installed, require_clean
 from opbench.gate.selftest import SelfTest, SessionOutcome, run_sessions, summarise
 from opbench.gate.session import ProcessRecord, Session, SessionSettings, run_session
-from opbench.results.run import free_run_path
+from opbench.results.run_json import free_run_path
 from opbench.sweeps.native_dtypes import default_dtypes
 from opbench.sweeps.start import RESULTS
 

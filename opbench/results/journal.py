@@ -2,18 +2,22 @@
 
 import json
 import os
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 
 from opbench.errors import ResultsError
 from opbench.files import storage_errors
 from opbench.results.measurement import Measurement
+from opbench.results.repetitions import by_cell
 from opbench.system import require_unix
 from opbench.text import one_line
 
-__all__ = ["JOURNAL", "JournalWriter", "lock", "open_journal", "read_journal"]
+__all__ = ["JOURNAL", "Journal", "JournalReader", "JournalWriter", "lock", "open_journal"]
 
 JOURNAL = "journal.jsonl"
 
@@ -48,24 +52,61 @@ def lock(file: IO[bytes], folder: Path) -> None:
         raise ResultsError(f"{folder}: cannot lock journal.jsonl: {error.strerror}; choose another --out") from None
 
 
-def read_journal(path: Path) -> Iterator[tuple[Measurement, int]]:
-    """Measurements with the sizes of their lines in bytes; a last line that a kill cut short is left out.
+@dataclass(frozen=True)
+class Journal:
+    """What a journal held when it was read.
 
-    Raises:
-        ResultsError: there is no journal, or a line of it is not a measurement.
+    Attributes:
+        measurements: of its lines, in their order; a last line that a kill cut short is left out.
+        whole_bytes: size of these lines.
     """
-    if not path.exists():
-        raise ResultsError(f"{path.parent}: no journal there (journal.jsonl is missing)")
-    if not path.is_file():
-        raise ResultsError(f"{path}: must be a regular file")
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):  # only the last one can be: a write was cut short
-                    return
-                yield _measurement(line, f"{path}:{number}"), len(line)
-    except OSError as error:
-        raise ResultsError(f"{path}: cannot be read: {error.strerror}") from None
+
+    measurements: tuple[Measurement, ...] = ()
+    whole_bytes: int = 0
+
+    @cached_property
+    def by_cell(self) -> Mapping[str, Measurement]:
+        """What is known of each cell, by its key, as opbench.results.repetitions.by_cell says."""
+        return by_cell(self.measurements)
+
+
+class JournalReader:
+    """Reads a journal, and reads it again only where the file is another or has grown since: by size and time."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._read = Journal()
+        self._state: tuple[int, ...] = ()
+
+    def read(self) -> Journal:
+        """What the journal holds.
+
+        Raises:
+            ResultsError: there is no journal, or a line of it is not a measurement.
+        """
+        try:
+            found = self._path.stat()
+            if not stat.S_ISREG(found.st_mode):
+                raise ResultsError(f"{self._path}: must be a regular file")
+            if _state(found) != self._state:
+                with self._path.open("rb") as file:
+                    # Before the lines: those that another process adds while they are read are seen next time.
+                    state = _state(os.fstat(file.fileno()))
+                    self._read = self._parse(file)
+                self._state = state
+        except FileNotFoundError:
+            raise ResultsError(f"{self._path.parent}: no journal there (journal.jsonl is missing)") from None
+        except OSError as error:
+            raise ResultsError(f"{self._path}: cannot be read: {error.strerror}") from None
+        return self._read
+
+    def _parse(self, lines: Iterable[bytes]) -> Journal:
+        measurements, whole_bytes = [], 0
+        for number, line in enumerate(lines, start=1):
+            if line.endswith(b"\n"):  # only the last one may not: a write was cut short
+                measurements.append(_measurement(line, f"{self._path}:{number}"))
+                whole_bytes += len(line)
+        return Journal(tuple(measurements), whole_bytes)
 
 
 class JournalWriter:
@@ -116,3 +157,8 @@ def _measurement(line: bytes, place: str) -> Measurement:
         return Measurement.from_json(json.loads(line))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ResultsError(f"{place}: damaged line: {one_line(repr(error))}") from None
+
+
+def _state(found: os.stat_result) -> tuple[int, ...]:
+    """What differs once a file is another one or was written to."""
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns

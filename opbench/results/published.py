@@ -1,14 +1,15 @@
 """The paper's own figures, as shipped in results/published: by cell, and as a run that reports can show."""
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
 
 from opbench.errors import UsageError
-from opbench.results.measurement import Measurement, Status
+from opbench.results.journal import Journal
+from opbench.results.measurement import Status
 from opbench.results.row import Row
 from opbench.results.run import Run
 from opbench.workload.case import Shape
@@ -52,16 +53,16 @@ class PublishedRun(Run):
 
     def __init__(self) -> None:
         environment = {"device_name": f"{PUBLISHED_LABEL} (published)", "set-up": PUBLISHED_SETUP}
-        run = {"run_id": "published", "started_at": "2023", "environment": environment, "command": {}, "plan": []}
-        super().__init__(Path("published"), run)
+        run = {"run_id": "published", "started_at": "2023", "environment": environment, "command": {}}
+        super().__init__(Path("published"), run, ())
 
     def rows(self) -> list[Row]:
         """One per published cell; samples, intervals, costs and rates are None."""
         return [_row(cell, self.run_id, self.device_name) for cell in published_cells().values()]
 
-    def measurements(self) -> Iterator[Measurement]:
-        """None: there are no samples."""
-        return iter(())
+    def journal(self) -> Journal:
+        """An empty one: there are no samples."""
+        return Journal()
 
     def write_measurements_csv(self) -> Path:
         """Refused: the published figures are no folder of this user's."""

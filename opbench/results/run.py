@@ -7,8 +7,7 @@ Reading needs neither torch nor a GPU; only load_results needs pandas.
 import csv
 import io
 import json
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
@@ -16,25 +15,24 @@ from pathlib import Path
 from typing import Any, Self
 
 from opbench.device.ceilings import Ceilings, read_ceilings
-from opbench.errors import ResultsError, StorageError
+from opbench.errors import ResultsError
 from opbench.files import remove_leftovers, storage_errors, write_whole
-from opbench.results.journal import JOURNAL, JournalWriter, lock, open_journal, read_journal
+from opbench.results.journal import JOURNAL, Journal, JournalReader, JournalWriter, lock, open_journal
 from opbench.results.measurement import Measurement, Status
-from opbench.results.repetitions import by_cell
 from opbench.results.row import COLUMN_NAMES, Row
 from opbench.results.rows import row_of
-from opbench.text import one_line
+from opbench.results.run_json import RUN, new_run, planned_cells, read_run, run_text
 from opbench.workload.case import Cell
 
-__all__ = ["CEILINGS", "SCHEMA_VERSION", "Run", "free_run_path"]
+__all__ = ["CEILINGS", "Run"]
 
-SCHEMA_VERSION = 1
-RUN = "run.json"
 CEILINGS = "ceilings.json"
 
 
 class Run:
     """One run on disk; create it, or open one that exists.
+
+    Its journal is read when it is first asked for, and again only after the file has changed.
 
     Attributes:
         path: its folder.
@@ -42,18 +40,22 @@ class Run:
         started_at: date and time, ISO 8601; empty where it is not known.
         environment: where it was measured: device, versions, machine, revisions.
         command: what was asked for, as `opbench sweep` understood it.
+        differences: how what is measured from now on differs from what run.json says, accepted by whoever resumed the
+            run.
     """
 
-    def __init__(self, path: Path, stored: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, stored: Mapping[str, Any], plan: Sequence[Cell]) -> None:
         self.path = path
         self.run_id: str = stored["run_id"]
         self.started_at: str = stored.get("started_at", "")
         self.environment: Mapping[str, Any] = stored["environment"]
         self.command: Mapping[str, Any] = stored["command"]
-        self._stored = stored
-        self._plan = [Cell.from_json(cell) for cell in stored["plan"]]
         self.differences: tuple[str, ...] = ()
-        """How what is measured from now on differs from what run.json says, accepted by whoever resumed the run."""
+        self._stored = stored
+        self._plan = tuple(plan)
+        self._journal = JournalReader(path / JOURNAL)
+        self._rows: tuple[Row, ...] = ()
+        self._rows_of: Journal | None = None
 
     @classmethod
     def create(
@@ -65,15 +67,7 @@ class Run:
             ResultsError: the folder already holds a run, or another sweep is making one there.
             StorageError: it cannot be written.
         """
-        started = datetime.now(UTC)
-        run = {
-            "schema_version": SCHEMA_VERSION,
-            "run_id": f"{started:%Y%m%dT%H%M%SZ}-{os.urandom(3).hex()}",
-            "started_at": started.isoformat(timespec="seconds"),
-            "environment": dict(environment),
-            "command": dict(command),
-            "plan": [cell.to_json() for cell in plan],
-        }
+        text = run_text(new_run(command, environment, plan))
         with storage_errors(path):
             path.mkdir(parents=True, exist_ok=True)
             with open_journal(path / JOURNAL) as journal:
@@ -83,9 +77,9 @@ class Run:
                         f"{path} already holds a run; choose another --out, or continue it with --resume"
                     )
                 remove_leftovers(path)
-                text = json.dumps(run, indent=1, allow_nan=False)
-                created = cls(path, json.loads(text))  # what cannot be read back is not written
-                write_whole(path / RUN, text + "\n")
+                stored = json.loads(text)
+                created = cls(path, stored, planned_cells(stored))  # what cannot be read back is not written
+                write_whole(path / RUN, text)
         return created
 
     @classmethod
@@ -95,28 +89,7 @@ class Run:
         Raises:
             ResultsError: there is no run, it is damaged, or a newer opbench wrote it.
         """
-        path = Path(path)
-        file = path / RUN
-        try:
-            if not file.exists():
-                raise ResultsError(f"{path}: no run there (run.json is missing)")
-            if not file.is_file():
-                raise ResultsError(f"{file}: must be a regular file")
-            run = json.loads(file.read_text(encoding="utf-8"))
-            version = run["schema_version"]
-            if version != SCHEMA_VERSION:
-                raise ResultsError(
-                    f"{file}: schema_version must be {SCHEMA_VERSION}, got {one_line(repr(version), 60)}; "
-                    "another version of opbench wrote it"
-                )
-            _check_run(run)
-            opened = cls(path, run)
-            _check_plan(opened.plan())
-            return opened
-        except OSError as error:
-            raise ResultsError(f"{path}: cannot read run.json: {error.strerror}") from None
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise ResultsError(f"{file}: damaged: {one_line(repr(error))}") from None
+        return cls(Path(path), *read_run(Path(path)))
 
     @cached_property
     def ceilings(self) -> Ceilings | None:
@@ -132,6 +105,7 @@ class Run:
         data = {"reason": ceilings} if isinstance(ceilings, str) else ceilings.to_json()
         write_whole(self.path / CEILINGS, json.dumps(data, indent=1, allow_nan=False) + "\n")
         self.__dict__.pop("ceilings", None)
+        self._rows_of = None
 
     @property
     def device_name(self) -> str:
@@ -142,7 +116,7 @@ class Run:
         """Every cell of the run, finished or not."""
         return list(self._plan)
 
-    def measurements(self) -> Iterator[Measurement]:
+    def measurements(self) -> tuple[Measurement, ...]:
         """Every line of the journal, in the order in which the cells ended; of a cell retried or repeated, each.
 
         A last line that a kill cut short is left out; any other damage is an error.
@@ -150,15 +124,23 @@ class Run:
         Raises:
             ResultsError: there is no journal, or a line of it is not a measurement.
         """
-        return (measurement for measurement, _ in read_journal(self.path / JOURNAL))
+        return self.journal().measurements
 
-    def finished(self) -> dict[str, Measurement]:
+    def finished(self) -> Mapping[str, Measurement]:
         """What is known of each cell that has a line, by its key, as opbench.results.repetitions.by_cell says.
 
         Raises:
             ResultsError: as measurements().
         """
-        return by_cell(self.measurements())
+        return self.journal().by_cell
+
+    def journal(self) -> Journal:
+        """What the journal holds now.
+
+        Raises:
+            ResultsError: as measurements().
+        """
+        return self._journal.read()
 
     @contextmanager
     def append(self) -> Iterator[JournalWriter]:
@@ -173,9 +155,7 @@ class Run:
             remove_leftovers(self.path)
             if self.differences:
                 self._note_differences()
-            yield JournalWriter(
-                file, self.path / JOURNAL, whole=sum(size for _, size in read_journal(self.path / JOURNAL))
-            )
+            yield JournalWriter(file, self.path / JOURNAL, whole=self.journal().whole_bytes)
 
     def __repr__(self) -> str:
         """Folder, size, device and day: `<opbench.Run results/gpu: 70 cells on NVIDIA H100, 2026-11-21>`."""
@@ -183,18 +163,16 @@ class Run:
         return f"<opbench.Run {self.path}: {cells} cells on {self.device_name}{day and f', {day}'}>"
 
     def rows(self) -> list[Row]:
-        """One per planned cell, in the order of the plan."""
-        finished = self.finished()
-        return [
-            row_of(
-                finished.get(cell.key) or Measurement(cell, Status.NOT_RUN, reason="the run ended before this cell"),
-                run_id=self.run_id,
-                device=self.device_name,
-                command=self.command,
-                ceilings=self.ceilings,
-            )
-            for cell in self.plan()
-        ]
+        """One per planned cell, in the order of the plan.
+
+        Raises:
+            ResultsError: as measurements().
+        """
+        journal = self.journal()
+        if self._rows_of is not journal:
+            self._rows = tuple(self._row(cell, journal) for cell in self._plan)
+            self._rows_of = journal
+        return list(self._rows)
 
     def write_measurements_csv(self) -> Path:
         """Write measurements.csv from the journal."""
@@ -206,6 +184,16 @@ class Run:
         write_whole(path, text.getvalue())
         return path
 
+    def _row(self, cell: Cell, journal: Journal) -> Row:
+        measurement = journal.by_cell.get(cell.key)
+        return row_of(
+            measurement or Measurement(cell, Status.NOT_RUN, reason="the run ended before this cell"),
+            run_id=self.run_id,
+            device=self.device_name,
+            command=self.command,
+            ceilings=self.ceilings,
+        )
+
     def _note_differences(self) -> None:
         """Keep in run.json that the run goes on under other circumstances, and which."""
         noted = {
@@ -213,53 +201,4 @@ class Run:
             "differences": list(self.differences),
         }
         self._stored = {**self._stored, "resumed": [*self._stored.get("resumed", ()), noted]}
-        write_whole(self.path / RUN, json.dumps(self._stored, indent=1, allow_nan=False) + "\n")
-
-
-def _check_run(run: Mapping[str, Any]) -> None:
-    """Refuse a run.json whose parts are not what reading relies on; ValueError, KeyError or TypeError says which."""
-    environment, command = run["environment"], run["command"]
-    for name, value in {
-        "run_id": run["run_id"],
-        "started_at": run.get("started_at", ""),
-        "device_name": environment["device_name"],
-        "timer": command["timer"],
-        "cache": command["cache"],
-    }.items():
-        if not (isinstance(value, str) and value.isprintable()):
-            raise ValueError(f"{name} must be printable text, got {value!r:.60}")
-    for name, part in (("packages", environment.get("packages")), ("cpu", environment.get("cpu"))):
-        if not isinstance(part, dict | None):
-            raise TypeError(f"{name} must be an object, got {part!r:.60}")
-
-
-def _check_plan(plan: list[Cell]) -> None:
-    """Refuse a plan that has a cell twice: of its measurements only one would be read."""
-    seen: set[str] = set()
-    for cell in plan:
-        if cell.key in seen:
-            raise ValueError(f"the plan has {cell.key} twice")
-        seen.add(cell.key)
-
-
-def free_run_path(parent: Path, device_slug: str) -> Path:
-    """Make the first folder `<date>-<device>-<n>` under `parent` that does not exist yet.
-
-    Raises:
-        StorageError: it cannot be made.
-    """
-    stem = f"{datetime.now(UTC):%Y-%m-%d}-{device_slug}"
-    number = 1
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            try:
-                (parent / f"{stem}-{number}").mkdir()
-            except FileExistsError:  # also by a sweep that started in the same moment
-                number += 1
-            else:
-                return parent / f"{stem}-{number}"
-    except OSError as error:
-        raise StorageError(
-            f"{parent}: cannot be written: {error.strerror}; choose another place for results with --out"
-        ) from None
+        write_whole(self.path / RUN, run_text(self._stored))

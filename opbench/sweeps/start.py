@@ -7,7 +7,8 @@ from typing import Any
 from opbench.device.environment import collect_environment, device_slug, environment_differences
 from opbench.errors import ResultsError, UsageError
 from opbench.registry import registry
-from opbench.results.run import Run, free_run_path
+from opbench.results.run import Run
+from opbench.results.run_json import free_run_path
 from opbench.sweeps.native_dtypes import default_dtypes
 from opbench.sweeps.options import (
     DEFAULT_CONDUCT,

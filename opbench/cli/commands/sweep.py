@@ -1,17 +1,14 @@
 """`opbench sweep`."""
 
 import signal
-import sys
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from opbench.cli import completion as complete
 from opbench.cli.shared import (
-    EXIT_FAILED_CELLS,
-    EXIT_INTERRUPTED,
     NoColor,
     interrupt_on_termination,
     known_operators,
@@ -19,12 +16,12 @@ from opbench.cli.shared import (
     split,
     stdout,
 )
+from opbench.cli.sweep_end import conclude, draw_plots, print_results
 from opbench.errors import StorageError
 from opbench.system import require_unix
 from opbench.user_cache import say_if_nothing_is_kept
 
 if TYPE_CHECKING:
-    from opbench.results.run import Run
     from opbench.workload.case import Cell
 
 __all__ = ["register"]
@@ -230,10 +227,10 @@ def sweep(
         except StorageError as error:  # what was measured is in the journal, and can still be shown
             refused = error
     if not quiet:
-        _print_results(run, no_color=no_color)
+        print_results(run, no_color=no_color)
     if plots and not refused:
-        refused = _draw_plots(run, quiet=quiet, no_color=no_color)
-    _conclude(run, interrupted=interrupted, refused=refused, quiet=quiet)
+        refused = draw_plots(run, quiet=quiet, no_color=no_color)
+    conclude(run, interrupted=interrupted, refused=refused, quiet=quiet)
 
 
 def _print_plan(cells: "list[Cell]") -> None:
@@ -244,57 +241,3 @@ def _print_plan(cells: "list[Cell]") -> None:
     largest = max(cells, key=lambda cell: cell.memory_bytes, default=None)
     if largest:
         print(f"largest estimated memory: {largest.memory_bytes / 2**30:.2f} GiB, {largest.key}")
-
-
-def _print_results(run: "Run", *, no_color: bool) -> None:
-    from opbench.report import print_tables, run_tables, speedup_tables, summary_line
-    from opbench.results.measurement import FAILURES
-
-    # Why cells failed comes at the end, for all tables together.
-    print_tables([*run_tables(run, without_reasons_of=FAILURES), *speedup_tables(run)], "terminal", stdout(no_color))
-    print(f"\n{summary_line(run)}", flush=True)
-
-
-def _draw_plots(run: "Run", *, quiet: bool, no_color: bool) -> StorageError | None:
-    """Gives why the plots could not all be written, once the tables are on the screen."""
-    from opbench.report import write_plots
-    from opbench.sweeps.console_progress import ConsoleProgress
-
-    with ConsoleProgress(quiet=quiet, no_color=no_color) as progress:
-        progress.stage("drawing plots")
-        try:
-            write_plots(run)
-        except StorageError as error:
-            return error
-    return None
-
-
-def _conclude(run: "Run", *, interrupted: bool, refused: StorageError | None, quiet: bool) -> NoReturn:
-    """Print what failed and where everything is; exit with the run's code."""
-    from opbench.report.layout import failure_lines
-    from opbench.results.measurement import FAILURES
-
-    rows = run.rows()
-    counts: dict[str, int] = {}
-    for row in rows:
-        counts[row.status] = counts.get(row.status, 0) + 1
-    for line in failure_lines(rows):
-        print(line, file=sys.stderr)
-    disturbed = sum(bool(row.warnings) for row in rows)
-    if disturbed and not quiet:
-        print(f"warnings: {disturbed} of {len(rows)} cells; see the notes under the tables", file=sys.stderr)
-    print(f"{len(rows)} cells: " + ", ".join(f"{count} {status}" for status, count in counts.items()))
-    print(f"results: {run.path}")
-    if not quiet:
-        for name in ("measurements.csv", "tables", "plots", "journal.jsonl"):
-            if (run.path / name).exists():
-                print(f"  {run.path / name}")
-    if refused:
-        raise refused
-    if interrupted:
-        from opbench.registry.places import ops_option
-
-        ops = ops_option(run.command)
-        print(f"interrupted; continue with: opbench sweep --resume --out {run.path}{ops}", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
-    sys.exit(EXIT_FAILED_CELLS if any(row.status in FAILURES for row in rows) else 0)
