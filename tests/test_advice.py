@@ -16,10 +16,11 @@ from opbench.report import run_tables, speedup_tables
 from opbench.report.advice import cells_advice, way_out
 from opbench.report.page.warnings import run_warnings
 from opbench.results.measurement import Measurement, Status
+from opbench.sweeps.conduct import Conduct, Isolation
 from opbench.sweeps.isolation import worker
-from opbench.sweeps.options import Conduct, Isolation, make_request, request_of_command
+from opbench.sweeps.request import RunOptions, make_request, request_of_command
 from opbench.sweeps.run_cells import run_cells
-from opbench.sweeps.runner import CellRunner, RunOptions, torch_threads
+from opbench.sweeps.runner import CellRunner, torch_threads
 from opbench.sweeps.start import start_run
 from opbench.workload.case import Shape
 

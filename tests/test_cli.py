@@ -19,7 +19,7 @@ from test_fuzz import call
 from opbench.cli import listing
 from opbench.cli.app import app
 from opbench.registry import registry
-from opbench.sweeps.options import make_request
+from opbench.sweeps.request import make_request
 from opbench.sweeps.start import plan
 
 TINY = "shapes:\n  - {batch: 1, height: 4, width: 4, channels: 32}\n"

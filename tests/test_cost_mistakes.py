@@ -7,7 +7,7 @@ from test_fuzz import call
 from opbench.errors import OperatorError
 from opbench.results.measurement import Status
 from opbench.results.run import Run
-from opbench.sweeps.options import make_request
+from opbench.sweeps.request import make_request
 from opbench.sweeps.start import plan, start_run
 from opbench.workload.case import MAX_COUNT
 from opbench.workload.operator import Provider

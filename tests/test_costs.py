@@ -207,7 +207,7 @@ def test_a_reference_of_few_queries_holds_all_scores():
 def test_a_cell_holds_its_operators_figures():
     from builders import doubling
 
-    from opbench.sweeps.options import make_request
+    from opbench.sweeps.request import make_request
     from opbench.sweeps.start import plan
 
     costs = {"flop_count": lambda case: 3, "bytes_moved": lambda case: 5, "memory_bytes": lambda case: 7}

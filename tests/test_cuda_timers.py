@@ -11,7 +11,8 @@ from builders import make_case, make_cell
 from opbench.gate import slowdown
 from opbench.registry.registry import find
 from opbench.stats import median
-from opbench.sweeps.runner import CellRunner, RunOptions
+from opbench.sweeps.request import RunOptions
+from opbench.sweeps.runner import CellRunner
 from opbench.timing import SpoiledProcessError, WallClockTimer, cuda
 from opbench.workload.case import Direction, Level
 

@@ -11,8 +11,8 @@ from opbench.registry.registry import registered
 from opbench.results.measurement import Status
 from opbench.sweeps.isolation.executor import WorkerExecutor
 from opbench.sweeps.isolation.worker_process import Workers
-from opbench.sweeps.plan import SweepRequest, plan_cells
-from opbench.sweeps.runner import RunOptions
+from opbench.sweeps.plan import plan_cells
+from opbench.sweeps.request import RunOptions, SweepRequest
 from opbench.workload.case import Direction, Dtype, Level, Shape
 from opbench.workload.shapes import ShapeList
 
@@ -182,7 +182,7 @@ def test_close_leaves_no_process(run, tmp_path):
 def test_the_real_worker_measures_a_real_cell():
     request = SweepRequest(
         shapes=("tiny",), ops=("conv3x3",), dtypes=(Dtype.FP32,), levels=(Level.CORE,), directions=(Direction.FWD,),
-        device="cpu", timer="wall-clock", cache="warm",
+        device="cpu", timer="wall-clock", cache="warm", time_budget_s=1.0,
     )  # fmt: skip
     [cell] = plan_cells(request, [ShapeList("tiny", "", (Shape(1, 5, 4, 8),), "here")], registered())
     worker, stages = WorkerExecutor(OPTIONS, 120), []

@@ -24,7 +24,7 @@ from opbench.errors import OpbenchError
 from opbench.results.measurement import Measurement, Status
 from opbench.results.row import COLUMN_NAMES
 from opbench.results.run import Run
-from opbench.sweeps.options import make_request
+from opbench.sweeps.request import make_request
 from opbench.sweeps.start import continue_run, plan
 from opbench.workload.case import Dtype
 

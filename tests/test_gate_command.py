@@ -25,7 +25,7 @@ from opbench.gate.command import with_defaults
 from opbench.gate.revision import find_source, installed, require_clean
 from opbench.registry.registry import registered
 from opbench.sweeps.native_dtypes import DefaultDtypes
-from opbench.sweeps.options import make_request
+from opbench.sweeps.request import make_request
 from opbench.sweeps.start import plan
 from opbench.workload.case import Dtype
 

@@ -11,8 +11,9 @@ from report_fixtures import make_run, measurement
 from stand_in import StandIn
 
 from opbench.results.measurement import Status
-from opbench.sweeps.options import make_conduct, make_request
+from opbench.sweeps.conduct import make_conduct
 from opbench.sweeps.progress import NullProgress
+from opbench.sweeps.request import make_request
 from opbench.sweeps.run_cells import run_cells
 from opbench.sweeps.start import start_run
 from opbench.workload.case import Shape

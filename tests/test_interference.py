@@ -21,7 +21,8 @@ from opbench.results.frames import load_results
 from opbench.results.measurement import Status
 from opbench.results.run import Run
 from opbench.sweeps import runner
-from opbench.sweeps.runner import CellRunner, RunOptions
+from opbench.sweeps.request import RunOptions
+from opbench.sweeps.runner import CellRunner
 
 CPU = {"cores": 4, "clock_s": 100.0, "busy_s": 50.0, "own_busy_s": 7.0, "governor": "performance",
        "cpu_clock_mhz": 3000,

@@ -16,7 +16,8 @@ from opbench.registry import registry
 from opbench.results.measurement import Status
 from opbench.sweeps.check import CheckResult, check, make_tensors
 from opbench.sweeps.plan import applicability
-from opbench.sweeps.runner import CellRunner, RunOptions
+from opbench.sweeps.request import RunOptions
+from opbench.sweeps.runner import CellRunner
 from opbench.timing.precision import torch_precision
 from opbench.workload.case import Case, Cell, Direction, Dtype, Level, Shape
 

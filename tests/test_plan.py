@@ -4,10 +4,10 @@ from dataclasses import replace
 
 import pytest
 from builders import doubling, make_case, make_cell
+from opbench.sweeps.options import make_request
 
 from opbench.errors import OperatorError, UnknownNameError, UsageError
 from opbench.results.measurement import Status
-from opbench.sweeps.options import make_request
 from opbench.sweeps.plan import DEFAULT_TIME_BUDGET_S, SweepRequest, applicability, cost, plan_cells, plan_differences
 from opbench.workload.case import MAX_COUNT, Direction, Dtype, Level, Shape
 from opbench.workload.operator import Provider, Setting

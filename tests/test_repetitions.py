@@ -16,9 +16,10 @@ from opbench.errors import ResultsError, UsageError
 from opbench.results.measurement import Measurement, Status
 from opbench.results.repetitions import by_cell
 from opbench.results.run import Run
+from opbench.sweeps.conduct import Conduct
 from opbench.sweeps.isolation.executor import WorkerExecutor
-from opbench.sweeps.options import Conduct, make_request
 from opbench.sweeps.progress import NullProgress
+from opbench.sweeps.request import make_request
 from opbench.sweeps.run_cells import run_cells
 from opbench.sweeps.start import continue_run, start_run
 from opbench.workload.case import Shape

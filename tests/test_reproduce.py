@@ -8,16 +8,16 @@ from opbench.registry import registry
 from opbench.results.journal import JOURNAL
 from opbench.results.run import Run
 from opbench.sweeps import reproduction
-from opbench.sweeps.options import make_request
 from opbench.sweeps.plan import plan_cells
 from opbench.sweeps.reproduction import SHAPES, parts_for
+from opbench.sweeps.request import make_request
 from opbench.workload.shapes import load_shape_lists
 
 TINY = "description: tiny\nshapes:\n  - {batch: 1, height: 4, width: 4, channels: 32}\n"
 
 
 def test_the_parts_on_a_gpu_are_what_the_paper_has_and_more(monkeypatch):
-    monkeypatch.setattr("opbench.sweeps.options.resolve_device", lambda name: name)
+    monkeypatch.setattr("opbench.sweeps.request.resolve_device", lambda name: name)
     operators = registry.registered()
     lists = load_shape_lists(SHAPES)
     cells, ways = set(), set()

@@ -11,9 +11,10 @@ from opbench.errors import DeviceLostError, OpbenchError, ResultsError, UnknownN
 from opbench.registry import registry
 from opbench.results.measurement import Status
 from opbench.results.run import Run
+from opbench.sweeps.conduct import Conduct, Isolation
 from opbench.sweeps.native_dtypes import DefaultDtypes
-from opbench.sweeps.options import Conduct, Isolation, make_request
 from opbench.sweeps.plan import applicability
+from opbench.sweeps.request import make_request
 from opbench.sweeps.run_cells import run_cells
 from opbench.sweeps.start import continue_run, plan, start_run
 from opbench.workload.case import Dtype, Level
@@ -161,7 +162,7 @@ def planned(**options):
 
 def test_the_default_plan_on_a_cpu_is_every_operator_over_the_papers_shapes_at_batch_1(monkeypatch):
     chosen = DefaultDtypes((Dtype.FP32, Dtype.BF16))
-    monkeypatch.setattr("opbench.sweeps.options.default_dtypes", lambda device_type: chosen)
+    monkeypatch.setattr("opbench.sweeps.request.default_dtypes", lambda device_type: chosen)
     cells = planned()
     assert len(cells) == 7 * 5 * 2
     assert {cell.case.dtype for cell in cells} == {"fp32", "bf16"}

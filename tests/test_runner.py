@@ -15,7 +15,8 @@ from opbench.cell_warning import CellWarning
 from opbench.results.measurement import Measurement, Status
 from opbench.sweeps.check import CheckResult
 from opbench.sweeps.global_state import seeded
-from opbench.sweeps.runner import CellRunner, RunOptions, memory_limit, source_hash
+from opbench.sweeps.request import RunOptions
+from opbench.sweeps.runner import CellRunner, memory_limit, source_hash
 from opbench.timing import SpoiledProcessError
 from opbench.timing.precision import BACKENDS, float32_precision, torch_precision
 from opbench.timing.stopping import StopReason

@@ -22,9 +22,9 @@ from work import bytes_read, counted_calls
 from opbench.results.frames import load_results
 from opbench.results.run import Run
 from opbench.sweeps.isolation.executor import InProcessExecutor
-from opbench.sweeps.options import make_request
+from opbench.sweeps.request import RunOptions, make_request
 from opbench.sweeps.run_cells import run_cells
-from opbench.sweeps.runner import CellRunner, RunOptions
+from opbench.sweeps.runner import CellRunner
 from opbench.sweeps.start import start_run
 from opbench.workload.case import Dtype
 from opbench.workload.operator import Provider

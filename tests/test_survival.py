@@ -20,8 +20,9 @@ from opbench.results.frames import load_results
 from opbench.results.measurement import Measurement, Status
 from opbench.results.run import Run
 from opbench.results.run_json import free_run_path
+from opbench.sweeps.conduct import Conduct, Isolation
 from opbench.sweeps.isolation.executor import InProcessExecutor
-from opbench.sweeps.options import Conduct, Isolation, make_request
+from opbench.sweeps.request import make_request
 from opbench.sweeps.run_cells import run_cells
 from opbench.sweeps.start import continue_run, start_run
 

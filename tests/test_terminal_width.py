@@ -26,7 +26,7 @@ from opbench.report.comparison import comparison_tables
 from opbench.report.plan_table import plan_table
 from opbench.report.table import Table
 from opbench.results.published import open_run
-from opbench.sweeps.options import make_request
+from opbench.sweeps.request import make_request
 from opbench.sweeps.start import plan
 from opbench.timing import TIMERS
 from opbench.workload.case import Dtype

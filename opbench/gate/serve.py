@@ -27,8 +27,8 @@ class Served:
         from opbench.errors import RegistryError
         from opbench.gate.slowdown import slowed
         from opbench.registry import registry
-        from opbench.sweeps.options import make_request
-        from opbench.sweeps.runner import CellRunner, RunOptions
+        from opbench.sweeps.request import make_request
+        from opbench.sweeps.runner import CellRunner
         from opbench.sweeps.start import plan
 
         operators = dict(registry.registered())
@@ -39,7 +39,7 @@ class Served:
         self._cells = {cell.key: cell for cell in plan(asked, operators)}
         for name, fraction in inject.items():
             operators[name] = slowed(operators[name], fraction)
-        self._runner = CellRunner(RunOptions.of(asked.to_json()), operators.__getitem__)
+        self._runner = CellRunner(asked, operators.__getitem__)
 
     def plan(self) -> dict[str, Any]:
         """The cells (`plan`), what must be equal to compare (`identity`) and the whole `environment`."""

@@ -126,7 +126,8 @@ class DeviceBenchmark:
         import pytest
 
         from opbench.registry.registry import find
-        from opbench.sweeps.runner import CellRunner, RunOptions
+        from opbench.sweeps.request import RunOptions
+        from opbench.sweeps.runner import CellRunner
 
         chosen = find(operator) if isinstance(operator, str) else operator
         name = self._choose(device)
@@ -220,8 +221,8 @@ def _plan(
     device: str,
 ) -> "Cell":
     """The cell that a sweep of this one case plans."""
-    from opbench.sweeps.options import make_request
     from opbench.sweeps.plan import plan_cells
+    from opbench.sweeps.request import make_request
     from opbench.workload.shapes import ShapeList
 
     options = {

@@ -13,9 +13,9 @@ from opbench.registry import registry
 from opbench.results.measurement import Measurement, Status
 from opbench.stats import median
 from opbench.sweeps.isolation.executor import Executor
-from opbench.sweeps.options import make_request
-from opbench.sweeps.plan import SweepRequest, plan_cells
+from opbench.sweeps.plan import plan_cells
 from opbench.sweeps.progress import Progress
+from opbench.sweeps.request import SweepRequest, make_request
 from opbench.workload.shapes import load_shape_lists
 
 __all__ = ["measure_noise", "noise_request"]

@@ -1,7 +1,7 @@
 """From what was asked to the list of cells: which operators, shapes, dtypes and providers, and what each needs."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from operator import index
 from typing import Any
@@ -9,79 +9,19 @@ from typing import Any
 from opbench.errors import OperatorError, UnknownNameError, UsageError
 from opbench.registry.raised import place_of
 from opbench.results.measurement import Status
+from opbench.sweeps.request import SweepRequest, swept_operators
 from opbench.text import one_line
-from opbench.workload.case import MAX_COUNT, Case, Cell, Direction, Dtype, Level
+from opbench.workload.case import MAX_COUNT, Case, Cell, Direction, Dtype
 from opbench.workload.operator import Operator, Provider
 from opbench.workload.shapes import ShapeList
 
 __all__ = [
-    "DEFAULT_SHAPES",
-    "DEFAULT_TIME_BUDGET_S",
-    "SweepRequest",
     "applicability",
     "cost",
     "costs",
     "plan_cells",
     "plan_differences",
-    "swept_operators",
 ]
-
-DEFAULT_SHAPES = {"cuda": ("standard", "high_resolution"), "cpu": ("standard_batch1",)}
-"""Shape lists where none are named, by device type."""
-
-DEFAULT_TIME_BUDGET_S = {"cuda": 1.0, "cpu": 0.5}
-"""Sampling time per cell where none is named, by device type: a CPU's 70 cells are to end within the first minute."""
-
-
-@dataclass(frozen=True, slots=True)
-class SweepRequest:
-    """What `opbench sweep` was asked for, every default filled in but the operators' own settings.
-
-    Attributes:
-        shapes: shape lists, by name or path.
-        ops: operators by name.
-        providers: (operator, provider) pairs; "all" as a provider takes every one. Operators that are not named
-            use their first provider that works for the case.
-        dtypes, levels, directions: in the order in which they run.
-        device: torch device, "cpu" or "cuda:N".
-        timer, cache: resolved names.
-        settings: (operator, setting, text) triples.
-        time_budget_s: sampling time per cell, seconds.
-        memory_limit_gib: per-process limit, GiB (2**30 bytes); None for none.
-        seed: of inputs and parameters.
-        threads: of torch on the CPU; None for torch's own choice.
-        repeat: fresh processes in which each cell is measured.
-        sources: places of operators that are not registered: files, or MODULE:OPERATOR; workers load them too.
-    """
-
-    shapes: tuple[str, ...]
-    ops: tuple[str, ...]
-    dtypes: tuple[Dtype, ...]
-    levels: tuple[Level, ...]
-    directions: tuple[Direction, ...]
-    device: str
-    timer: str
-    cache: str
-    providers: tuple[tuple[str, str], ...] = ()
-    settings: tuple[tuple[str, str, str], ...] = ()
-    time_budget_s: float = 1.0
-    memory_limit_gib: float | None = None
-    seed: int = 0
-    threads: int | None = None
-    repeat: int = 1
-    sources: tuple[str, ...] = ()
-
-    @property
-    def device_type(self) -> str:
-        """ "cpu" or "cuda"."""
-        return self.device.partition(":")[0]
-
-    def to_json(self) -> dict[str, Any]:
-        """The request as run.json keeps it."""
-        values = asdict(self)
-        if not self.sources:
-            del values["sources"]
-        return values
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,18 +153,6 @@ def plan_differences(there: Sequence[Cell], now: Sequence[Cell]) -> list[str]:
         "with other costs": [key for key, cell in stored.items() if planned.get(key, cell) != cell],
     }
     return [f"plan: {len(keys)} cells {kind}, first {keys[0]}" for kind, keys in kinds.items() if keys]
-
-
-def swept_operators(names: Iterable[str], operators: Mapping[str, Operator]) -> dict[str, Operator]:
-    """The operators of these names, each once.
-
-    Raises:
-        UnknownNameError: one that does not exist.
-    """
-    for name in names:
-        if name not in operators:
-            raise UnknownNameError("operator", name, operators)
-    return {name: operators[name] for name in names}
 
 
 def _choices(request: SweepRequest, operators: Mapping[str, Operator]) -> list[Choice]:

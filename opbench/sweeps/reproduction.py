@@ -11,8 +11,9 @@ from typing import Any
 
 from opbench.errors import UnknownNameError
 from opbench.files import write_whole
-from opbench.sweeps.options import Conduct, make_request
+from opbench.sweeps.conduct import Conduct
 from opbench.sweeps.progress import Progress
+from opbench.sweeps.request import make_request
 from opbench.sweeps.run_cells import run_cells
 from opbench.sweeps.start import continue_run, start_run
 from opbench.sweeps.sweep import finish

@@ -15,9 +15,9 @@ from opbench.results.measurement import Measurement, Status
 from opbench.results.run import CEILINGS, Run
 from opbench.stats import relative_half_width
 from opbench.sweeps.ceiling_step import ceilings_for, default_budget_s
+from opbench.sweeps.conduct import DEFAULT_CONDUCT, Conduct, Isolation
 from opbench.sweeps.isolation.executor import Executor, InProcessExecutor, WorkerExecutor, cell_limit_s
 from opbench.sweeps.isolation.worker_process import Workers
-from opbench.sweeps.options import DEFAULT_CONDUCT, Conduct, Isolation
 from opbench.sweeps.progress import Progress
 from opbench.sweeps.start import require_processes
 from opbench.workload.case import Cell
@@ -129,7 +129,8 @@ def _write_ceilings(run: Run, conduct: Conduct, workers: Workers, progress: Prog
 
 
 def _executor(run: Run, operators: Mapping[str, Operator], conduct: Conduct, workers: Workers) -> Executor:
-    from opbench.sweeps.runner import CellRunner, RunOptions, memory_limit, torch_threads
+    from opbench.sweeps.request import RunOptions
+    from opbench.sweeps.runner import CellRunner, memory_limit, torch_threads
 
     options = RunOptions.of(run.command)
     if conduct.isolation is Isolation.PROCESS:

@@ -6,11 +6,10 @@ import importlib.util
 import sys
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Self
 
 import torch
 
@@ -23,6 +22,7 @@ from opbench.results.measurement import Measurement, Status
 from opbench.sweeps.check import check, make_tensors, output_gradient
 from opbench.sweeps.global_state import restored_state, seeded
 from opbench.sweeps.plan import applicability
+from opbench.sweeps.request import RunOptions
 from opbench.system import available_memory_bytes, data_limit, says_out_of_memory
 from opbench.text import one_line
 from opbench.timing import Launch, SpoiledProcessError, StoppingRule, Timer, collect_samples, make_timer
@@ -30,36 +30,14 @@ from opbench.timing.precision import torch_precision
 from opbench.workload.case import Case, Cell, Direction
 from opbench.workload.operator import Operator, Provider, Tensors
 
-__all__ = ["CellRunner", "RunOptions", "memory_limit", "source_hash", "torch_threads"]
+__all__ = ["CellRunner", "memory_limit", "source_hash", "torch_threads"]
 
 WARM_UP_FRACTION = 0.2
+"""Warm-up time, as a fraction of the time budget."""
 TRIED_FIRST = 0.5
 """Share of the memory that is left beyond which a cell is launched once before it is checked."""
-"""Warm-up time, as a fraction of the time budget."""
 
 OnStage = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """How every cell of a run is measured; as SweepRequest's attributes of the same names."""
-
-    device: str
-    timer: str
-    cache: str
-    time_budget_s: float
-    memory_limit_gib: float | None
-    seed: int
-    threads: int | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """A dictionary that the constructor takes back."""
-        return asdict(self)
-
-    @classmethod
-    def of(cls, command: Mapping[str, Any]) -> Self:
-        """The options in a run's command."""
-        return cls(**{name: command[name] for name in cls.__slots__ if name in command})
 
 
 class CellRunner:
@@ -83,7 +61,6 @@ class CellRunner:
         """Cells that are estimated to need more are not run; for systems that hold no process to a limit."""
         self._find_operator = find_operator
         self._timer = timer
-        self._device_type = options.device.partition(":")[0]
 
     def run(self, cell: Cell, on_stage: OnStage = lambda stage: None) -> Measurement:
         """Measure one cell. Never raises but for KeyboardInterrupt."""
@@ -128,7 +105,7 @@ class CellRunner:
         enter("set-up")
         operator = self._find_operator(cell.case.operator)
         provider = operator.provider(cell.provider)
-        refusal = applicability(operator, provider, cell.case, self._device_type)
+        refusal = applicability(operator, provider, cell.case, self.options.device_type)
         if refusal:
             return Measurement(cell, *refusal, kernel_source_hash=source_hash(operator, provider))
         if self.estimate_limit_bytes is not None and cell.memory_bytes > self.estimate_limit_bytes:
@@ -144,7 +121,7 @@ class CellRunner:
         For graphs also a stream: the default one cannot be captured, and autograd runs a backward pass, which is what
         is captured, on the stream of its forward pass, which is not.
         """
-        if self._device_type != "cuda":
+        if self.options.device_type != "cuda":
             return nullcontext()
         stack = ExitStack()
         stack.enter_context(torch.cuda.device(self.options.device))
@@ -178,7 +155,7 @@ class CellRunner:
         )
         if result.reason:
             return common
-        if self._device_type == "cuda":
+        if self.options.device_type == "cuda":
             _release_memory()  # in fragments of the check's tensors the timed ones may find no room
         enter("build")
         tensors = make_tensors(operator, case, device, seed)
@@ -213,7 +190,7 @@ class CellRunner:
 
     def _may_not_fit(self, cell: Cell) -> bool:
         """Whether to try the memory of a CPU, where the check of a large shape takes long."""
-        left = available_memory_bytes() if self._device_type == "cpu" else None  # this process's limit counts
+        left = available_memory_bytes() if self.options.device_type == "cpu" else None  # this process's limit counts
         return left is not None and cell.memory_bytes > TRIED_FIRST * left
 
     def _try_memory(self, cell: Cell, operator: Operator, provider: Provider, seed: int) -> None:
@@ -232,7 +209,7 @@ class CellRunner:
 
     def _peak_memory_bytes(self, launch: Launch) -> int | None:
         """Most memory allocated during one launch, inputs included; None where the device does not tell."""
-        if self._device_type != "cuda":
+        if self.options.device_type != "cuda":
             return None
         torch.cuda.reset_peak_memory_stats(self.options.device)
         launch()
@@ -241,7 +218,7 @@ class CellRunner:
 
     def _clean_up(self) -> None:
         gc.collect()
-        if self._device_type == "cuda":
+        if self.options.device_type == "cuda":
             try:
                 torch.cuda.synchronize(self.options.device)
                 _release_memory()

@@ -9,16 +9,11 @@ from opbench.errors import ResultsError, UsageError
 from opbench.registry import registry
 from opbench.results.run import Run
 from opbench.results.run_json import free_run_path
+from opbench.sweeps.conduct import DEFAULT_CONDUCT, Conduct, Isolation
 from opbench.sweeps.native_dtypes import default_dtypes
-from opbench.sweeps.options import (
-    DEFAULT_CONDUCT,
-    Conduct,
-    Isolation,
-    Options,
-    request_differences,
-    request_of_command,
-)
-from opbench.sweeps.plan import SweepRequest, plan_cells, plan_differences
+from opbench.sweeps.option_fields import Options
+from opbench.sweeps.plan import plan_cells, plan_differences
+from opbench.sweeps.request import SweepRequest, request_differences, request_of_command
 from opbench.text import one_line
 from opbench.workload.case import Cell
 from opbench.workload.operator import Operator

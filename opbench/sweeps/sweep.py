@@ -9,8 +9,10 @@ from opbench.registry import registry
 from opbench.registry.places import resolve_ops
 from opbench.report import write_plots, write_tables
 from opbench.results.run import Run
-from opbench.sweeps.options import Isolation, make_conduct, make_request
+from opbench.sweeps.conduct import Conduct, Isolation, make_conduct
+from opbench.sweeps.option_fields import items, options_of
 from opbench.sweeps.progress import NullProgress, Progress
+from opbench.sweeps.request import SweepRequest, make_request
 from opbench.sweeps.run_cells import run_cells
 from opbench.sweeps.start import continue_run, dtypes_note, start_run
 from opbench.workload.operator import Operator
@@ -94,15 +96,12 @@ def sweep(
     Raises:
         OpbenchError: what was asked cannot be followed. What goes wrong in a cell is a row instead.
     """
-    options = {
-        "shapes": [shapes] if isinstance(shapes, str) else shapes, "ops": _listed(ops),
-        "providers": _listed(providers), "dtypes": _listed(dtypes), "level": _listed(level),
-        "direction": _listed(direction), "device": device, "timer": timer, "cache": cache,
-        "settings": [settings] if isinstance(settings, str) else settings,
-        "time_budget": time_budget, "memory_limit": memory_limit, "seed": seed,
-        "threads": threads, "repeat": repeat,
-    }  # fmt: skip
-    options, registered = resolve_ops(options)
+    given = locals()  # so that an option is named once here, in the signature
+    options, conduct_options = (
+        {option.keyword: given.get(option.keyword) for option in options_of(kind).values()}
+        for kind in (SweepRequest, Conduct)
+    )
+    options, registered = resolve_ops({**options, "ops": None if ops is None else items("--ops", ops)})
     known = registry.collect(
         [(registry.operator_module(operator), operator) for operator in (*registered.values(), *operators)]
     )
@@ -112,11 +111,9 @@ def sweep(
         options["ops"] = [operator.name for operator in operators]
     if operators and isolation == Isolation.PROCESS:
         raise UsageError("operators that are objects cannot be sent to a worker process; register them instead")
-    ways = {
-        "isolation": Isolation.NONE if operators else isolation, "cell_timeout": cell_timeout,
-        "retry": _listed(retry), "ceilings_budget": ceilings_budget,
-    }  # fmt: skip
-    conduct = make_conduct(ways, resume=resume)
+    if operators:
+        conduct_options["isolation"] = Isolation.NONE
+    conduct = make_conduct(conduct_options, resume=resume)
     if resume:
         if out is None:
             raise UsageError("--resume needs --out: the folder of the run to continue")
@@ -131,8 +128,3 @@ def sweep(
     finally:
         finish(run, plots=plots)
     return run
-
-
-def _listed(given: str | Sequence[str] | None) -> Sequence[str] | None:
-    """A list as it is, and of a text the items between its commas, as on the command line."""
-    return [item.strip() for item in given.split(",")] if isinstance(given, str) else given

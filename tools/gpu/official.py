@@ -39,8 +39,9 @@ from stand_in import StandIn
 
 from opbench.errors import OpbenchError
 from opbench.results.run import Run
+from opbench.sweeps.conduct import make_conduct
 from opbench.sweeps.console_progress import ConsoleProgress
-from opbench.sweeps.options import make_conduct, make_request
+from opbench.sweeps.request import make_request
 from opbench.sweeps.run_cells import run_cells
 from opbench.sweeps.start import continue_run, plan, start_run
 from opbench.workload.operator import Operator, Provider

@@ -13,9 +13,9 @@ from opbench.cli.shared import (
     NoColor,
     interrupt_on_termination,
     shows_tracebacks,
-    split,
     stdout,
 )
+from opbench.cli.sweep_flags import takes_sweep_flags
 from opbench.system import require_unix
 
 if TYPE_CHECKING:
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
     from opbench.contract.contract import Finding
     from opbench.results.measurement import Measurement
-    from opbench.sweeps.options import Conduct
-    from opbench.sweeps.plan import SweepRequest
+    from opbench.sweeps.conduct import Conduct
+    from opbench.sweeps.request import SweepRequest
     from opbench.workload.operator import Operator
 
 __all__ = ["register"]
@@ -35,43 +35,16 @@ TIME_BUDGET_S = 0.01
 
 def register(app: typer.Typer) -> None:
     """Add to the command line."""
-    app.command()(check)
+    app.command()(takes_sweep_flags(check))
 
 
 def check(
+    *,
     target: Annotated[
         str,
         typer.Argument(metavar="OPERATOR", help="MODULE:OPERATOR or FILE.py, where it is; or a registered one's name."),
     ],
-    shapes: Annotated[
-        list[str] | None, typer.Option(metavar="NAME|FILE", help="Shape list; repeat for several. [default: smoke]")
-    ] = None,
-    providers: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Implementations, such as mine=torch. [default: every one]")
-    ] = None,
-    dtypes: Annotated[
-        str | None, typer.Option(metavar="LIST", help="Of fp32, tf32, fp16, bf16. [default: fp32,fp16,bf16]")
-    ] = None,
-    level: Annotated[str | None, typer.Option(metavar="LIST", help="Of module, core. [default: both]")] = None,
-    direction: Annotated[str | None, typer.Option(metavar="LIST", help="Of fwd, bwd, fwd_bwd. [default: all]")] = None,
-    device: Annotated[
-        str | None, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N. [default: auto]")
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="op.param=value",
-            help="A setting of an operator; repeat for several. [default: its own]",
-        ),
-    ] = None,
-    isolation: Annotated[
-        str | None,
-        typer.Option(
-            metavar="process|none",
-            help="A worker process for each operator and shape, or none, for debugging. [default: process]",
-        ),
-    ] = None,
+    options: dict[str, Any],
     no_color: NoColor = False,
 ) -> None:
     """Check an operator that you write: its inputs, reference, gradients and costs, and every provider's values.
@@ -82,25 +55,24 @@ def check(
     """
     require_unix("opbench check")
     interrupt_on_termination()
-    given: dict[str, Any] = {
-        "ops": [target], "shapes": shapes or ["smoke"], "providers": split("--providers", providers),
-        "dtypes": split("--dtypes", dtypes) or ["fp32", "fp16", "bf16"],
-        "level": split("--level", level) or ["module", "core"],
-        "direction": split("--direction", direction) or ["fwd", "bwd", "fwd_bwd"],
-        "device": device, "settings": settings, "time_budget": TIME_BUDGET_S,
+    isolation = options.get("isolation")
+    asked = {
+        "shapes": ["smoke"], "dtypes": ["fp32", "fp16", "bf16"], "level": ["module", "core"],
+        "direction": ["fwd", "bwd", "fwd_bwd"], **options, "ops": [target], "time_budget": TIME_BUDGET_S,
     }  # fmt: skip
     from opbench.registry.places import resolve_ops
-    from opbench.sweeps.options import make_conduct, make_request
+    from opbench.sweeps.conduct import make_conduct
+    from opbench.sweeps.request import make_request
 
-    options, known = resolve_ops(given)
-    options["providers"] = options["providers"] or [f"{name}=all" for name in options["ops"] if name in known]
-    request = make_request(options, known)
+    asked, known = resolve_ops(asked)
+    asked.setdefault("providers", [f"{name}=all" for name in asked["ops"] if name in known])
+    request = make_request(asked, known)
     findings = [found for name in request.ops for found in _contract(known[name], request)]
     unplanned = {found.operator for found in findings if found.reason and found.part in ("description", "costs")}
     request = _without(request, unplanned)
-    conduct = make_conduct({"isolation": isolation})
+    conduct = make_conduct(options)
     measurements = _run(request, known, conduct, no_color=no_color) if request.ops else []
-    wrong = _show(options["ops"], findings, measurements, traceback=shows_tracebacks(isolation), no_color=no_color)
+    wrong = _show(asked["ops"], findings, measurements, traceback=shows_tracebacks(isolation), no_color=no_color)
     sys.exit(EXIT_FAILED_CELLS if wrong else 0)
 
 

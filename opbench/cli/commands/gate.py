@@ -4,11 +4,10 @@ import re
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opbench.cli import completion as complete
 from opbench.cli.shared import (
     ComparisonFormats,
     Inconclusive,
@@ -22,6 +21,7 @@ from opbench.cli.shared import (
     stdout,
     verdict_exit_codes,
 )
+from opbench.cli.sweep_flags import takes_sweep_flags
 from opbench.errors import UsageError
 from opbench.system import require_unix
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["register"]
 
-DEFAULT_TIME_BUDGET_S = 0.1
 DEFAULT_SESSIONS = 10
 FEWEST_ROUNDS = 3
 """In each stage: fewer have no spread to speak of."""
@@ -38,10 +37,11 @@ FEWEST_ROUNDS = 3
 
 def register(app: typer.Typer) -> None:
     """Add to the command line."""
-    app.command()(gate)
+    app.command()(takes_sweep_flags(gate))
 
 
 def gate(
+    *,
     base: Annotated[
         str | None,
         typer.Option(
@@ -76,73 +76,7 @@ def gate(
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of the data. [default: a new one in results/]")
     ] = None,
-    shapes: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME|FILE",
-            autocompletion=complete.shapes,
-            help="Like all that follow, as for sweep. "
-            "[default: standard and high_resolution on CUDA, smoke on the CPU]",
-        ),
-    ] = None,
-    ops: Annotated[
-        str | None, typer.Option(metavar="LIST", autocompletion=complete.operators, help="Operators. [default: all]")
-    ] = None,
-    providers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            autocompletion=complete.providers,
-            help="Implementations, such as dcnv4=torch. [default: the first that works]",
-        ),
-    ] = None,
-    dtypes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST", autocompletion=complete.dtypes, help="Of fp32, tf32, fp16, bf16. [default: as for sweep]"
-        ),
-    ] = None,
-    level: Annotated[
-        str | None,
-        typer.Option(metavar="LIST", autocompletion=complete.levels, help="Of module, core. [default: module]"),
-    ] = None,
-    direction: Annotated[
-        str | None,
-        typer.Option(metavar="LIST", autocompletion=complete.directions, help="Of fwd, bwd, fwd_bwd. [default: fwd]"),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DEVICE", autocompletion=complete.devices, help="auto, cpu, cuda or cuda:N. [default: auto]"
-        ),
-    ] = None,
-    timer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIMER",
-            autocompletion=complete.timers,
-            help="cuda-event, cuda-graph, wall-clock or auto. [default: auto]",
-        ),
-    ] = None,
-    cache: Annotated[
-        str | None,
-        typer.Option(
-            metavar="cold|warm",
-            autocompletion=complete.caches,
-            help="The L2 before each launch. [default: cold with a CUDA timer]",
-        ),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="op.param=value", help="A setting of an operator. [default: the operator's]"),
-    ] = None,
-    time_budget: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Sampling time per cell, in each process.")
-    ] = DEFAULT_TIME_BUDGET_S,
-    memory_limit: Annotated[
-        float | None, typer.Option(metavar="GIB", help="Memory that a cell may take. [default: no limit]")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Of inputs and parameters. [default: 0]")] = None,
+    options: dict[str, Any],
     quiet: Annotated[bool, typer.Option("--quiet", help="Print the comparison alone.")] = False,
     no_color: NoColor = False,
 ) -> None:
@@ -155,8 +89,9 @@ def gate(
         raise UsageError("give --base, the revision to compare with, or --selftest")
     if budget is not None and not 0 < budget < float("inf"):
         raise UsageError(f"--budget must be a positive number of minutes, got {budget:g}")
-    if selftest and direction not in (None, "fwd"):
-        raise UsageError(f"--selftest slows the forward pass: --direction must be fwd, got {direction!r}")
+    directions = options.get("direction", ["fwd"])
+    if selftest and directions != ["fwd"]:
+        raise UsageError(f"--selftest slows the forward pass: --direction must be fwd, got {','.join(directions)!r}")
     require_unix("opbench gate")
     interrupt_on_termination()
     from opbench.compare.rules import Rules
@@ -170,14 +105,8 @@ def gate(
     # --out is the folder of the data first of all: unlike compare's, it needs no format that has a file.
     formats = chosen_formats(format_, None if format_ else out)
 
-    given = {
-        "shapes": [_shape_list(text) for text in shapes] if shapes else None,
-        "ops": split("--ops", ops), "providers": split("--providers", providers),
-        "dtypes": split("--dtypes", dtypes), "level": split("--level", level),
-        "direction": split("--direction", direction), "device": device, "timer": timer, "cache": cache,
-        "settings": settings, "time_budget": time_budget, "memory_limit": memory_limit, "seed": seed,
-    }  # fmt: skip
-    options = {name: value for name, value in given.items() if value is not None}
+    if "shapes" in options:
+        options["shapes"] = [_shape_list(text) for text in options["shapes"]]
     rules = replace(_with_rounds(Rules(), rounds), tolerance=parse_percent("--tolerance", tolerance))
     budget_s = None if budget is None else 60 * budget
     session = SessionSettings(rules, budget_s, settle=not accepted, same_source_allowed=aa)

@@ -67,13 +67,14 @@ def ceilings(
     from opbench.sweeps.ceiling_step import ceilings_for, default_budget_s
     from opbench.sweeps.console_progress import ConsoleProgress
     from opbench.sweeps.isolation.worker_process import Workers
-    from opbench.sweeps.options import require_threads
+    from opbench.sweeps.option_fields import read_options
+    from opbench.sweeps.request import RunOptions
     from opbench.user_cache import say_if_nothing_is_kept
 
     name = resolve_device(device)
     if budget is not None and not 0 < budget < float("inf"):
         raise UsageError(f"--budget must be a positive number, got {budget:g}")
-    require_threads(threads)
+    read_options(RunOptions, {"threads": threads})  # refused as by a sweep
     with closing(Workers()) as workers, ConsoleProgress(quiet=json_, no_color=no_color) as progress:
         found = ceilings_for(
             collect_environment(name, threads),

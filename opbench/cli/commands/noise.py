@@ -39,7 +39,7 @@ def noise(
     from opbench.sweeps.console_progress import ConsoleProgress
     from opbench.sweeps.isolation.executor import WorkerExecutor, cell_limit_s
     from opbench.sweeps.noise_step import measure_noise, noise_request
-    from opbench.sweeps.runner import RunOptions
+    from opbench.sweeps.request import RunOptions
     from opbench.system import require_unix
     from opbench.user_cache import say_if_nothing_is_kept
 

@@ -2,38 +2,27 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from opbench.cli.shared import EXIT_FAILED_CELLS, EXIT_INTERRUPTED, interrupt_on_termination, known_operators, split
+from opbench.cli.sweep_flags import takes_sweep_flags
 from opbench.system import require_unix
 
 __all__ = ["register"]
 
-TIME_BUDGET_S = 0.05
-"""Sampling per cell: with 2400 cells on a GPU, what lies around the samples takes longer than they do."""
-
 
 def register(app: typer.Typer) -> None:
     """Add to the command line."""
-    app.command()(reproduce)
+    app.command()(takes_sweep_flags(reproduce))
 
 
 def reproduce(
+    *,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the parts: made, or gone on with.")],
     parts: Annotated[str | None, typer.Option(metavar="LIST", help="These parts alone. [default: all]")] = None,
-    shapes: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME|FILE", help="Shape list; repeat for several. [default: standard and high_resolution]"
-        ),
-    ] = None,
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")] = "auto",
-    time_budget: Annotated[float, typer.Option(metavar="SECONDS", help="Sampling time per cell.")] = TIME_BUDGET_S,
-    isolation: Annotated[
-        str, typer.Option(metavar="process|none", help="A worker process for each operator and shape, or none.")
-    ] = "none",
+    options: dict[str, Any],
     retry: Annotated[
         str | None,
         typer.Option(
@@ -64,15 +53,16 @@ def reproduce(
     interrupt_on_termination()
     from opbench.device.environment import resolve_device
     from opbench.results.measurement import FAILURES
+    from opbench.sweeps.conduct import make_conduct
     from opbench.sweeps.console_progress import ConsoleProgress
-    from opbench.sweeps.options import make_conduct, make_request
     from opbench.sweeps.reproduction import SHAPES, chosen_parts, run_part
+    from opbench.sweeps.request import make_request
     from opbench.sweeps.start import plan
 
-    common = {"shapes": shapes or list(SHAPES), "time_budget": time_budget}
-    chosen = chosen_parts(split("--parts", parts), resolve_device(device), common)
+    device = resolve_device(options.get("device", "auto"))
+    chosen = chosen_parts(split("--parts", parts), device, {"shapes": SHAPES, **options})
     # To a part that begins, --retry says nothing: none of its cells has a status.
-    conduct = make_conduct({"isolation": isolation, "retry": split("--retry", retry)}, resume=True)
+    conduct = make_conduct({**options, "retry": split("--retry", retry)}, resume=True)
     operators = known_operators()
     failed = False
     try:

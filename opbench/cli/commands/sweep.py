@@ -3,11 +3,10 @@
 import signal
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from opbench.cli import completion as complete
 from opbench.cli.shared import (
     NoColor,
     interrupt_on_termination,
@@ -17,6 +16,7 @@ from opbench.cli.shared import (
     stdout,
 )
 from opbench.cli.sweep_end import conclude, draw_plots, print_results
+from opbench.cli.sweep_flags import takes_sweep_flags
 from opbench.errors import StorageError
 from opbench.system import require_unix
 from opbench.user_cache import say_if_nothing_is_kept
@@ -29,117 +29,12 @@ __all__ = ["register"]
 
 def register(app: typer.Typer) -> None:
     """Add to the command line."""
-    app.command()(sweep)
+    app.command()(takes_sweep_flags(sweep))
 
 
 def sweep(
-    shapes: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="NAME|FILE",
-            autocompletion=complete.shapes,
-            help="Shape list; repeat for several. "
-            "[default: standard and high_resolution on CUDA, standard_batch1 on the CPU]",
-        ),
-    ] = None,
-    ops: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            autocompletion=complete.operators,
-            help="Operators, such as dcnv3,dcnv4; also FILE.py and MODULE:OPERATOR. [default: all]",
-        ),
-    ] = None,
-    providers: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            autocompletion=complete.providers,
-            help="Implementations, such as dcnv4=torch; op=all for every one. [default: the first that works here]",
-        ),
-    ] = None,
-    dtypes: Annotated[
-        str | None,
-        typer.Option(
-            metavar="LIST",
-            autocompletion=complete.dtypes,
-            help="Of fp32, tf32, fp16, bf16. [default: fp32,fp16 on CUDA; on the CPU fp32 and what is native there]",
-        ),
-    ] = None,
-    level: Annotated[
-        str | None,
-        typer.Option(metavar="LIST", autocompletion=complete.levels, help="Of module, core. [default: module]"),
-    ] = None,
-    direction: Annotated[
-        str | None,
-        typer.Option(metavar="LIST", autocompletion=complete.directions, help="Of fwd, bwd, fwd_bwd. [default: fwd]"),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DEVICE", autocompletion=complete.devices, help="auto, cpu, cuda or cuda:N. [default: auto]"
-        ),
-    ] = None,
-    timer: Annotated[
-        str | None,
-        typer.Option(
-            metavar="TIMER",
-            autocompletion=complete.timers,
-            help="auto, cuda-event, cuda-graph or wall-clock. [default: auto: cuda-event on CUDA, else the wall clock]",
-        ),
-    ] = None,
-    cache: Annotated[
-        str | None,
-        typer.Option(
-            metavar="cold|warm",
-            autocompletion=complete.caches,
-            help="Flush the L2 before each launch, or not. [default: cold with a CUDA timer]",
-        ),
-    ] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="op.param=value",
-            help="A setting of an operator; repeat for several. [default: the operator's]",
-        ),
-    ] = None,
-    time_budget: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", help="Sampling time per cell. [default: 1 on CUDA, 0.5 on the CPU]"),
-    ] = None,
-    memory_limit: Annotated[
-        float | None, typer.Option(metavar="GIB", help="Memory that a cell may take. [default: no limit]")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(metavar="N", help="Of inputs and parameters. [default: 0]")] = None,
-    threads: Annotated[
-        int | None, typer.Option(metavar="N", help="Of PyTorch on the CPU. [default: PyTorch's own choice]")
-    ] = None,
-    repeat: Annotated[
-        int | None,
-        typer.Option(
-            metavar="N",
-            help="Fresh processes for each cell, in turns; compare then judges between processes. [default: 1]",
-        ),
-    ] = None,
-    isolation: Annotated[
-        str | None,
-        typer.Option(
-            metavar="process|none",
-            help="A worker process for each operator and shape, or none, for debugging. [default: process]",
-        ),
-    ] = None,
-    cell_timeout: Annotated[
-        float | None,
-        typer.Option(metavar="SECONDS", help="Stop a cell after that. [default: 120 and ten time budgets]"),
-    ] = None,
-    ceilings_budget: Annotated[
-        float | None,
-        typer.Option(
-            metavar="SECONDS",
-            help="To measure what the device can do at most, once; 0: not at all. [default: 15 on the CPU, 30 on CUDA]",
-        ),
-    ] = None,
+    *,
+    options: dict[str, Any],
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Results folder. [default: a new one in results/, named by date and device]"),
@@ -167,17 +62,7 @@ def sweep(
     Exit codes: 0 every cell measured (or not applicable, or out of memory), 1 some cell wrong, error, timeout or
     unavailable, 2 usage or bad input, 3 results cannot be written, 130 interrupted (what was finished is kept).
     """
-    options = {
-        "shapes": shapes, "ops": split("--ops", ops), "providers": split("--providers", providers),
-        "dtypes": split("--dtypes", dtypes), "level": split("--level", level),
-        "direction": split("--direction", direction), "device": device, "timer": timer, "cache": cache,
-        "settings": settings, "time_budget": time_budget, "memory_limit": memory_limit, "seed": seed,
-        "threads": threads, "repeat": repeat,
-    }  # fmt: skip
-    ways = {
-        "isolation": isolation, "cell_timeout": cell_timeout, "retry": split("--retry", retry),
-        "ceilings_budget": ceilings_budget,
-    }  # fmt: skip
+    isolation = options.get("isolation")
     if resume and out is None:
         raise typer.BadParameter("--resume needs --out: the folder of the run to continue")
     require_unix("opbench sweep")
@@ -194,14 +79,15 @@ def sweep(
         if isolation != "none" and not dry_run:
             workers.launch()  # they import torch while this process does
         from opbench.registry.places import resolve_ops
-        from opbench.sweeps.options import make_conduct, make_request
+        from opbench.sweeps.conduct import make_conduct
+        from opbench.sweeps.request import make_request
         from opbench.sweeps.run_cells import run_cells
         from opbench.sweeps.start import continue_run, dtypes_note, plan, start_run
         from opbench.sweeps.sweep import finish
 
         known_operators()
         options, known = resolve_ops(options)
-        conduct = make_conduct(ways, resume=resume)
+        conduct = make_conduct({**options, "retry": split("--retry", retry)}, resume=resume)
         if dry_run:
             _print_plan(plan(make_request(options, known), known))
             return
