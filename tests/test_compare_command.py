@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import typing
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,11 @@ from report_fixtures import made_noise, make_run, measurement
 from test_fuzz import call
 
 from opbench.cell_warning import split_warnings
+from opbench.cli.commands.report import Format
+from opbench.cli.shared import ComparisonFormats
 from opbench.compare.noise import keep_noise
-from opbench.report.comparison import COLUMNS
+from opbench.report.comparison import COLUMNS, COMPARISON_FORMATS, in_file
+from opbench.report.render import TABLE_FORMATS
 from opbench.results.measurement import Status
 from opbench.results.run import Run
 from opbench.workload.case import Shape
@@ -295,3 +299,20 @@ def test_the_readme_shows_what_the_command_prints(monkeypatch):
     assert [line for line in shown.splitlines() if line != "..."] == [
         line.rstrip() for line in out.splitlines() if line.rstrip() in shown.splitlines() and line.strip()
     ]
+
+
+def test_a_new_format_is_one_entry(place, monkeypatch):
+    make_run(place / "head", [conv(1.0)])
+    monkeypatch.setitem(COMPARISON_FORMATS, "count", in_file("count.txt", lambda found, _: f"{len(found.cells)} cells"))
+    assert call("compare", "base", "head", "--format", "count")[1] == "2 cells"
+    call("compare", "base", "head", "--format", "count", "--out", "shown")
+    assert (place / "shown" / "count.txt").read_text() == "2 cells"
+
+
+def test_the_help_names_the_formats():
+    names = [*COMPARISON_FORMATS]
+    files = [name for name in names if COMPARISON_FORMATS[name].file]
+    assert typing.get_args(ComparisonFormats)[1].help == (
+        f"Of {', '.join(names)}. [default: terminal; with --out also {', '.join(files[:-1])} and {files[-1]}]"
+    )
+    assert [*Format] == [*TABLE_FORMATS, "html"]

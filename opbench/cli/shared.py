@@ -130,14 +130,15 @@ def chosen_formats(text: str | None, out: Path | None) -> list[str]:
         UsageError: --out, and none that has a file.
     """
     from opbench.errors import UnknownNameError, UsageError
-    from opbench.report.comparison import COMPARISON_FORMATS, FILES
+    from opbench.report.comparison import COMPARISON_FORMATS
 
-    formats = split("--format", text) or (["terminal", *FILES] if out else ["terminal"])
+    files = [name for name, form in COMPARISON_FORMATS.items() if form.file]
+    formats = split("--format", text) or (["terminal", *files] if out else ["terminal"])
     for name in formats:
         if name not in COMPARISON_FORMATS:
             raise UnknownNameError("format", name, COMPARISON_FORMATS)
-    if out and not set(formats) & set(FILES):
-        raise UsageError(f"--out is for {', '.join(FILES)}; --format names none of them")
+    if out and not set(formats) & set(files):
+        raise UsageError(f"--out is for {', '.join(files)}; --format names none of them")
     return list(dict.fromkeys(formats))
 
 

@@ -3,7 +3,8 @@
 import csv
 import io
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,7 @@ from opbench.workload.case import Cell
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["COLUMNS", "COMPARISON_FORMATS", "FILES", "show_comparison"]
-
-FILES = {"markdown": "comparison.md", "csv": "comparison.csv", "junit": "junit.xml"}
-"""What --out makes of each format that has a file."""
-COMPARISON_FORMATS = ("terminal", *FILES, "github")
+__all__ = ["COLUMNS", "COMPARISON_FORMATS", "ComparisonFormat", "show_comparison"]
 
 COLUMNS = (
     "operator", "provider", "level", "direction", "shape_list", "shape", "dtype", "settings", "base_ms", "head_ms",
@@ -33,6 +30,26 @@ COLUMNS = (
 )  # fmt: skip
 LISTED = 5
 """Cells named in a note; the rest are counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonFormat:
+    """A form that a comparison can have; both functions get the verdicts that must not fail a build.
+
+    Attributes:
+        show: prints it.
+        file: its name in the folder of --out; empty where it is always printed.
+        text: what the file holds.
+    """
+
+    show: "Callable[[Comparison, Collection[Verdict], Console], None]"
+    file: str = ""
+    text: Callable[[Comparison, Collection[Verdict]], str] = lambda comparison, accepted: ""
+
+
+def in_file(file: str, text: Callable[[Comparison, Collection[Verdict]], str]) -> ComparisonFormat:
+    """A form that is a text, which --out writes to a file and which is printed without it."""
+    return ComparisonFormat(lambda found, accepted, console: _print(text(found, accepted), console), file, text)
 
 
 def show_comparison(
@@ -65,20 +82,14 @@ def show_comparison(
             raise UnknownNameError("format", format_, COMPARISON_FORMATS)
     written = []
     for format_ in formats:
-        if format_ == "terminal":
-            print_tables(comparison_tables(comparison), "terminal", console)
-            _print(f"\n{headline(comparison)}\n", console)
+        form = COMPARISON_FORMATS[format_]
+        if out is None or not form.file:
+            form.show(comparison, accepted, console)
             continue
-        text = _text(comparison, format_, accepted)
-        if out is None or format_ == "github":
-            _print(text, console)
-        else:
-            with storage_errors(out):
-                out.mkdir(parents=True, exist_ok=True)
-            write_whole(out / FILES[format_], text)
-            written.append(out / FILES[format_])
-        if format_ == "github":
-            append_job_summary(markdown(comparison))
+        with storage_errors(out):
+            out.mkdir(parents=True, exist_ok=True)
+        write_whole(out / form.file, form.text(comparison, accepted))
+        written.append(out / form.file)
     return written
 
 
@@ -202,16 +213,6 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _text(comparison: Comparison, format_: str, accepted: Collection[Verdict]) -> str:
-    if format_ == "markdown":
-        return markdown(comparison)
-    if format_ == "csv":
-        return comparison_csv(comparison)
-    if format_ == "junit":
-        return junit_xml(comparison, accepted)
-    return workflow_commands(comparison, accepted)
-
-
 def comparison_csv(comparison: Comparison) -> str:
     """One row per cell of the base under COLUMNS, unrounded; empty where there is no value."""
     stream = io.StringIO()
@@ -252,3 +253,23 @@ def _print(text: str, console: "Console") -> None:
     from rich.text import Text
 
     console.print(Text(text), soft_wrap=True, end="")
+
+
+def _print_terminal(comparison: Comparison, _: Collection[Verdict], console: "Console") -> None:
+    print_tables(comparison_tables(comparison), "terminal", console)
+    _print(f"\n{headline(comparison)}\n", console)
+
+
+def _print_github(comparison: Comparison, accepted: Collection[Verdict], console: "Console") -> None:
+    _print(workflow_commands(comparison, accepted), console)
+    append_job_summary(markdown(comparison))
+
+
+COMPARISON_FORMATS = {
+    "terminal": ComparisonFormat(_print_terminal),
+    "markdown": in_file("comparison.md", lambda comparison, _: markdown(comparison)),
+    "csv": in_file("comparison.csv", lambda comparison, _: comparison_csv(comparison)),
+    "junit": in_file("junit.xml", junit_xml),
+    "github": ComparisonFormat(_print_github),
+}
+"""By name; a new form is an entry here."""

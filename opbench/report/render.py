@@ -4,6 +4,7 @@ import csv
 import io
 import re
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from opbench.errors import UnknownNameError
@@ -13,12 +14,8 @@ from opbench.report.terminal import terminal
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["FORMATS", "SEPARATOR", "SUFFIXES", "Table", "markdown_escape", "print_tables", "render"]
+__all__ = ["FORMATS", "SEPARATOR", "TABLE_FORMATS", "Table", "TableFormat", "markdown_escape", "print_tables", "render"]
 
-SUFFIXES = {"markdown": ".md", "csv": ".csv", "latex": ".tex"}
-"""File suffix of each format that is written to files."""
-
-FORMATS = ("terminal", *SUFFIXES)
 TERMINAL_WIDTH = 160
 
 _LATEX_ESCAPES = str.maketrans(
@@ -49,6 +46,19 @@ _LATEX_ESCAPES = str.maketrans(
 _MARKDOWN_SPECIAL = re.compile(r"([\\`*|<\[\]])|(?<!\w)(_)|(_)(?!\w)")
 
 
+@dataclass(frozen=True, slots=True)
+class TableFormat:
+    """A form that a table can have.
+
+    Attributes:
+        text: the table as text that ends in one line break.
+        suffix: of the file that a run's folder `tables` gets of each table; empty for none.
+    """
+
+    text: Callable[[Table], str]
+    suffix: str = ""
+
+
 def render(table: Table, format: str) -> str:  # noqa: A002 - the word of the command line
     """A table as text ending in one line break.
 
@@ -60,15 +70,9 @@ def render(table: Table, format: str) -> str:  # noqa: A002 - the word of the co
     Raises:
         UnknownNameError: a format that is not known.
     """
-    forms: dict[str, Callable[[Table], str]] = {
-        "terminal": _terminal_text,
-        "markdown": _markdown,
-        "csv": _csv,
-        "latex": _latex,
-    }
-    if format not in forms:
+    if format not in TABLE_FORMATS:
         raise UnknownNameError("format", format, FORMATS)
-    return forms[format](table)
+    return TABLE_FORMATS[format].text(table)
 
 
 def print_tables(tables: Iterable[Table], format: str, console: "Console") -> None:  # noqa: A002
@@ -141,3 +145,14 @@ def _latex(table: Table) -> str:
         r"\end{table}",
     ]
     return "\n".join(lines) + "\n"
+
+
+TABLE_FORMATS = {
+    "terminal": TableFormat(_terminal_text),
+    "markdown": TableFormat(_markdown, ".md"),
+    "csv": TableFormat(_csv, ".csv"),
+    "latex": TableFormat(_latex, ".tex"),
+}
+"""By name; a new form is an entry here."""
+
+FORMATS = tuple(TABLE_FORMATS)

@@ -22,7 +22,7 @@ from opbench.report.layout import (
     wide_notes,
 )
 from opbench.report.paper import matched_tables
-from opbench.report.render import SEPARATOR, SUFFIXES, Table, render
+from opbench.report.render import SEPARATOR, TABLE_FORMATS, Table, render
 from opbench.results.measurement import Status
 from opbench.results.row import Row, is_ok
 from opbench.results.run import Run
@@ -79,10 +79,11 @@ def write_tables(run: Run) -> list[Path]:
     make_folder(folder)
     written = []
     for table in (*run_tables(run), *speedup_tables(run), *matched_tables(run)):
-        for form, suffix in SUFFIXES.items():
-            path = folder / f"{table.name}{suffix}"
-            write_whole(path, render(table, form))
-            written.append(path)
+        for name, form in TABLE_FORMATS.items():
+            if form.suffix:
+                path = folder / f"{table.name}{form.suffix}"
+                write_whole(path, render(table, name))
+                written.append(path)
     return written
 
 
