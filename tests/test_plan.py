@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pytest
 from builders import doubling, make_case, make_cell
-from opbench.sweeps.options import make_request
 
 from opbench.errors import OperatorError, UnknownNameError, UsageError
 from opbench.results.measurement import Status
-from opbench.sweeps.plan import DEFAULT_TIME_BUDGET_S, SweepRequest, applicability, cost, plan_cells, plan_differences
+from opbench.sweeps.plan import applicability, cost, plan_cells, plan_differences
+from opbench.sweeps.request import SweepRequest, make_request
 from opbench.workload.case import MAX_COUNT, Direction, Dtype, Level, Shape
 from opbench.workload.operator import Provider, Setting
 from opbench.workload.shapes import ShapeList
@@ -29,6 +29,7 @@ def request_of(**changes):
         "device": "cuda:3",
         "timer": "wall-clock",
         "cache": "warm",
+        "time_budget_s": 1.0,
     }
     return SweepRequest(**{**values, **changes})
 
