@@ -53,6 +53,8 @@ MODULES = {  # module: the files of tests/ that belong to it, the quickest first
     "stats": ("stats",),
     "results/metrics": ("metrics",),
     "results/run": ("results",),
+    "results/run_json": ("results",),
+    "results/rows": ("results",),
     "results/journal": ("results",),
     "results/measurement": ("measurement",),
     "results/repetitions": ("repetitions",),
