@@ -15,7 +15,7 @@ test: $(VENV)/.installed-dev
 
 # The long versions: soak, random faults and kills over several seeds, thousands of fuzzed files.
 # What compiles and compares runs on every core; what watches a whole sweep, alone.
-COMPILING_TESTS := tests/test_operators.py tests/test_inspection.py tests/test_change_points.py
+COMPILING_TESTS := tests/test_operators.py tests/test_inspection.py tests/test_change_points_in_noise.py
 test-slow: test-compiled test-long
 
 test-compiled: $(VENV)/.installed-dev

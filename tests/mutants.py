@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -52,9 +52,11 @@ MODULES = {  # module: the files of tests/ that belong to it, the quickest first
     "gate/outcome": ("gate_session", "gate_command"),
     "stats": ("stats",),
     "results/metrics": ("metrics",),
-    "results/run": ("results", "run", "report_tables"),
-    "results/journal": ("results", "run"),
-    "results/measurement": ("results", "repetitions", "run"),
+    "results/run": ("results",),
+    "results/run_json": ("results",),
+    "results/rows": ("results",),
+    "results/journal": ("results",),
+    "results/measurement": ("measurement",),
     "results/repetitions": ("repetitions",),
     "timing/stopping": ("timing",),
     "timing/wall_clock": ("timing",),
@@ -65,7 +67,7 @@ MODULES = {  # module: the files of tests/ that belong to it, the quickest first
     "workload/tolerance": ("check",),
     "device/ceilings": ("ceilings",),
     "device/interference": ("interference",),
-    "compare/change_points": ("change_points", "history"),
+    "compare/change_points": ("change_points",),
     "compare/history": ("history",),
     "report/analysis": ("analysis",),
 }
@@ -81,7 +83,7 @@ CHANGES = re.compile(
 
 PRELOADED = (
     *("torch", "torch.utils.flop_counter", "numpy", "scipy.stats", "pandas", "rich.console", "typer", "psutil"),
-    *("pytest", "pytest_benchmark.plugin", "hypothesis"),
+    *("pytest", "pytest_benchmark.plugin", "hypothesis", "ruptures.detection"),
 )
 Tests = dict[str, tuple[str, ...]]
 Line = tuple[int, str, str]
@@ -190,7 +192,8 @@ def work(folder: Path, tests: Tests, todo: multiprocessing.Queue, done: multipro
     }
     compileall.compile_dir("opbench", quiet=1, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
     for name in PRELOADED:
-        importlib.import_module(name)
+        with suppress(ImportError):  # ruptures, on a Python that it knows nothing of
+            importlib.import_module(name)
     timeouts: dict[tuple[str, ...], float] = {}
     for module, item in iter(todo.get, None):
         names = tests[module]

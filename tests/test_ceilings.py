@@ -101,9 +101,9 @@ def test_a_row_at_its_limit_is_not_suspicious():
 
 def test_five_percent_above_the_limit_is_not_suspicious_yet():
     device = ceilings(probe("launch", "cuda-event/cold", 1.05))
-    assert limit_columns(device, {**ROW, "latency_ms": 1.0})["limit_fraction"] == 1.05
-    assert limit_columns(device, {**ROW, "latency_ms": 1.0})["suspicious"] is None
-    assert limit_columns(device, {**ROW, "latency_ms": 0.9999})["suspicious"] is not None
+    assert limit_columns(device, **{**ROW, "latency_ms": 1.0})["limit_fraction"] == 1.05
+    assert limit_columns(device, **{**ROW, "latency_ms": 1.0})["suspicious"] is None
+    assert limit_columns(device, **{**ROW, "latency_ms": 0.9999})["suspicious"] is not None
 
 
 def test_the_ends_of_what_a_probe_may_hold(tmp_path):

@@ -196,7 +196,7 @@ def test_before_its_calibration_a_timer_has_no_lead_and_counts_from_nothing(devi
     assert (timer.launches_per_sample, timer.warnings) == (1, ())
     timer.sample(device.launch, 1)
     assert device.spins == [0]
-    assert timer.warnings[0].startswith("host time: 1 of 1 samples")
+    assert str(timer.warnings[0]).startswith("host time: 1 of 1 samples")
 
 
 def test_a_warm_up_ends_on_a_clock_that_stands_still(device):

@@ -52,6 +52,29 @@ def test_a_cell_that_failed_in_one_process_is_no_row_with_a_figure():
     assert (retried.status, retried.latencies_ms) == (Status.OK, (1.0, 2.0, 1.0))
 
 
+def test_a_failure_in_the_first_process_keeps_its_reason_and_the_first_failure_counts():
+    failures = [conv(Status.ERROR, number, reason=f"luck {number}") for number in (3, 1, 2)]
+    [found] = by_cell([*failures, conv(1.0, 4)]).values()
+    assert found.reason == "luck 1"
+    [found] = by_cell([failures[0], conv(1.0, 1), failures[2]]).values()
+    assert found.reason == "repetition 2: luck 2"
+
+
+def test_processes_together_have_the_largest_error_and_memory_and_the_sum_of_the_time():
+    figures = {"max_rel_error": (1e-7, None, 3e-7), "peak_memory_bytes": (10, 30, None), "seconds": (1.0, 2.0, 4.0)}
+    lines = [
+        conv(1.0, number, launches_per_sample=5, **{name: values[number - 1] for name, values in figures.items()})
+        for number in (1, 2, 3)
+    ]
+    [found] = by_cell(lines).values()
+    assert (found.max_rel_error, found.peak_memory_bytes, found.seconds) == (3e-7, 30, 7.0)
+    assert (found.launches_per_sample, found.processes) == (None, 3)
+    nothing = [replace(line, max_rel_error=None, peak_memory_bytes=None) for line in lines]
+    [found] = by_cell(nothing).values()
+    assert (found.max_rel_error, found.peak_memory_bytes) == (None, None)
+    assert by_cell(lines[:1]) == {lines[0].cell.key: lines[0]}
+
+
 def test_the_number_is_in_the_line_and_a_line_without_one_is_the_first():
     line = json.loads(conv(1.0, 3).to_json_line())
     assert line["repetition"] == 3

@@ -3,11 +3,15 @@
 import csv
 import dataclasses
 import json
+import re
+import shutil
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
 from builders import make_case, make_cell
+from ceiling_fixtures import example_ceilings
 
 import opbench
 from opbench.errors import ResultsError, StorageError
@@ -160,6 +164,12 @@ def test_run_folders_are_numbered(tmp_path):
     first = free_run_path(tmp_path, "cpu")
     assert first.name.endswith("-cpu-1")
     assert free_run_path(tmp_path, "cpu").name.endswith("-cpu-2")
+    assert free_run_path(tmp_path, "cpu").name.endswith("-cpu-3")
+    assert free_run_path(tmp_path / "deep" / "er", "cpu").name.endswith("-cpu-1")
+    assert len(first.name) == len("2026-01-02-cpu-1")
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="choose another place for results with --out"):
+        free_run_path(tmp_path / "file", "cpu")
 
 
 ROOT = Path(__file__).parents[1]
@@ -249,3 +259,109 @@ def test_dir_shows_the_public_names_and_no_modules_of_ours():
     shown = {name for name in dir(opbench) if not name.startswith("_")}
     assert shown == set(opbench.__all__)
     assert {"load_results", "load_samples", "Run", "sweep"} <= shown
+
+
+def edited(run, **changes):
+    """The run with run.json changed; a dotted name is inside a part."""
+    file = run.path / "run.json"
+    stored = json.loads(file.read_text())
+    for name, value in changes.items():
+        *parts, last = name.split("__")
+        place = stored
+        for part in parts:
+            place = place[part]
+        place[last] = value
+    file.write_text(json.dumps(stored))
+    return run.path
+
+
+@pytest.mark.parametrize(
+    "name", ["run_id", "started_at", "environment__device_name", "command__timer", "command__cache"]
+)
+@pytest.mark.parametrize("value", [3, None, "two\nlines"])
+def test_what_names_a_run_is_printable_text(run, name, value):
+    with pytest.raises(ResultsError, match=f"damaged: .*{name.split('__')[-1]} must be printable text"):
+        Run.open(edited(run, **{name: value}))
+
+
+@pytest.mark.parametrize("name", ["packages", "cpu"])
+def test_parts_of_the_environment_are_objects_or_not_there(run, name):
+    for value in (None, {}):
+        assert Run.open(edited(run, **{f"environment__{name}": value})).plan() == CELLS
+    for value in ([], "x", 0):
+        with pytest.raises(ResultsError, match=f"damaged: .*{name} must be an object"):
+            Run.open(edited(run, **{f"environment__{name}": value}))
+
+
+def test_a_plan_with_a_cell_twice_is_damaged(run):
+    with pytest.raises(ResultsError, match=r"the plan has .* twice"):
+        Run.open(edited(run, plan=[CELLS[0].to_json(), CELLS[1].to_json(), CELLS[0].to_json()]))
+
+
+def test_run_json_is_what_was_asked_and_when_in_its_layout(run):
+    text = (run.path / "run.json").read_text()
+    stored = json.loads(text)
+    assert text == json.dumps(stored, indent=1) + "\n"
+    assert list(stored) == ["schema_version", "run_id", "started_at", "environment", "command", "plan"]
+    assert (stored["schema_version"], stored["environment"], stored["command"]) == (1, ENVIRONMENT, COMMAND)
+    assert re.fullmatch(r"\d{8}T\d{6}Z-[0-9a-f]{6}", stored["run_id"])
+    assert datetime.fromisoformat(stored["started_at"]).utcoffset() == timedelta(0)
+    assert f"{datetime.fromisoformat(stored['started_at']):%Y%m%dT%H%M%SZ}" == stored["run_id"][:16]
+    assert len(stored["started_at"]) == len("2026-01-02T03:04:05+00:00")
+
+
+def test_a_folder_with_a_journal_or_a_run_json_alone_is_refused_and_an_empty_journal_is_not(run, tmp_path):
+    given = {"command": COMMAND, "environment": ENVIRONMENT, "plan": CELLS}
+    for name in ("journal.jsonl", "run.json"):
+        (tmp_path / name).mkdir()
+        shutil.copy(run.path / name, tmp_path / name)
+        with pytest.raises(ResultsError, match="already holds a run"):
+            Run.create(tmp_path / name, **given)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "journal.jsonl").touch()
+    assert Run.create(tmp_path / "empty", **given).plan() == CELLS
+
+
+def test_a_run_that_goes_on_under_other_circumstances_says_so_each_time(run):
+    opened = Run.open(run.path)
+    with opened.append():
+        pass
+    assert "resumed" not in json.loads((run.path / "run.json").read_text())
+    for differences in (("torch: 2.1 there, 2.2 here",), ("driver: 1 there, 2 here",)):
+        opened.differences = differences
+        with opened.append():
+            pass
+    text = (run.path / "run.json").read_text()
+    noted = json.loads(text)["resumed"]
+    assert [entry["differences"] for entry in noted] == [["torch: 2.1 there, 2.2 here"], ["driver: 1 there, 2 here"]]
+    assert all(datetime.fromisoformat(entry["at"]).utcoffset() == timedelta(0) for entry in noted)
+    assert text == json.dumps(json.loads(text), indent=1) + "\n"
+
+
+def test_ceilings_are_read_once_and_again_where_they_are_written(run):
+    assert run.ceilings is None
+    run.write_ceilings(example_ceilings())
+    assert run.ceilings == example_ceilings()
+    text = (run.path / "ceilings.json").read_text()
+    assert text == json.dumps(json.loads(text), indent=1) + "\n"
+    run.write_ceilings("no such luck")
+    assert run.ceilings is None
+    assert (run.path / "ceilings.json").read_text() == '{\n "reason": "no such luck"\n}\n'
+
+
+def test_a_run_says_its_size_its_device_and_its_day(run):
+    day = run.started_at[:10]
+    assert repr(run) == f"<opbench.Run {run.path}: 4 cells on A CPU, {day}>"
+    assert repr(Run.open(edited(run, started_at=""))) == f"<opbench.Run {run.path}: 4 cells on A CPU>"
+
+
+def test_a_schema_of_another_version_is_quoted_in_part(run):
+    version = "9" * 100
+    with pytest.raises(ResultsError, match=f"schema_version must be 1, got '{'9' * 58}…; another version"):
+        Run.open(edited(run, schema_version=version))
+
+
+def test_a_cell_that_was_not_run_says_so_with_the_timer_that_was_asked_for(run):
+    row = run.rows()[2]
+    assert (row.status, row.reason) == ("not_run", "the run ended before this cell")
+    assert (row.timer, row.cache, run.rows()[0].timer) == ("wall-clock", "warm", "fake")

@@ -41,7 +41,7 @@ def change_points(values: Sequence[float]) -> list[int]:
     Bassett 1982), so PENALTY * log(n) stands where BIC has 2 * log(n): one for the step's place, one for its size. BIC
     takes sigma for known. Here it comes from as few as seven differences, and with 2 * log(n) 2 to 10 % of series of
     pure noise had a step; with 5 * log(n) it was 15 of 2,400 with normal noise and 11 of 2,400 with heavy tails, of 8
-    to 40 runs (docs/history.md, tests/test_change_points.py). The price: of series of 12 runs with 1 %
+    to 40 runs (docs/history.md, tests/test_change_points_in_noise.py). The price: of series of 12 runs with 1 %
     of normal noise, a step of 5 % at the ninth was found in 91 of 100, one of 3 % in 42.
 
     Noise is taken for independent from run to run. A slow drift shows as a staircase of small steps.
