@@ -1,8 +1,45 @@
 """Changes of `make mutants` that change nothing a user can see: module, the changed line, why no test can tell."""
 
+ONE = "of an array of one element, the first is the last"
+P_VALUE = "a p-value equal to the level to the last bit: a continuous quantity, and no error rate depends on that case"
+
 EQUIVALENT: dict[str, dict[str, str]] = {
     "device/interference": {
         "if (share := others_share(before, after) or -1) > OTHER_LOAD:": "0 and -1 are both below a positive limit",
+    },
+    "compare/rules": {
+        "changed = (_p_above(rounds, 0.0) <= rules.screen_level) & (mean > limit)": P_VALUE,
+        "changed |= (_p_above(-rounds, 0.0) <= rules.screen_level) & (mean < -limit)": P_VALUE,
+        "suite_suspect = bool(_p_above(suite, 0.0)[0] <= rules.screen_level and suite.mean() > rules.suite_limit)": P_VALUE,
+        "suite_suspect = bool(_p_above(suite, 0.0)[ -1] < rules.screen_level and suite.mean() > rules.suite_limit)": ONE,
+        "p = _p_above(suite_rounds[:, None], rules.suite_limit)[ -1]": ONE,
+        "suite_slower = bool(p <= rules.level)": P_VALUE,
+        "outcome = _settled(np.array([_same(one, rules)[ -1] for one in rounds]))": ONE,
+        "p_faster, p_slower = (np.array([_p_above(sign * one, limit)[ -1] for one in rounds]) for sign in (-1, 1))": ONE,
+        "return tuple(outcome), tuple(interval(one[:, -1]) for one in rounds)": ONE,
+        "return bool(min(_p_above(column, 0.0)[ -1], _p_above(-column, 0.0)[0]) < rules.sentinel_level / 2)": ONE,
+        "return bool(min(_p_above(column, 0.0)[0], _p_above(-column, 0.0)[ -1]) < rules.sentinel_level / 2)": ONE,
+        "return bool(min(_p_above(column, 0.0)[0], _p_above(-column, 0.0)[0]) <= rules.sentinel_level / 2)": P_VALUE,
+        "mean, half = float(rounds.mean()), float(_half_width(rounds[:, None], confidence)[ -1])": ONE,
+    },
+    "gate/outcome": {
+        "ratios = [[math.log(head / base) for base, head in table[cell.key] if base or head] for cell in whole]": (
+            "both are there in every round of a cell that is whole; the condition tells mypy so"
+        ),
+    },
+    "operators/attention": {
+        "scores = (split_heads(q, head_dim) * scale) @ split_heads(k, head_dim).transpose(+2, -1)": (
+            "of four axes, 2 is -2"
+        ),
+    },
+    "operators/conv3x3": {
+        "padded = F.pad(x, (0, 0, 1, 2, 1, 1))": "a further column of zeros, which no slice reaches",
+        "padded = F.pad(x, (0, 0, 1, 1, 1, 2))": "a further row of zeros, which no slice reaches",
+    },
+    "sweeps/plan": {
+        'return f"{operator.name} has no such level: all of it is timed as {operator.levels[ -1]}"': (
+            "of two levels, an operator without one of them has one"
+        ),
     },
     "stats": {
         "if count < 7:": "the ranks of 6 samples, worked out, are the whole range too",
