@@ -9,13 +9,9 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     "compare/rules": {
         "changed = (_p_above(rounds, 0.0) <= rules.screen_level) & (mean > limit)": TIE,
         "changed |= (_p_above(-rounds, 0.0) <= rules.screen_level) & (mean < -limit)": TIE,
-        "suite_suspect = bool(_p_above(suite, 0.0).item() <= rules.screen_level and suite.mean() > rules.suite_limit)": (
-            TIE
-        ),
+        "suite_suspect = bool(p <= rules.screen_level and suite.mean() > rules.suite_limit)": TIE,
         "suite_slower = bool(p <= rules.level)": TIE,
-        "return bool(min(_p_above(column, 0.0).item(), _p_above(-column, 0.0).item()) <= rules.sentinel_level / 2)": (
-            TIE
-        ),
+        "return bool(p <= rules.sentinel_level / 2)": TIE,
     },
     "gate/outcome": {
         "ratios = [[math.log(head / base) for base, head in table[cell.key] if base or head] for cell in whole]": (
@@ -37,10 +33,8 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     "sweeps/check": {
         "generator.manual_seed( -1)": "any fixed seed gives as good a gradient",
         "generator.manual_seed( 1)": "any fixed seed gives as good a gradient",
-        "if abs(mean) < allowed:": "a mean equal to its limit to the last bit: both are continuous, and the limit is never 0",
-        "f\"{name} is too {'large' if mean >= 0 else 'small'} on average: mean relative error {mean:+.3g}, allowed \"": (
-            "a mean of 0 is within its limit, which is never 0"
-        ),
+        "if abs(mean) < allowed:": "a mean equal to its limit to the last bit, of two continuous quantities",
+        'size = "large" if mean >= 0 else "small"': "a mean of 0 is within its limit, which is never 0",
     },
     "sweeps/plan": {
         'return f"{operator.name} has no such level: all of it is timed as {operator.levels[ -1]}"': (

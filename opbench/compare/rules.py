@@ -112,7 +112,8 @@ def screen(rounds: Rounds, rules: Rules) -> Screen:
     suite_suspect = False
     if rounds.shape[1] - changed.sum() > 1:
         suite = rounds[:, ~changed].mean(axis=1, keepdims=True)
-        suite_suspect = bool(_p_above(suite, 0.0).item() < rules.screen_level and suite.mean() > rules.suite_limit)
+        p = _p_above(suite, 0.0).item()
+        suite_suspect = bool(p < rules.screen_level and suite.mean() > rules.suite_limit)
     return Screen(_same(rounds, rules) & ~changed, changed, suite_suspect)
 
 
@@ -172,7 +173,8 @@ def moved(rounds: Sequence[float], rules: Rules) -> bool:
     column = np.asarray(rounds, dtype=np.float64)[:, None]
     if abs(column.mean()) < np.log1p(rules.tolerance) / 2:
         return False
-    return bool(min(_p_above(column, 0.0).item(), _p_above(-column, 0.0).item()) < rules.sentinel_level / 2)
+    p = min(_p_above(column, 0.0).item(), _p_above(-column, 0.0).item())
+    return bool(p < rules.sentinel_level / 2)
 
 
 def interval(rounds: NDArray[np.float64], confidence: float = 0.95) -> Estimate:
