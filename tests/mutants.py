@@ -34,10 +34,11 @@ from mutants_equivalent import EQUIVALENT
 
 ROOT = Path(__file__).parents[1]
 
-OPERATORS = ("costs", "operators")
+OPERATORS = ("costs", "operator_formulas", "operators")
 MODULES = {  # module: the files of tests/ that belong to it, the quickest first
     "operators/_attention": OPERATORS,
     "operators/_dcn": OPERATORS,
+    "operators/_dcnv4": OPERATORS,
     "operators/attention": OPERATORS,
     "operators/conv3x3": OPERATORS,
     "operators/dcnv3": OPERATORS,
@@ -47,7 +48,7 @@ MODULES = {  # module: the files of tests/ that belong to it, the quickest first
     "operators/window_attention": OPERATORS,
     "compare/verdicts": ("verdicts",),
     "estimate": ("estimate",),
-    "compare/runs": ("compare", "compare_command", "baselines", "benchmark_json"),
+    "compare/runs": ("compare", "noise", "compare_command", "baselines", "benchmark_json"),
     "compare/rules": ("gate_rules", "gate_session"),
     "gate/outcome": ("gate_session", "gate_command"),
     "stats": ("stats",),
@@ -62,9 +63,9 @@ MODULES = {  # module: the files of tests/ that belong to it, the quickest first
     "timing/wall_clock": ("timing",),
     "timing/cuda": ("cuda_timers",),
     "sweeps/check": ("check", "runner"),
-    "sweeps/deviation": ("check",),
-    "sweeps/plan": ("costs", "run"),
-    "workload/tolerance": ("check",),
+    "sweeps/deviation": ("deviation", "check"),
+    "sweeps/plan": ("plan", "cost_mistakes", "costs", "run"),
+    "workload/tolerance": ("deviation", "check"),
     "device/ceilings": ("ceilings",),
     "device/interference": ("interference",),
     "compare/change_points": ("change_points",),

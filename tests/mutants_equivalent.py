@@ -1,8 +1,45 @@
 """Changes of `make mutants` that change nothing a user can see: module, the changed line, why no test can tell."""
 
+TIE = "a p-value equal to the level to the last bit: a continuous quantity, and no error rate depends on that case"
+
 EQUIVALENT: dict[str, dict[str, str]] = {
     "device/interference": {
         "if (share := others_share(before, after) or -1) > OTHER_LOAD:": "0 and -1 are both below a positive limit",
+    },
+    "compare/rules": {
+        "changed = (_p_above(rounds, 0.0) <= rules.screen_level) & (mean > limit)": TIE,
+        "changed |= (_p_above(-rounds, 0.0) <= rules.screen_level) & (mean < -limit)": TIE,
+        "suite_suspect = bool(p <= rules.screen_level and suite.mean() > rules.suite_limit)": TIE,
+        "suite_slower = bool(p <= rules.level)": TIE,
+        "return bool(p <= rules.sentinel_level / 2)": TIE,
+    },
+    "gate/outcome": {
+        "ratios = [[math.log(head / base) for base, head in table[cell.key] if base or head] for cell in whole]": (
+            "both are there in every round of a cell that is whole; the condition tells mypy so"
+        ),
+    },
+    "operators/_attention": {
+        "heads: torch.Tensor = tensor.flatten(1, +2).unflatten(-1, (-1, head_dim))": "of four axes, 2 is -2",
+    },
+    "operators/attention": {
+        "scores = (split_heads(q, head_dim) * scale) @ split_heads(k, head_dim).transpose(+2, -1)": (
+            "of four axes, 2 is -2"
+        ),
+    },
+    "operators/conv3x3": {
+        "padded = F.pad(x, (0, 0, 1, 2, 1, 1))": "a further column of zeros, which no slice reaches",
+        "padded = F.pad(x, (0, 0, 1, 1, 1, 2))": "a further row of zeros, which no slice reaches",
+    },
+    "sweeps/check": {
+        "generator.manual_seed( -1)": "any fixed seed gives as good a gradient",
+        "generator.manual_seed( 1)": "any fixed seed gives as good a gradient",
+        "if abs(mean) < allowed:": "a mean equal to its limit to the last bit, of two continuous quantities",
+        'size = "large" if mean >= 0 else "small"': "a mean of 0 is within its limit, which is never 0",
+    },
+    "sweeps/plan": {
+        'return f"{operator.name} has no such level: all of it is timed as {operator.levels[ -1]}"': (
+            "of two levels, an operator without one of them has one"
+        ),
     },
     "stats": {
         "if count < 7:": "the ranks of 6 samples, worked out, are the whole range too",

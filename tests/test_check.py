@@ -177,10 +177,12 @@ def test_one_percent_too_large_is_a_bias(dtype):
         assert "output is off by" in result.reason
 
 
-def test_one_percent_too_small_is_a_bias_too():
+@pytest.mark.parametrize("size", [1e-3, 1e3])
+def test_one_percent_too_small_is_a_bias_too_whatever_the_values_size(size):
     case = make_case(shape=(2, 16, 16, 32), dtype=Dtype.BF16)
-    provider = Provider("small", lambda case, t: lambda: (t["x"].double() * 1.98).to(t["x"].dtype), "")
-    reason = check(doubling(), provider, case, "cpu", seed=1).reason
+    operator = doubling(reference=lambda case, tensors: size * tensors["x"])
+    provider = Provider("small", lambda case, t: lambda: (0.99 * size * t["x"].double()).to(t["x"].dtype), "")
+    reason = check(operator, provider, case, "cpu", seed=1).reason
     assert reason.startswith("output is too small on average: mean relative error -0.0")
 
 

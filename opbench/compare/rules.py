@@ -112,7 +112,8 @@ def screen(rounds: Rounds, rules: Rules) -> Screen:
     suite_suspect = False
     if rounds.shape[1] - changed.sum() > 1:
         suite = rounds[:, ~changed].mean(axis=1, keepdims=True)
-        suite_suspect = bool(_p_above(suite, 0.0)[0] < rules.screen_level and suite.mean() > rules.suite_limit)
+        p = _p_above(suite, 0.0).item()
+        suite_suspect = bool(p < rules.screen_level and suite.mean() > rules.suite_limit)
     return Screen(_same(rounds, rules) & ~changed, changed, suite_suspect)
 
 
@@ -144,7 +145,7 @@ def decide(first: Rounds, second: Rounds | None, kept: Flags, rules: Rules) -> D
             changes[index] = interval(all_rounds if verdict is Verdict.SAME else column)
         if result.suite_suspect and kept.all():
             suite_rounds = second[:, ~result.suspect].mean(axis=1)
-            p = _p_above(suite_rounds[:, None], rules.suite_limit)[0]
+            p = _p_above(suite_rounds[:, None], rules.suite_limit).item()
             suite_slower = bool(p < rules.level)
     return Decision(tuple(verdicts), tuple(changes), interval(suite_rounds), suite_slower)
 
@@ -158,10 +159,10 @@ def settle(columns: Sequence[Sequence[float]], rules: Rules) -> tuple[tuple[Verd
     """
     limit = np.log1p(rules.tolerance)
     rounds = [np.asarray(column, dtype=np.float64)[:, None] for column in columns]
-    outcome = _settled(np.array([_same(one, rules)[0] for one in rounds]))
-    p_faster, p_slower = (np.array([_p_above(sign * one, limit)[0] for one in rounds]) for sign in (-1, 1))
+    outcome = _settled(np.array([_same(one, rules).item() for one in rounds]))
+    p_faster, p_slower = (np.array([_p_above(sign * one, limit).item() for one in rounds]) for sign in (-1, 1))
     _reject(outcome, np.arange(len(rounds)), p_faster, p_slower, rules.level)
-    return tuple(outcome), tuple(interval(one[:, 0]) for one in rounds)
+    return tuple(outcome), tuple(interval(one.ravel()) for one in rounds)
 
 
 def moved(rounds: Sequence[float], rules: Rules) -> bool:
@@ -172,12 +173,13 @@ def moved(rounds: Sequence[float], rules: Rules) -> bool:
     column = np.asarray(rounds, dtype=np.float64)[:, None]
     if abs(column.mean()) < np.log1p(rules.tolerance) / 2:
         return False
-    return bool(min(_p_above(column, 0.0)[0], _p_above(-column, 0.0)[0]) < rules.sentinel_level / 2)
+    p = min(_p_above(column, 0.0).item(), _p_above(-column, 0.0).item())
+    return bool(p < rules.sentinel_level / 2)
 
 
 def interval(rounds: NDArray[np.float64], confidence: float = 0.95) -> Estimate:
     """The ratio: exp of the mean log ratio with its t interval."""
-    mean, half = float(rounds.mean()), float(_half_width(rounds[:, None], confidence)[0])
+    mean, half = float(rounds.mean()), float(_half_width(rounds[:, None], confidence).item())
     return Estimate(mean, mean - half, mean + half, Unit.LOG).exp(Unit.RATIO)
 
 

@@ -269,8 +269,9 @@ def _complaint(
 def _bias_complaint(name: str, mean: float, allowed: float) -> str:
     if abs(mean) <= allowed:
         return ""
+    size = "large" if mean > 0 else "small"
     return (
-        f"{name} is too {'large' if mean > 0 else 'small'} on average: mean relative error {mean:+.3g}, allowed "
+        f"{name} is too {size} on average: mean relative error {mean:+.3g}, allowed "
         f"{allowed:.3g} by rounding (no single element is beyond its own limit)"
     )
 
