@@ -24,7 +24,8 @@ from report_fixtures import make_run, measurement
 
 from opbench.errors import UsageError
 from opbench.report import write_page
-from opbench.report.layout import OPERATOR_LABELS, cell_text
+from opbench.report.cell_text import cell_text
+from opbench.report.layout import OPERATOR_LABELS
 from opbench.report.page.data import MOST_SAMPLES, page_data
 from opbench.report.page.environment import in_words
 from opbench.report.page.html import page

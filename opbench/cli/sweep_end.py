@@ -39,7 +39,7 @@ def draw_plots(run: "Run", *, quiet: bool, no_color: bool) -> StorageError | Non
 
 def conclude(run: "Run", *, interrupted: bool, refused: StorageError | None, quiet: bool) -> NoReturn:
     """Print what failed and where everything is; exit with the run's code."""
-    from opbench.report.layout import failure_lines
+    from opbench.report.notes import failure_lines
     from opbench.results.measurement import FAILURES
 
     rows = run.rows()

@@ -35,7 +35,7 @@ class Reading:
     """
 
     cell: Cell | Benchmark
-    status: Status
+    status: str
     reason: str = ""
     median_ms: float | None = None
     low_ms: float | None = None

@@ -140,7 +140,7 @@ def _sentinel_ratios(rounds: Iterable[Pair]) -> dict[str, list[float]]:
     return ratios
 
 
-def _status(process: ArmProcess, key: str) -> Status | None:
+def _status(process: ArmProcess, key: str) -> str | None:
     measurement = process.measurements.get(key)
     return measurement.status if measurement else None
 

@@ -5,20 +5,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, permutations
 
+from opbench.report.cell_text import STATUS_TEXT, cell_text
 from opbench.report.layout import (
     ABSENT,
     OPERATOR_LABELS,
-    STATUS_TEXT,
     Group,
     Series,
-    cell_text,
     group_rows,
-    provenance,
     row_shape,
     shape_text,
-    suspicious_notes,
     three_digits,
 )
+from opbench.report.notes import provenance, suspicious_notes
 from opbench.report.render import SEPARATOR, Table
 from opbench.results.published import (
     PUBLISHED_LABEL,

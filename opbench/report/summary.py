@@ -5,15 +5,8 @@ from collections.abc import Callable, Sequence
 from decimal import Decimal
 
 from opbench.report import analysis
-from opbench.report.layout import (
-    OPERATOR_LABELS,
-    WIDE_MARK,
-    count_cells,
-    is_wide,
-    row_shape,
-    shape_text,
-    three_digits,
-)
+from opbench.report.cell_text import WIDE_MARK, is_wide
+from opbench.report.layout import OPERATOR_LABELS, count_cells, row_shape, shape_text, three_digits
 from opbench.results.row import MeasuredRow, Row
 from opbench.results.run import Run
 

@@ -4,23 +4,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from opbench.files import make_folder, write_whole
-from opbench.report.layout import (
-    ABSENT,
-    Group,
-    Series,
-    advice_notes,
-    cell_text,
-    group_rows,
-    provenance,
-    reason_notes,
-    shape_text,
-    sparkline,
-    suspicious_notes,
-    three_digits,
-    warning_notes,
-    wide_mark,
-    wide_notes,
-)
+from opbench.report.cell_text import cell_text, wide_mark
+from opbench.report.layout import ABSENT, Group, Series, group_rows, shape_text, sparkline, three_digits
+from opbench.report.notes import advice_notes, provenance, reason_notes, suspicious_notes, warning_notes, wide_notes
 from opbench.report.paper import matched_tables
 from opbench.report.render import SEPARATOR, TABLE_FORMATS, Table, render
 from opbench.results.measurement import Status

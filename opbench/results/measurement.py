@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
@@ -12,13 +13,15 @@ from opbench.text import one_line
 from opbench.timing.stopping import StopReason
 from opbench.workload.case import MAX_COUNT, Cell
 
-__all__ = ["FAILURES", "Measurement", "Status"]
+__all__ = ["FAILURES", "Measurement", "Status", "known_name"]
 
 
 SHORTEST_MS = 1e-9
 LONGEST_MS = 1e12
 """A picosecond and thirty years, in milliseconds: no latency lies beyond."""
 MAX_REASON_LENGTH = 500
+NAME = re.compile("[a-z][a-z0-9_]{0,39}")
+"""What a status or a stop reason is called in every version."""
 
 
 class Status(StrEnum):
@@ -44,13 +47,15 @@ class Measurement:
     """One line of the journal."""
 
     cell: Cell
-    status: Status
+    status: str
+    """A Status; of a journal that another version of opbench wrote perhaps another name, which is none of being ok."""
     reason: str = ""
     """Why not ok; for an ok cell, what a reader should know (a check on a cropped shape)."""
     latencies_ms: tuple[float, ...] = ()
     """Raw samples, in order, milliseconds per launch; none removed, none rounded."""
     launches_per_sample: int | None = None
-    stop_reason: StopReason | None = None
+    stop_reason: str | None = None
+    """A StopReason, or likewise another name."""
     timer: str = ""
     cache: str = ""
     max_rel_error: float | None = None
@@ -112,9 +117,12 @@ class Measurement:
         """
         values = {name: data[name] for name in cls.__slots__ if name in data and name != "processes"}
         values["cell"] = Cell.from_json(data["cell"])
-        values["status"] = Status(data["status"])
+        values["status"] = known_name(Status, data["status"])
+        if not isinstance(values["status"], Status):
+            told = ("another version of opbench wrote this status", values.get("reason", ""))
+            values["reason"] = ": ".join(filter(None, told))
         values["latencies_ms"] = _latencies(data["latencies_ms"])
-        values["stop_reason"] = StopReason(data["stop_reason"]) if data["stop_reason"] else None
+        values["stop_reason"] = known_name(StopReason, data["stop_reason"]) if data["stop_reason"] else None
         values["warnings"] = tuple(map(CellWarning.parse, data.get("warnings", ())))
         measurement = cls(**values)
         measurement._check_types()
@@ -141,6 +149,17 @@ class Measurement:
             raise TypeError(f"conditions must be an object, got {self.conditions!r:.60}")
         if self.status is Status.OK and not self.latencies_ms:
             raise ValueError("a cell that is ok needs samples")
+
+
+def known_name(known: type[StrEnum], name: object) -> str:
+    """A member by its name, or the name itself where only another version of opbench knows it.
+
+    Raises:
+        ValueError: no version would write that.
+    """
+    if isinstance(name, str) and NAME.fullmatch(name):
+        return known(name) if name in {*known} else name
+    raise ValueError(f"must be a name, got {name!r:.60}")
 
 
 def _latencies(values: Any) -> tuple[float, ...]:  # noqa: ANN401 - of unknown origin

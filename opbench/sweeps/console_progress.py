@@ -114,7 +114,7 @@ class ConsoleProgress(ConsoleBar):
         super().__init__(**options)
         self._tracebacks = tracebacks
         self._outcomes = outcomes
-        self._numbers: dict[tuple[Status, str], str] = {}
+        self._numbers: dict[tuple[str, str], str] = {}
         """Of the first cell that ended with a status and a reason."""
 
     def started(self, cell: Cell, number: int, total: int) -> None:
