@@ -8,7 +8,7 @@ from builders import doubling, make_case, make_cell
 from opbench.errors import OperatorError, UnknownNameError, UsageError
 from opbench.results.measurement import Status
 from opbench.sweeps.plan import applicability, cost, plan_cells, plan_differences
-from opbench.sweeps.request import SweepRequest, make_request
+from opbench.sweeps.request import DEFAULT_TIME_BUDGET_S, SweepRequest, make_request
 from opbench.workload.case import MAX_COUNT, Direction, Dtype, Level, Shape
 from opbench.workload.operator import Provider, Setting
 from opbench.workload.shapes import ShapeList

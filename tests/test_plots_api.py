@@ -12,6 +12,7 @@ from report_fixtures import make_run, measurement
 import opbench
 from opbench.errors import UsageError
 from opbench.report import write_plots
+from opbench.report.plots.kinds import KINDS
 from opbench.results.measurement import Status
 from opbench.workload.case import Shape
 
@@ -138,12 +139,18 @@ def test_event_against_graph_takes_two_runs(run, frame, tmp_path, monkeypatch):
     figure = opbench.plots.launch_overhead(both)["standard-module-fwd"]
     assert all(y == pytest.approx(2 * x) for line in marked(figure, 0) for x, y in line)
     assert sum(len(line) for line in marked(figure, 0)) == 9
-    monkeypatch.setattr("opbench.report.plots.files.KINDS", {})
+    monkeypatch.setattr("opbench.report.plots.files.KINDS", {"launches": KINDS["launches"]})
     names = {path.name for path in write_plots(run, graph_run)}
     assert names == {f"launches-standard-{level}-fwd{end}" for level in ("module", "core") for end in (".png", ".svg")}
     # Two runs in a frame: a figure for each.
     assert len(opbench.plots.roofline(both)) == 4
     assert all("/" in name for name in opbench.plots.roofline(both))
+
+
+def test_a_new_figure_is_one_entry_and_a_function(monkeypatch, run):
+    assert len(KINDS) == len(opbench.plots.__all__)
+    monkeypatch.setitem(KINDS, "again", KINDS["flops"])
+    assert "again-standard-module-fwd.svg" in {path.name for path in write_plots(run)}
 
 
 def test_the_files_of_a_run(run):

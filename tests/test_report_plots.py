@@ -14,9 +14,12 @@ from report_fixtures import DEVICE, make_run, measurement
 
 from opbench.report import write_plots
 from opbench.report.layout import OPERATOR_LABELS, Group, group_rows
-from opbench.report.plots.files import flops_figure, resolution_figure, speedup_figure, throughput_figure
+from opbench.report.plots.flops import flops_figure
+from opbench.report.plots.resolution import resolution_figure
 from opbench.report.plots.source import source_of_run
+from opbench.report.plots.speedup import speedup_figure
 from opbench.report.plots.style import plot_style, series_styles, si
+from opbench.report.plots.throughput import throughput_figure
 from opbench.results.measurement import Measurement, Status
 from opbench.results.run import Run
 from opbench.workload.case import Shape

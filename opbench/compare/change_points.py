@@ -1,4 +1,8 @@
-"""Step changes in a series of one figure per run: PELT with a robust cost and a penalty that keeps silent on noise."""
+"""Finds step changes in a series with one value per run, with PELT.
+
+The cost function is robust: a single outlier is not a step. The penalty is chosen so that noise alone rarely gives a
+step.
+"""
 
 import math
 from collections.abc import Sequence
@@ -10,50 +14,58 @@ from opbench.stats import median
 __all__ = ["LEAST_RUNS", "MIN_SEGMENT", "change_points", "noise_scale", "require_ruptures"]
 
 MIN_SEGMENT = 4
-"""Runs of a segment, at least. Two odd runs of four leave the median's cost as it was, so they are no step; of three
-they would be."""
+"""Fewest runs of a segment. Two outliers of four do not change the cost of the median, so that they are not found as
+a step. With three runs in a segment, two outliers would be."""
 
 LEAST_RUNS = 2 * MIN_SEGMENT
-"""A step has a segment before it and one after it."""
+"""Fewest runs of a series with a step: it needs one segment before the step and one after it."""
 
 NOISE_FLOOR = 0.001
-"""Noise is taken to be 0.1 % at least: equal medians in a row, from a coarse timer, must not make anything a step."""
+"""Lower bound of the noise estimate, 0.1 %. A timer with coarse steps can give equal medians in several runs; without
+the bound the noise would be 0 and every small change a step."""
 
 PENALTY = 5.0
-"""Per step, times log n, on the scale of twice the log-likelihood; see change_points."""
+"""The penalty of a step is this times log n, on the scale of twice the log-likelihood. change_points says why."""
 
 NORMAL_QUARTILE = 0.6744897501960817
 """The median of |z| for a standard normal z."""
 
 PEAK = 4 / math.sqrt(2 * math.pi)
-"""4 f(0) of the standard normal density f: twice the log-likelihood per unit of absolute deviation."""
+"""4 f(0) with the standard normal density f. It converts a sum of absolute deviations, in units of sigma, to twice the
+log-likelihood."""
 
 
 def change_points(values: Sequence[float]) -> list[int]:
-    """Indices at which a new level begins, in order; none where there are fewer than LEAST_RUNS values.
+    """The indices at which a new level begins, in ascending order.
 
-    The least sum of absolute deviations from the segments' medians plus a penalty per step, minimised exactly by PELT;
-    a segment has MIN_SEGMENT values or more. The absolute deviation (not the square) keeps a single slow run from
-    being a step.
+    The values are divided into segments, each with MIN_SEGMENT values or more. PELT finds the division with the
+    smallest cost. The cost is the sum of the absolute deviations from the median of each segment, plus a penalty for
+    each step. Absolute deviations are used, not squares, so that a single slow run is not found as a step.
 
-    The penalty is PENALTY * log(n) * sigma / PEAK, with sigma from noise_scale. Splitting a segment of pure noise
-    lowers the sum of absolute deviations by a chi-squared variable of one degree times sigma / PEAK (Koenker and
-    Bassett 1982), so PENALTY * log(n) stands where BIC has 2 * log(n): one for the step's place, one for its size. BIC
-    takes sigma for known. Here it comes from as few as seven differences, and with 2 * log(n) 2 to 10 % of series of
-    pure noise had a step; with 5 * log(n) it was 15 of 2,400 with normal noise and 11 of 2,400 with heavy tails, of 8
-    to 40 runs (docs/history.md, tests/test_change_points_in_noise.py). The price: of series of 12 runs with 1 %
-    of normal noise, a step of 5 % at the ninth was found in 91 of 100, one of 3 % in 42.
+    The penalty of a step is PENALTY * log(n) * sigma / PEAK. n is the number of values, and sigma is the standard
+    deviation of the noise (noise_scale). The reason for this form: if a segment contains only noise, dividing it in
+    two lowers its sum of absolute deviations by sigma / PEAK times a chi-squared variable with one degree of freedom
+    (Koenker and Bassett 1982). In these units the BIC would be a penalty of 2 * log(n), one log(n) for the position
+    of the step and one for its size. But the BIC assumes that sigma is known. Here sigma is estimated, from as few as
+    seven differences. With 2 * log(n), between 2 and 10 % of the series of pure noise had a step. With 5 * log(n) it
+    was 15 of 2,400 series with normal noise and 11 of 2,400 with heavy tails, each of 8 to 40 runs (docs/history.md
+    has the table, tests/test_change_points_in_noise.py counts them). The larger penalty misses more true steps: in series of 12
+    runs with 1 % of normal noise, a step of 5 % at the ninth run was found in 91 of 100 series, and a step of 3 % in
+    42 of 100.
 
-    Noise is taken for independent from run to run. A slow drift shows as a staircase of small steps.
+    The method assumes that the noise of different runs is independent. A slow drift is found as several small steps.
 
     Args:
-        values: logarithms of latencies, in the order of the runs, so that a step's size is relative.
+        values: logarithms of the latencies in the order of the runs. With logarithms, a step's size is relative.
+
+    Returns:
+        An empty list if there is no step, or if there are fewer than LEAST_RUNS values.
 
     Raises:
         UsageError: ruptures is not installed.
 
-    Source: Killick, Fearnhead and Eckley, Optimal detection of changepoints with a linear computational cost, 2012;
-    the implementation is that of ruptures (Truong, Oudre and Vayatis 2020).
+    Source: Killick, Fearnhead and Eckley, Optimal detection of changepoints with a linear computational cost, 2012.
+        The implementation is from ruptures (Truong, Oudre and Vayatis 2020).
     """
     require_ruptures()
     if len(values) < LEAST_RUNS:
@@ -68,16 +80,16 @@ def change_points(values: Sequence[float]) -> list[int]:
 
 
 def _settled(values: Sequence[float], starts: list[int]) -> list[int]:
-    """Each start where the absolute deviations from the levels on its two sides are least, near where PELT has it.
+    """Move each start to the nearby index with the smallest absolute deviations from the levels before and after it.
 
-    PELT puts it there itself unless MIN_SEGMENT forbids: where a step has three runs behind it, the segment takes a
-    fourth along, and the wrong revision would be named.
+    PELT itself chooses this index if MIN_SEGMENT allows it. If a step is followed by only three runs, PELT must put a
+    fourth run into the new segment, which starts one run too early. The report would then name the wrong revision.
     """
     ends = [0, *starts, len(values)]
     levels = [median(values[low:high]) for low, high in pairwise(ends)]
     settled = [0]
     for start, end, old, new in zip(starts, ends[2:], levels, levels[1:], strict=False):
-        nearer = [abs(value - old) - abs(value - new) for value in values[:end]]  # negative: to the old level
+        nearer = [abs(value - old) - abs(value - new) for value in values[:end]]  # negative: nearer to the old level
 
         def gain(place: int, start: int = start, nearer: list[float] = nearer) -> float:
             return sum(nearer[place:start]) - sum(nearer[start:place])
@@ -88,9 +100,10 @@ def _settled(values: Sequence[float], starts: list[int]) -> list[int]:
 
 
 def noise_scale(values: Sequence[float]) -> float:
-    """Standard deviation of the noise between neighbours, NOISE_FLOOR at least.
+    """The standard deviation of the noise, at least NOISE_FLOOR.
 
-    From the median absolute first difference, as if normal: steps and single odd values touch few differences.
+    It is estimated from the differences between neighbouring values: the median of their absolute values, converted as
+    for normal noise. A step or a single outlier changes only one or two of the differences, so the median hardly moves.
 
     Raises:
         ValueError: fewer than two values.
@@ -100,10 +113,10 @@ def noise_scale(values: Sequence[float]) -> float:
 
 
 def require_ruptures() -> None:
-    """Check that the library of the optional extra is there.
+    """Check that ruptures is installed, which comes with the optional extra `history`.
 
     Raises:
-        UsageError: it is not.
+        UsageError: it is not installed.
     """
     try:
         import ruptures.detection  # noqa: F401

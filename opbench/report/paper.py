@@ -50,7 +50,7 @@ def matched_tables(run: Run) -> list[Table]:
     """The comparisons alone, each list's ratios before its shapes; empty if the run has no published shape."""
     tables = []
     for group in group_rows(row for row in run.rows() if _has_counterpart(row)):
-        comparisons = [Comparison(group, shape) for shape in group.shapes]
+        comparisons = [MeasuredAndPublished(group, shape) for shape in group.shapes]
         tables += [_ratio_table(run, group, comparisons, dtype) for dtype in group.dtypes]
         tables += [_shape_table(run, comparison) for comparison in comparisons]
     return tables
@@ -75,7 +75,7 @@ def kendall_tau(first: Sequence[float], second: Sequence[float]) -> float | None
 
 
 @dataclass(frozen=True)
-class Comparison:
+class MeasuredAndPublished:
     """The measured and the published figures of one shape."""
 
     group: Group
@@ -165,7 +165,7 @@ def _has_counterpart(row: Row) -> bool:
     return dtype is not None and published_beside(row.operator, row_shape(row), dtype) is not None
 
 
-def _shape_table(run: Run, comparison: Comparison) -> Table:
+def _shape_table(run: Run, comparison: MeasuredAndPublished) -> Table:
     columns = ["Operator", "Provider"]
     for dtype in comparison.dtypes:
         beside = PUBLISHED_DTYPE[dtype]
@@ -198,7 +198,7 @@ def _shape_table(run: Run, comparison: Comparison) -> Table:
     )
 
 
-def _ratio_table(run: Run, group: Group, comparisons: Sequence[Comparison], dtype: str) -> Table:
+def _ratio_table(run: Run, group: Group, comparisons: Sequence[MeasuredAndPublished], dtype: str) -> Table:
     """Measured and published ratio to DCNv3 of every operator and shape, and how well the orders agree."""
     beside = PUBLISHED_DTYPE[dtype]
     series = {series.operator: series for comparison in comparisons for series in comparison.chosen.values()}
@@ -226,7 +226,7 @@ def _ratio_table(run: Run, group: Group, comparisons: Sequence[Comparison], dtyp
     )
 
 
-def _cells(comparison: Comparison, series: Series, dtype: str) -> list[str]:
+def _cells(comparison: MeasuredAndPublished, series: Series, dtype: str) -> list[str]:
     """Measured ms, published ms, and the two ratios to DCNv3."""
     published = comparison.published(series.operator, dtype)
     return [
@@ -247,7 +247,7 @@ def _ratio(latency_ms: float | None, base_ms: float | None) -> str:
     return ABSENT if latency_ms is None or base_ms is None else three_digits(latency_ms / base_ms)
 
 
-def _order_notes(comparison: Comparison) -> list[str]:
+def _order_notes(comparison: MeasuredAndPublished) -> list[str]:
     notes = []
     for dtype in comparison.dtypes:
         tau, count = comparison.order(dtype)
@@ -273,7 +273,7 @@ def _label(operator: str) -> str:
     return OPERATOR_LABELS.get(operator, operator)
 
 
-def _source_notes(comparison: Comparison) -> list[str]:
+def _source_notes(comparison: MeasuredAndPublished) -> list[str]:
     tables = {
         cell.table
         for series in comparison.series

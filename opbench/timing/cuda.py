@@ -1,4 +1,10 @@
-"""Timers on a CUDA device: events around every launch, and replay of a captured graph."""
+"""Timers on a CUDA device: by events around every launch, and by events around replays of a captured CUDA graph.
+
+Both measure the time between two events on the device. A kernel is queued by the host and runs later on the device.
+If the device reaches the first event while the host is still queueing the kernels, it waits between them, and the
+time between the events contains this waiting. So both timers keep the device busy before every sample (the lead)
+until the host has queued the whole sample; _EventSampler does this.
+"""
 
 import time
 
@@ -11,32 +17,35 @@ from opbench.timing.timer import Launch, SpoiledProcessError
 __all__ = ["CudaEventTimer", "CudaGraphTimer"]
 
 LEAD_FACTOR = 2.0
-"""The device is kept busy before each sample for this many times what the host needs to queue it."""
+"""Length of the lead, as a multiple of the time that the host needs to queue a sample."""
 
 LEAD_READINGS = 5
+"""How often the time to queue a sample is measured."""
+
 MAX_LEAD_S = 10e-3
-"""A launch that waits for the device by itself looks slow to queue, and no lead helps it."""
+"""Longest lead. A launch that synchronises with the device itself takes long to queue, and no lead can change that."""
 
 SPIN_CYCLES_PER_SECOND = 2e9
-"""At this clock of the multiprocessors the lead lasts as long as it should, at a slower one longer."""
+"""Converts the length of the lead to clock cycles. If the GPU's clock is slower than this, the lead is longer."""
 
 LATE_SHARE = 0.05
-"""Of the samples: fewer that hold the host's time do not move a median by much."""
+"""Share of late samples that is tolerated: the median changes little if at most this share contains host time."""
 
 GRAPH_MS = 1.0
-"""A warm graph holds enough launches to last about this long, far above an event's resolution (0.5 us)."""
+"""Duration that a graph for a warm cache should have, far above the resolution of an event (0.5 us)."""
 
 MAX_GRAPH_LAUNCHES = 1000
 TRIAL_REPLAYS = 5
-"""Of a graph of one launch, to see how many make a graph long enough."""
+"""Replays of a graph of one launch, from which the number of launches for GRAPH_MS is computed."""
 
 
 class _EventSampler:
-    """The time that a device needs for work between two events, with all of it queued before the first passes.
+    """Measures work on the device between two events, both queued before the device reaches the first one.
 
-    Before each sample the device is kept busy: by the flush of the L2 where the cache is to be cold, then by a kernel
-    that spins, and so leaves the caches as they are, for longer than the host needs to queue the sample. Where samples
-    fill the driver's queue (about 1000 entries) the host waits for the device, which is then far behind it.
+    Before each sample the device runs the lead. For a cold cache it first overwrites the L2 cache. Then it runs a
+    kernel that spins, for longer than the host needs to queue the sample. The spinning kernel uses no memory, so that
+    it does not change the caches. The driver's queue has room for about 1000 entries. When it is full, the host
+    waits, but then the device still has all of these entries to run, and the next samples are queued in time.
     """
 
     def __init__(self, device: torch.device, cache: str) -> None:
@@ -47,8 +56,8 @@ class _EventSampler:
         self._count = self._late = 0
 
     def calibrate(self, work: Launch) -> None:
-        """Find the lead that `work` needs."""
-        if self._cold and not self._flush:  # not before: its buffer is no part of a cell's peak memory
+        """Measure how long the host needs to queue `work`, and set the length of the lead."""
+        if self._cold and not self._flush:  # allocated this late so that it does not count as the cell's peak memory
             self._flush = _flusher(self._device)
         self._lead_cycles = 0
         taken = []
@@ -58,19 +67,19 @@ class _EventSampler:
             self._queue(work)
             taken.append(time.perf_counter() - started)
         torch.cuda.synchronize(self._device)
-        host_s = median(taken[1:])  # the first loads the kernels of the flush and of the lead
+        host_s = median(taken[1:])  # without the first, which also loads the kernels of the flush and the lead
         self._lead_cycles = round(min(LEAD_FACTOR * host_s, MAX_LEAD_S) * SPIN_CYCLES_PER_SECOND)
         self._count = self._late = 0
 
     def times_ms(self, work: Launch, count: int) -> list[float]:
-        """Milliseconds of each of `count` runs of `work`; the host waits once, after the last."""
+        """Milliseconds of each of `count` runs of `work`; the host synchronises once, after the last."""
         events = [self._queue(work) for _ in range(count)]
         torch.cuda.synchronize(self._device)
         return [start.elapsed_time(end) for start, end in events]
 
     @property
     def warnings(self) -> tuple[CellWarning, ...]:
-        """What is wrong with the samples since the calibration."""
+        """One warning if too many samples since the calibration began before the host had queued all of them."""
         if self._late <= LATE_SHARE * self._count:
             return ()
         late = f"{self._late} of {self._count} samples began before the host had queued all of the launch"
@@ -90,10 +99,10 @@ class _EventSampler:
 
 
 class CudaEventTimer:
-    """One pair of CUDA events around every launch, which is queued before the device reaches it.
+    """One pair of CUDA events around every launch.
 
-    So it measures what the device needs from the launch's first kernel to the end of its last, and none of the host's
-    time: neither to queue them nor between two of them. The wall clock shows that.
+    A latency is the time on the device from the start of the launch's first kernel to the end of its last one. It does
+    not contain the time that the host needs to queue the kernels. The wall-clock timer contains it.
     """
 
     name = "cuda-event"
@@ -106,7 +115,7 @@ class CudaEventTimer:
 
     @property
     def warnings(self) -> tuple[CellWarning, ...]:
-        """Where the host was behind the device."""
+        """A warning if too many samples began before the host had queued all of them."""
         return self._sampler.warnings
 
     def now(self) -> float:
@@ -114,21 +123,25 @@ class CudaEventTimer:
         return time.perf_counter()
 
     def prepare(self, launch: Launch, seconds: float) -> None:
-        """Warm up, then see how long the host needs to queue a launch."""
+        """Warm up, then calibrate the lead for this launch."""
         _warm_up(launch, seconds, self._device)
         self._sampler.calibrate(launch)
 
     def sample(self, launch: Launch, count: int) -> list[float]:
-        """`count` latencies in milliseconds; the host waits once, after the last."""
+        """`count` latencies in milliseconds; the host synchronises once, after the last."""
         return self._sampler.times_ms(launch, count)
 
 
 class CudaGraphTimer:
-    """Replays of a captured graph between two events: nothing of the host's between two kernels of a launch.
+    """One pair of CUDA events around every replay of a captured CUDA graph.
 
-    Warm: the graph holds many launches one after the other. Cold: it holds one, and the cache is flushed before
-    each replay. The current stream is captured, unless it is the default one, which cannot be: a backward pass runs on
-    its forward's stream, so whoever times one runs the forward on a stream of its own.
+    The device runs the kernels of a graph without the host, so that no host time lies between two kernels. With a
+    warm cache the graph contains many launches, and a latency is the time of a replay divided by their number. With a
+    cold cache it contains one launch, and the cache is flushed before each replay.
+
+    The current stream is captured, or a new one if the current one is the default stream, which CUDA cannot capture.
+    PyTorch runs a backward pass on the stream of its forward pass. To time a backward pass, run the forward pass on a
+    stream that is not the default one.
     """
 
     name = "cuda-graph"
@@ -142,7 +155,7 @@ class CudaGraphTimer:
 
     @property
     def warnings(self) -> tuple[CellWarning, ...]:
-        """Where the host was behind the device."""
+        """A warning if too many samples began before the host had queued all of them."""
         return self._sampler.warnings
 
     def now(self) -> float:
@@ -150,10 +163,10 @@ class CudaGraphTimer:
         return time.perf_counter()
 
     def prepare(self, launch: Launch, seconds: float) -> None:
-        """Warm up on the stream to capture, then capture.
+        """Warm up on the stream that is captured, then capture the graph.
 
         Raises:
-            SpoiledProcessError: a capture that cannot be ended.
+            SpoiledProcessError: the capture failed and cannot be ended.
         """
         current = torch.cuda.current_stream(self._device)
         on_default = current == torch.cuda.default_stream(self._device)
@@ -164,11 +177,11 @@ class CudaGraphTimer:
         current.wait_stream(stream)
         self._capture(launch, 1, stream)
         if self.cache == "warm":
-            # By the device's clock: launched one by one, what is short takes the host's time.
+            # Replays, timed on the device: the host cannot launch short kernels as fast as the device runs them.
             one_ms = median(self._sampler.times_ms(self._graph.replay, TRIAL_REPLAYS))
             count = round(GRAPH_MS / max(one_ms, GRAPH_MS / MAX_GRAPH_LAUNCHES))
             if count > 1:
-                self._graph = torch.cuda.CUDAGraph()  # the trial's memory is free for the next
+                self._graph = torch.cuda.CUDAGraph()  # frees the memory of the trial's graph
                 self._capture(launch, count, stream)
 
     def sample(self, launch: Launch, count: int) -> list[float]:
@@ -177,7 +190,7 @@ class CudaGraphTimer:
         return [milliseconds / self.launches_per_sample for milliseconds in times_ms]
 
     def _capture(self, launch: Launch, count: int, stream: torch.cuda.Stream) -> None:
-        """Capture `count` launches, and see how long the host needs to replay them."""
+        """Capture a graph of `count` launches, and calibrate the lead for its replay."""
         self._graph, self.launches_per_sample = _captured(launch, count, stream), count
         self._sampler.calibrate(self._graph.replay)
 
@@ -186,7 +199,8 @@ def _captured(launch: Launch, count: int, stream: torch.cuda.Stream) -> torch.cu
     """A graph of `count` launches.
 
     Raises:
-        SpoiledProcessError: the capture was not ended. torch's allocator then takes one to be under way for good.
+        SpoiledProcessError: the capture failed and could not be ended. PyTorch's allocator then stays in capture
+            mode, and no other cell can be measured in this process.
     """
     graph = torch.cuda.CUDAGraph()
     refusal: Exception | None = None
@@ -199,7 +213,7 @@ def _captured(launch: Launch, count: int, stream: torch.cuda.Stream) -> torch.cu
                 refusal = error
                 raise
     except Exception as error:
-        if error is refusal:  # an error that left the capture whole, so that it was ended
+        if error is refusal:  # the launch raised it, and the capture was ended normally
             raise
         cause = refusal or error
         raise SpoiledProcessError(f"cannot be captured in a CUDA graph: {type(cause).__name__}: {cause}") from error
@@ -207,19 +221,19 @@ def _captured(launch: Launch, count: int, stream: torch.cuda.Stream) -> torch.cu
 
 
 def _flusher(device: torch.device) -> Launch:
-    """A closure that overwrites twice the device's L2, so that nothing of a launch's data stays in it."""
+    """A function that overwrites a buffer of twice the size of the L2 cache, which removes all other data from it."""
     l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
     buffer = torch.empty(2 * l2_bytes, dtype=torch.uint8, device=device)
     return buffer.zero_
 
 
 def _spin(cycles: int) -> None:
-    """Queue a kernel that is busy for so many cycles of the multiprocessors' clock and touches no memory."""
+    """Queue a kernel that runs for `cycles` clock cycles and reads and writes no memory."""
     torch.cuda._sleep(cycles)
 
 
 def _warm_up(launch: Launch, seconds: float, device: torch.device) -> None:
-    """Launch at least once, and for `seconds`."""
+    """Launch repeatedly for `seconds`, at least once."""
     end = time.perf_counter() + seconds
     while True:
         launch()

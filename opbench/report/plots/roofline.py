@@ -1,16 +1,14 @@
 """Throughput against arithmetic intensity under the device's measured ceilings."""
 
-from collections.abc import Sequence
-
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from opbench.report.analysis import intensity, measured
 from opbench.report.layout import Group, three_digits
 from opbench.report.plots.source import Source
-from opbench.report.plots.style import GREY, Page, log_axis
+from opbench.report.plots.style import GREY, Page, dtypes_of, log_axis, name_top
 
-__all__ = ["ceiling_marks", "roofline_figure"]
+__all__ = ["roofline_figure"]
 
 
 def roofline_figure(source: Source, group: Group) -> Figure | None:
@@ -22,7 +20,7 @@ def roofline_figure(source: Source, group: Group) -> Figure | None:
     rows = [row for row in group.rows if id(row) in points]
     if not rows:
         return None
-    dtypes = [dtype for dtype in group.dtypes if any(row.dtype == dtype for row in rows)]
+    dtypes = dtypes_of(group, rows)
     page = Page(group, dtypes)
     ceilings = source.ceilings
     tops = [top for dtype in dtypes if ceilings and (top := ceilings.compute_tflops(dtype))]
@@ -36,20 +34,6 @@ def roofline_figure(source: Source, group: Group) -> Figure | None:
     page.label("FLOP per byte moved", "TFLOP/s")
     title = "Roofline; " + ("lines: ceilings measured on this device" if ceilings else "no ceilings were measured")
     return page.finish(source, title, dtypes, missing=len(group.rows) - len(rows))
-
-
-def ceiling_marks(axes: Axes, source: Source, dtype: str, timers: Sequence[tuple[str, str]]) -> None:
-    """On a panel of TFLOP/s against latency: the dtype's matrix throughput, and the shortest launch of each timer."""
-    if source.ceilings is None:
-        return
-    if top := source.ceilings.compute_tflops(dtype):
-        axes.axhline(top, color=GREY, linewidth=1.0, linestyle="--", zorder=1)
-        _name_top(axes, top, f"{three_digits(top)} TFLOP/s measured")
-    low, high = axes.get_xlim()
-    for timer, cache in timers:
-        launch_ms = source.ceilings.launch_ms(timer, cache)
-        if launch_ms and low < launch_ms < high:
-            axes.axvline(launch_ms, color=GREY, linewidth=1.0, linestyle=":", zorder=1)
 
 
 def _roofs(axes: Axes, source: Source, dtype: str) -> None:
@@ -78,10 +62,4 @@ def _roofs(axes: Axes, source: Source, dtype: str) -> None:
                 xytext=(5, 0),
                 textcoords="offset points",
             )
-    _name_top(axes, top, f"{three_digits(top)} TFLOP/s")
-
-
-def _name_top(axes: Axes, top: float, text: str) -> None:
-    axes.annotate(
-        text, (0.99, top), xycoords=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=7, color="#555555"
-    )
+    name_top(axes, top, f"{three_digits(top)} TFLOP/s")

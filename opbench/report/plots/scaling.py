@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from opbench.report.analysis import Fit, pixels, scaling_fits
 from opbench.report.layout import Group, Series
 from opbench.report.plots.source import Source
-from opbench.report.plots.style import Page, log_axis
+from opbench.report.plots.style import Page, log_axis, rows_of
 
 __all__ = ["scaling_figure"]
 
@@ -17,7 +17,7 @@ def scaling_figure(source: Source, group: Group) -> Figure | None:
 
     Only what was fitted is drawn: three resolutions or more of equal channels, else the whole list (marked *).
     """
-    series_of = {id(row): series for series in group.series for row in _rows(group, series)}
+    series_of = {id(row): series for series in group.series for row in rows_of(group, series)}
     fits: defaultdict[str, list[tuple[Series, Fit]]] = defaultdict(list)
     for fit in scaling_fits(group.rows):
         fits[fit.rows[0].dtype].append((series_of[id(fit.rows[0])], fit))
@@ -43,8 +43,3 @@ def scaling_figure(source: Source, group: Group) -> Figure | None:
         title += "\n*: channels change along with the resolution, and the exponent holds both"
     labels = {series: f"{group.label(series)}: {', '.join(texts)}" for series, texts in exponents.items()}
     return page.finish(source, title, dtypes, labels=labels)
-
-
-def _rows(group: Group, series: Series) -> list[object]:
-    cells = (group.cell(series, shape, dtype) for shape in group.shapes for dtype in group.dtypes)
-    return [cell for cell in cells if cell is not None]

@@ -28,9 +28,12 @@ __all__ = [
     "Page",
     "Point",
     "SeriesStyle",
+    "dtypes_of",
     "has_latency",
     "log_axis",
+    "name_top",
     "plot_style",
+    "rows_of",
     "save",
     "series_styles",
     "shape_axis_name",
@@ -215,6 +218,25 @@ def shape_ticks(axes: Axes, shapes: Sequence[Shape], *, batch: bool, room: int) 
         texts.append(f"{head}\n×{channels}" if upright else text)
     axes.set_xticks(range(len(shapes)), texts, rotation=0 if upright else 90, fontsize=7.5)
     axes.set_xlim(-0.5, len(shapes) - 0.5)
+
+
+def name_top(axes: Axes, top: float, text: str) -> None:
+    """Write a text on a level line at `top`, at its right end."""
+    axes.annotate(
+        text, (0.99, top), xycoords=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=7, color="#555555"
+    )
+
+
+def dtypes_of(group: Group, rows: Iterable[Row]) -> list[str]:
+    """The dtypes of some of a group's rows, in the order of the group."""
+    found = {row.dtype for row in rows}
+    return [dtype for dtype in group.dtypes if dtype in found]
+
+
+def rows_of(group: Group, series: Series) -> list[Row]:
+    """The rows of one series, by shape and then by dtype."""
+    cells = (group.cell(series, shape, dtype) for shape in group.shapes for dtype in group.dtypes)
+    return [cell for cell in cells if cell is not None]
 
 
 def shape_axis_name(group: Group) -> str:
