@@ -88,8 +88,15 @@ def test_a_block_of_python_runs(code, checkout, request):
 
 
 def test_the_blocks_are_found():
-    assert len(python_blocks()) == 7
+    assert len(python_blocks()) == 9
     assert len(CONSOLE) >= 20
+
+
+def test_the_kernels_readme_lists_every_file():
+    folder = ROOT / "kernels"
+    linked = set(re.findall(r"\]\(([^)#]+)\)", (folder / "README.md").read_text()))
+    assert all((folder / link).exists() for link in linked)
+    assert {file.name for file in folder.glob("*.py")} - linked == {"__init__.py"}
 
 
 def test_a_shape_file_with_a_character_dropped_loads_or_gives_one_line(tmp_path):
