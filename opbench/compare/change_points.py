@@ -49,7 +49,7 @@ def change_points(values: Sequence[float]) -> list[int]:
     of the step and one for its size. But the BIC assumes that sigma is known. Here sigma is estimated, from as few as
     seven differences. With 2 * log(n), between 2 and 10 % of the series of pure noise had a step. With 5 * log(n) it
     was 15 of 2,400 series with normal noise and 11 of 2,400 with heavy tails, each of 8 to 40 runs (docs/history.md
-    has the table; tests/test_change_points_in_noise.py counts). The larger penalty misses more true steps: of series of 12
+    has the table; tests/test_change_points_in_noise.py counts). The price of that: of series of 12
     runs with 1 % of normal noise, a step of 5 % at the ninth run was found in 91 of 100 series, and a step of 3 % in
     42 of 100.
 
