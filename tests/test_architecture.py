@@ -21,6 +21,8 @@ PURE = (
     "compare.runs",
     "compare.verdicts",
     "device.environment",
+    "device.identity",
+    "device.resolve",
     "errors",
     "estimate",
     "pytest_plugin.device_benchmark",

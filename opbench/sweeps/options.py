@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from opbench.device.environment import resolve_device
+from opbench.device.resolve import resolve_device
 from opbench.errors import UsageError
 from opbench.results.measurement import Status
 from opbench.sweeps.native_dtypes import default_dtypes

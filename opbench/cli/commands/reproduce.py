@@ -62,7 +62,7 @@ def reproduce(
     """
     require_unix("opbench reproduce")
     interrupt_on_termination()
-    from opbench.device.environment import resolve_device
+    from opbench.device.resolve import resolve_device
     from opbench.results.measurement import FAILURES
     from opbench.sweeps.console_progress import ConsoleProgress
     from opbench.sweeps.options import make_conduct, make_request
