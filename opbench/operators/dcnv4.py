@@ -231,7 +231,7 @@ def _fused_not_applicable(case: Case, _device_type: str) -> str | None:
     return None
 
 
-TORCH = Provider("torch", partial(build, "torch"), "vectorised torch, embedding_bag", sources=_dcn.TORCH_SOURCES)
+TORCH = Provider("torch", partial(build, "torch"), "vectorised torch, embedding_bag")
 
 PROVIDERS = (
     Provider(
@@ -241,7 +241,6 @@ PROVIDERS = (
         unavailable=_dcn.triton_unavailable,
         needs=_dcn.TRITON_NEEDS,
         configuration=_dcn.triton_configuration,
-        sources=_dcn.TRITON_SOURCES,
     ),
     Provider(
         "triton_fused",
@@ -251,7 +250,6 @@ PROVIDERS = (
         needs=_dcn.TRITON_NEEDS,
         configuration=_dcn.triton_configuration,
         not_applicable=_fused_not_applicable,
-        sources=(*_dcn.TRITON_SOURCES, "opbench_kernels.dcnv4_fused", "opbench_kernels.dcnv4_fused_triton"),
     ),
     TORCH,
     compiled(TORCH),
