@@ -1,7 +1,7 @@
 """Ceilings made by hand."""
 
 from opbench.device.ceilings import Ceilings, Probe
-from opbench.device.environment import comparison_identity
+from opbench.device.identity import Identity
 
 MADE_UP = {"device_name": "Example GPU 40GB"}
 
@@ -52,5 +52,5 @@ def made_up_ceilings(environment):
         *(probe(kind, name, 1e6) for kind in ("memory", "cache") for name in ("copy", "read", "write")),
         *(probe("launch", timer, 1e-7) for timer in timers),
         device_name=environment["device_name"],
-        identity=comparison_identity(environment),
+        identity=Identity.of(environment).parts,
     )

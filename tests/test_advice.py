@@ -10,7 +10,8 @@ from report_fixtures import make_run, measurement
 from test_run import Recorder
 
 from opbench.cell_warning import CellWarning
-from opbench.device.environment import collect_environment, comparison_identity
+from opbench.device.environment import collect_environment
+from opbench.device.identity import Identity
 from opbench.device.interference import others_share
 from opbench.report import run_tables, speedup_tables
 from opbench.report.advice import cells_advice, way_out
@@ -132,7 +133,7 @@ def test_the_others_share_of_the_cores():
 def test_the_threads_of_a_run_are_in_its_identity_and_its_command():
     known = {"double": doubling()}
     request = make_request({"device": "cpu", "threads": 3}, known)
-    assert comparison_identity(collect_environment("cpu", request.threads))["torch threads"] == "3"
+    assert Identity.of(collect_environment("cpu", request.threads)).parts["torch threads"] == "3"
     command = request.to_json()
     assert RunOptions.of(command).threads == request_of_command(command, {}, known).threads == 3
     del command["threads"]

@@ -19,11 +19,13 @@ def place(tmp_path, monkeypatch):
     return tmp_path
 
 
-def made(place, name, cells, torch="2.15"):
+def made(place, name, cells, torch="2.15", uuid=None):
     """A run with a device and a version of torch."""
     run = make_run(place / name, cells)
     about = json.loads((run.path / "run.json").read_text())
     about["environment"] = {"device_name": "A CPU", "device": "cuda:0", "packages": {"torch": torch}}
+    if uuid is not None:
+        about["environment"]["gpu"] = {"uuid": uuid}
     (run.path / "run.json").write_text(json.dumps(about))
     return run
 
@@ -71,6 +73,27 @@ def test_a_run_without_a_measured_cell_is_no_baseline(place):
     made(place, "failed", [conv(Status.ERROR)])
     code, _, err = call("baseline", "save", "failed", "--dir", "kept")
     assert (code, err) == (2, "opbench: failed: no cell was measured; nothing could be compared with it\n")
+
+
+OLD_KEY = "a-cpu-torch-2.15-00c79b27"
+"""Of `run`, as opbench made it before it recorded the GPU's UUID."""
+
+
+def test_the_baseline_of_a_card_is_taken_and_those_from_before_cards_were_told_apart(place):
+    before = save("run", "--name", "before")
+    assert before == f"kept/{OLD_KEY}/before"
+    made(place, "first", [conv(2.0), conv(2.0, LARGE)], uuid="GPU-1")
+    made(place, "second", [conv(4.0), conv(4.0, LARGE)], uuid="GPU-2")
+    assert call("compare", "kept", "first")[1].splitlines()[0].startswith(f"first against {before}")
+    cards = [save(name, "--name", "now") for name in ("first", "second")]
+    assert len({path.split("/")[1] for path in (before, *cards)}) == 3
+    for name, path in zip(("first", "second"), cards, strict=True):
+        code, out, _ = call("compare", "kept", name)
+        assert (code, out.splitlines()[0].partition(",")[0]) == (0, f"{name} against {path}")
+    _, out, _ = call("compare", "kept", "first", "--allow", "gpu-uuid")
+    assert out.startswith(f"first against {cards[1]}")  # the newest of any card
+    _, out, _ = call("compare", "kept", "run")
+    assert out.startswith(f"run against {cards[1]}")
 
 
 def test_the_newest_of_the_heads_key_is_taken(place):

@@ -27,7 +27,8 @@ from opbench.device.ceilings import (
     missing_notes,
     read_ceilings,
 )
-from opbench.device.environment import collect_environment, comparison_identity
+from opbench.device.environment import collect_environment
+from opbench.device.identity import Identity
 from opbench.errors import ResultsError
 from opbench.report import ceiling_table, render, run_tables
 from opbench.sweeps.ceiling_step import ceilings_for, serve_ceilings
@@ -493,7 +494,7 @@ def test_what_is_kept_is_not_measured_again(tmp_path, monkeypatch):
     heard = []
     found = the_cpus(ScriptedWorkers(answers), monkeypatch, tmp_path, on_note=heard.append, on_stage=heard.append)
     assert names(found.probes) == CPU_PROBES
-    assert found.identity == comparison_identity(collect_environment("cpu"))
+    assert found.identity == Identity.of(collect_environment("cpu")).parts
     assert heard[0].startswith("measuring what this device can do at most: up to 15 s")
     assert heard[1] == f"ceilings 1/{len(CPU_PROBES)}: compute fp32"
     assert the_cpus(ScriptedWorkers(), monkeypatch, tmp_path) == found

@@ -13,6 +13,7 @@ from report_fixtures import make_run, measurement
 from opbench.compare.readings import Arm, Reading, open_arm
 from opbench.compare.runs import compare_runs, geometric_mean, judge, ratio_interval
 from opbench.compare.verdicts import Verdict
+from opbench.device.identity import Identity
 from opbench.errors import UsageError
 from opbench.estimate import Estimate, Unit
 from opbench.results.measurement import Status
@@ -137,7 +138,7 @@ def test_swapping_the_arms_mirrors_every_verdict(tmp_path_factory, values, thres
 
 
 def made_reading(shape, middle, low, high):
-    return Reading(conv(1.0, shape).cell, Status.OK, "", middle, low, high, 30, {"timer": "made up"})
+    return Reading(conv(1.0, shape).cell, Status.OK, "", middle, low, high, 30, Identity({"timer": "made up"}))
 
 
 def test_each_cell_gets_its_verdict_and_the_worst_is_the_whole(tmp_path):
@@ -226,6 +227,33 @@ def test_another_timer_or_cache_is_named(tmp_path):
     assert compare(tmp_path, [conv(1.0)], [head]).cells[0].reason == (
         "timer: cuda-event in the base, cuda-graph in the head; cache: cold in the base, warm in the head"
     )
+
+
+def on_card(tmp_path, name, uuid, value=1.0):
+    """An arm measured on a card of one model."""
+    run = make_run(tmp_path / name, [conv(value)])
+    about = json.loads((run.path / "run.json").read_text())
+    about["environment"]["device"] = "cuda:0"
+    about["environment"]["gpu"] = {} if uuid is None else {"uuid": uuid}
+    (run.path / "run.json").write_text(json.dumps(about))
+    return open_arm(run.path)
+
+
+def test_another_card_of_one_model_is_named_unless_allowed(tmp_path):
+    one, other = on_card(tmp_path, "one", "GPU-1"), on_card(tmp_path, "other", "GPU-2")
+    found = compare_runs(one, other)
+    assert (found.exit_code, found.cells[0].verdict) == (4, Verdict.NOT_COMPARABLE)
+    assert found.cells[0].reason == "gpu uuid: GPU-1 in the base, GPU-2 in the head"
+    allowed = compare_runs(one, other, allow=["gpu-uuid"])
+    assert allowed.exit_code == 0
+    assert "Allowed to differ: gpu uuid: GPU-1 in the base, GPU-2 in the head." in allowed.notes
+
+
+@pytest.mark.parametrize("uuid", [None, ""])
+def test_a_card_that_is_not_known_is_comparable_with_any(tmp_path, uuid):
+    unknown, known = on_card(tmp_path, "unknown", uuid), on_card(tmp_path, "known", "GPU-1")
+    for base, head in ((unknown, known), (known, unknown), (unknown, unknown)):
+        assert compare_runs(base, head).exit_code == 0
 
 
 def test_other_settings_are_named_unless_allowed(tmp_path):

@@ -15,17 +15,11 @@ import torch
 from builders import doubling
 
 from opbench.checkout import git_revision
-from opbench.device import environment
-from opbench.device.environment import (
-    collect_environment,
-    collect_machine,
-    comparison_identity,
-    device_slug,
-    environment_differences,
-    measured_revision,
-    resolve_device,
-)
+from opbench.device import environment, resolve
+from opbench.device.environment import collect_environment, collect_machine
+from opbench.device.identity import Identity, device_slug, measured_revision
 from opbench.device.nvml import CLOCK_EVENT_REASONS
+from opbench.device.resolve import resolve_device
 from opbench.device.snapshots import gpu_conditions
 from opbench.errors import UsageError
 from opbench.registry import registry
@@ -63,6 +57,7 @@ class FakeNvml(ModuleType):
             ("nvmlDeviceGetCurrentClocksEventReasons", HANDLE): 0x4 | 0x40 | 0x1000,
             ("nvmlDeviceGetPersistenceMode", HANDLE): 1,
             ("nvmlDeviceGetMigMode", HANDLE): [0, 1],
+            ("nvmlDeviceGetUUID", HANDLE): f"GPU-{UUID}",
             ("nvmlSystemGetDriverVersion",): "575.57.08",
             ("nvmlDeviceGetComputeRunningProcesses", HANDLE): [
                 SimpleNamespace(pid=os.getpid(), usedGpuMemory=5),
@@ -117,7 +112,7 @@ def nvml(monkeypatch):
 def bare(monkeypatch):
     """A machine with no GPU, no driver, no NVML and no git."""
     monkeypatch.setitem(sys.modules, "pynvml", None)
-    monkeypatch.setattr(environment, "DEVICE_FILE", Path("/dev/no-gpu"))
+    monkeypatch.setattr(resolve, "DEVICE_FILE", Path("/dev/no-gpu"))
     monkeypatch.setenv("PATH", "")
     set_cuda(monkeypatch, count=0)
 
@@ -248,6 +243,7 @@ def test_gpu_record(nvml):
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert (found["device"], found["device_name"], found["driver_version"]) == ("cuda:0", "NVIDIA H200", "575.57.08")
     assert found["gpu"] == {
+        "uuid": f"GPU-{UUID}",
         "compute_capability": "9.0",
         "multiprocessors": 132,
         "l2_cache_bytes": 62914560,
@@ -350,7 +346,7 @@ def old_driver(request, monkeypatch, tmp_path):
     else:
         fake.answers.clear()
         (tmp_path / "nvidia0").touch()
-    monkeypatch.setattr(environment, "DEVICE_FILE", tmp_path / "nvidia0")
+    monkeypatch.setattr(resolve, "DEVICE_FILE", tmp_path / "nvidia0")
     monkeypatch.setitem(sys.modules, "pynvml", fake)
 
     def init():
@@ -360,7 +356,7 @@ def old_driver(request, monkeypatch, tmp_path):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "init", init)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    environment._say_unusable_gpu.cache_clear()
+    resolve._say_unusable.cache_clear()
 
 
 def test_auto_says_once_that_a_gpu_is_not_used(old_driver, capsys):
@@ -444,7 +440,7 @@ def test_record_names_no_host_user_or_home(nvml, monkeypatch):
     assert str(Path.home()) not in text
     assert str(Path(environment.__file__).parent) not in text
     assert socket.gethostname() not in re.split(r"[^\w.-]+", text)
-    assert UUID not in text
+    assert UUID not in json.dumps(environment_lines(found))
 
 
 @pytest.mark.parametrize(
@@ -519,13 +515,18 @@ def test_the_revision_of_what_was_measured():
     assert measured_revision(own | {"operator_revisions": "damaged"}) == "own"
 
 
+def differences(there, here, *, code=False):
+    """The lines of what differs between two environments."""
+    return list(Identity.of(there, code=code).differences(Identity.of(here, code=code)).values())
+
+
 def test_a_run_does_not_go_on_with_another_revision_of_its_operators():
     own = {"git_revision": "own", "device": "cpu"}
     there, here = (own | {"operator_revisions": {"mine": revision}} for revision in ("x", "y"))
-    assert environment_differences(there, here, code=True) == ["revision of mine: x there, y here"]
-    assert environment_differences(there, here) == []
-    assert environment_differences(there, there, code=True) == []
-    assert environment_differences(own, here, code=True) == []  # from before it was kept
+    assert differences(there, here, code=True) == ["operators' revisions: mine x there, mine y here"]
+    assert differences(there, here) == []
+    assert differences(there, there, code=True) == []
+    assert differences(own, here, code=True) == []  # from before it was kept
 
 
 def test_git_revision_in_a_hook_of_another_repository(git, tmp_path, monkeypatch):
@@ -559,24 +560,48 @@ def test_no_git_revision_without_commit_checkout_or_answer(tmp_path, monkeypatch
 
 def test_identity_on_a_gpu(nvml):
     found = collect_environment("cuda:0")
-    assert comparison_identity(found) == {
+    assert found["gpu"]["uuid"] == f"GPU-{UUID}"
+    assert Identity.of(found).parts == {
         "device": "NVIDIA H200",
         "torch": found["packages"]["torch"],
         "triton": found["packages"]["triton"] or "none",
         "cuda": found["cuda_version"] or "none",
         "driver": "575.57.08",
+        "gpu uuid": f"GPU-{UUID}",
     }
+
+
+@pytest.mark.parametrize("told", [b"GPU-of an older nvidia-ml-py", None])
+def test_the_uuid_as_nvml_gives_it(nvml, told):
+    nvml.answers["nvmlDeviceGetUUID", HANDLE] = told
+    assert collect_environment("cuda:0")["gpu"]["uuid"] == (told or b"").decode()
+
+
+def test_two_cards_of_one_model_differ_and_an_unknown_one_does_not(nvml):
+    one = collect_environment("cuda:0")
+    nvml.answers["nvmlDeviceGetUUID", HANDLE] = "GPU-2"
+    other = collect_environment("cuda:0")
+    nvml.forget("nvmlDeviceGetUUID")
+    silent = collect_environment("cuda:0")
+    assert silent["gpu"]["uuid"] == ""
+    before = json.loads(json.dumps(silent))
+    del before["gpu"]["uuid"]
+    assert differences(one, other) == [f"gpu uuid: GPU-{UUID} there, GPU-2 here"]
+    for unknown in (silent, before):
+        assert "gpu uuid" not in Identity.of(unknown).parts
+        assert differences(unknown, one) == differences(other, unknown) == differences(silent, unknown) == []
+    assert Identity.of(one).differences(Identity.of(other), allowed=["GPU_uuid"]) == {}
 
 
 def test_differences(bare):
     here = collect_environment()
-    assert environment_differences(here, collect_environment()) == []
+    assert differences(here, collect_environment()) == []
     there = json.loads(json.dumps(here))
     there["packages"].update(torch="2.11.0", triton=None, numpy="0.1")
     there["cpu"].update(torch_threads=64, load_average=[9.0, 9.0, 9.0])
     there["driver_version"] = "550.1"  # drives no CPU
     here["packages"].update(torch="2.15.0", triton="3.9.0")
-    assert environment_differences(there, here) == [
+    assert differences(there, here) == [
         "torch: 2.11.0 there, 2.15.0 here",
         "triton: none there, 3.9.0 here",
         f"torch threads: 64 there, {torch.get_num_threads()} here",
@@ -586,12 +611,12 @@ def test_differences(bare):
 def test_differences_between_cpu_and_gpu_or_a_record_without_the_keys(nvml):
     gpu = collect_environment("cuda:0")
     cpu = collect_environment("cpu")
-    assert environment_differences(cpu, gpu) == [
+    assert differences(cpu, gpu) == [
         f"device: {cpu['device_name']} there, NVIDIA H200 here",
         f"torch threads: {torch.get_num_threads()} there, none here",
         "driver: none there, 575.57.08 here",
     ]
-    assert "device: none there, NVIDIA H200 here" in environment_differences({}, gpu)
+    assert "device: none there, NVIDIA H200 here" in differences({}, gpu)
 
 
 def test_lines_on_a_gpu(nvml):

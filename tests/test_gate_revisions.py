@@ -136,6 +136,11 @@ def test_a_revision_from_before_the_entry_point_is_measured_as_before(tmp_path):
         (place / "__init__.py" if place.is_dir() else place.with_suffix(".py")).write_text(
             "".join(f"from opbench.{place} import *\n" for place in where)
         )
+    environment = tmp_path / "base" / "opbench" / "environment.py"
+    environment.write_text(
+        f"{environment.read_text()}from opbench.device.identity import Identity\n"
+        "def comparison_identity(environment):\n    return Identity.of(environment).parts\n"
+    )
     (tmp_path / "one.yaml").write_text("shapes:\n  - {batch: 1, height: 4, width: 4, channels: 32}\n")
     options = {"shapes": [str(tmp_path / "one.yaml")], "ops": ["conv3x3"], "dtypes": ["fp32"], "device": "cpu",
                "time_budget": 0.001}  # fmt: skip
@@ -173,3 +178,14 @@ def test_only_protocols_that_are_offered_are_served():
     assert 1 in serve.PROTOCOLS  # kept for good: gates of other revisions rely on it
     with pytest.raises(ValueError, match=r"protocol must be of \(1,\), got 0"):
         serve.serve(0, {}, {})
+
+
+def test_what_is_served_is_compared_without_the_card(tmp_path, monkeypatch):
+    """A gate from before the UUID was recorded compares name by name, and its own revision gives none."""
+    from opbench.device import environment
+
+    card = {"device": "cuda:0", "device_name": "NVIDIA H100", "driver_version": "1", "gpu": {"uuid": "GPU-1"}}
+    monkeypatch.setattr(environment, "collect_environment", lambda device: card)
+    told = serve.serve(1, {"ops": ["conv3x3"], "shapes": ["smoke"], "device": "cpu"}, {}).plan()
+    assert told["identity"].keys() == {"device", "torch", "triton", "cuda", "driver"}
+    assert told["environment"]["gpu"]["uuid"] == "GPU-1"

@@ -203,6 +203,23 @@ def test_without_ruptures_one_line_says_what_to_install(nights, monkeypatch):
     assert err == "opbench: opbench history needs ruptures (on Python 3.13 or older): pip install 'opbench[history]'\n"
 
 
+def on_card(uuid):
+    return {"gpu": {"uuid": uuid} if uuid else {}}
+
+
+def test_runs_that_do_not_tell_their_card_are_in_the_series_of_the_only_one(copied):
+    noise = np.random.default_rng(9)
+    add_run(copied, 20, cells_of(20, noise), environment=on_card("GPU-1"))
+    add_run(copied, 21, cells_of(21, noise), environment=on_card(""))
+    [series] = read_history(copied).series
+    assert len(series.runs) == 22
+    assert series.identity.parts["gpu uuid"] == "GPU-1"
+    add_run(copied, 22, cells_of(22, noise), environment=on_card("GPU-2"))
+    second, unknown, first = read_history(copied).series
+    assert [len(one.runs) for one in (second, unknown, first)] == [1, 21, 1]
+    assert [one.identity.parts.get("gpu uuid") for one in (second, unknown, first)] == ["GPU-2", None, "GPU-1"]
+
+
 def test_a_copy_of_a_run_counts_once(copied):
     shutil.copytree(copied / "week-0" / "night-03", copied / "z-copy")
     found = read_history(copied)
@@ -307,8 +324,9 @@ def test_another_set_up_is_another_series_and_said_so(copied, tmp_path):
         add_run(copied, day, cells_of(day, noise), environment={"packages": {"torch": "2.2"}})
     newer, older = read_history(copied).series
     assert [len(newer.runs), len(older.runs)] == [4, 20]
-    assert dict(newer.set_up)["torch"] == "2.2"
-    assert set(older.set_up) >= {("torch", "2.1"), ("driver", "1.2"), ("timer", "cuda-event"), ("cache", "cold")}
+    assert newer.identity.parts["torch"] == "2.2"
+    shared = {"torch": "2.1", "driver": "1.2", "timer": "cuda-event", "cache": "cold"}
+    assert shared.items() <= older.identity.parts.items()
     assert newer.steps == ()
     assert len(older.steps) == 1
     code, text, _ = call("history", str(copied), "--out", str(tmp_path / "out"))

@@ -16,7 +16,7 @@ from opbench.results.measurement import Measurement, Status
 from opbench.sweeps.check import CheckResult
 from opbench.sweeps.global_state import seeded
 from opbench.sweeps.request import RunOptions
-from opbench.sweeps.runner import CellRunner, memory_limit, source_hash
+from opbench.sweeps.runner import CellRunner, memory_limit
 from opbench.timing import SpoiledProcessError
 from opbench.timing.precision import BACKENDS, float32_precision, torch_precision
 from opbench.timing.stopping import StopReason
@@ -344,17 +344,6 @@ def test_the_timers_warnings_are_in_the_row():
     timer = FakeTimer([1.0])
     timer.warnings = (CellWarning("host time", "late"),)
     assert CellWarning("host time", "late") in run(timer=timer)[0].warnings
-
-
-def test_the_source_hash_follows_the_sources(tmp_path, monkeypatch):
-    (tmp_path / "some_kernel.py").write_text("x = 1\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    operator = doubling()
-    provider = replace(operator.provider("right"), sources=("some_kernel",))
-    without = source_hash(operator, operator.provider("right"))
-    first = source_hash(operator, provider)
-    (tmp_path / "some_kernel.py").write_text("x = 2\n")
-    assert len({without, first, source_hash(operator, provider)}) == 3
 
 
 def test_shapes_print_as_columns_say():

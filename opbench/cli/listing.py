@@ -72,7 +72,8 @@ def devices(width: int, *, check: bool = False) -> Iterator[str]:
     """Devices that torch sees, and why CUDA is missing where it is."""
     import torch
 
-    from opbench.device.environment import collect_environment, resolve_device
+    from opbench.device.environment import collect_environment
+    from opbench.device.resolve import resolve_device
     from opbench.errors import UsageError
 
     yield from entry("cpu", [("name", collect_environment("cpu")["device_name"]), ("available", "yes")], width)
@@ -97,7 +98,7 @@ def entry(heading: str, described: Described, width: int) -> Iterator[str]:
 
 
 def _device_type() -> str:
-    from opbench.device.environment import resolve_device
+    from opbench.device.resolve import resolve_device
 
     return resolve_device("auto").partition(":")[0]
 

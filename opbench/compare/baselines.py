@@ -1,6 +1,6 @@
 """Runs kept to compare with, in FOLDER/<key>/<name>/: copies of run.json and journal.jsonl, and baseline.json.
 
-The key says hardware and software (opbench.device.environment.comparison_identity). baseline.json holds the checksums
+The key says hardware and software (opbench.device.identity.Identity). baseline.json holds the checksums
 of the two, so that a copy that was cut short or edited is an error and not a baseline.
 """
 
@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from opbench.compare.readings import Arm
-from opbench.compare.runs import plain_key
 from opbench.compare.verdicts import Comparison, Verdict
-from opbench.device.environment import comparison_identity, device_slug
+from opbench.device.identity import Identity, device_slug
 from opbench.errors import ResultsError, UsageError
 from opbench.files import PART_SUFFIX, storage_errors
 from opbench.results.journal import JOURNAL
@@ -44,8 +43,6 @@ SCHEMA_VERSION = 1
 BASELINE = "baseline.json"
 KEPT = (RUN, JOURNAL)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-SET_UP = ("timer", "cache")
-"""Circumstances of a cell that are no part of the key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +61,7 @@ class Baseline:
     path: Path
     name: str
     key: str
-    identity: Mapping[str, str]
+    identity: Identity
     saved_at: str
     run: Run
 
@@ -82,7 +79,7 @@ def save_baseline(run: Run, folder: Path, name: str | None = None) -> Baseline:
         raise UsageError(f"--name must be letters, digits, '.', '_' and '-', at most 100, got {one_line(name)!r}")
     if not any(measurement.status is Status.OK for measurement in run.measurements()):
         raise ResultsError(f"{run.path}: no cell was measured; nothing could be compared with it")
-    identity = comparison_identity(run.environment)
+    identity = Identity.of(run.environment)
     path = folder / _key(identity, run.environment) / name
     if path.exists():
         raise ResultsError(f"{path} already holds a baseline; choose another --name, or remove it with baseline rm")
@@ -91,7 +88,7 @@ def save_baseline(run: Run, folder: Path, name: str | None = None) -> Baseline:
         "schema_version": SCHEMA_VERSION,
         "name": name,
         "saved_at": datetime.now(UTC).isoformat(),
-        "identity": identity,
+        "identity": identity.parts,
         "sha256": {kept: _digest(run.path / kept) for kept in KEPT},
     }
     with storage_errors(path):
@@ -157,7 +154,7 @@ def read_baseline(path: Path) -> Baseline:
                 f"{file}: schema_version must be {SCHEMA_VERSION}, got {one_line(repr(about['schema_version']), 60)}; "
                 "another version of opbench wrote it"
             )
-        saved_at, identity, digests = str(about["saved_at"]), dict(about["identity"]), dict(about["sha256"])
+        saved_at, identity, digests = str(about["saved_at"]), Identity(dict(about["identity"])), dict(about["sha256"])
         datetime.fromisoformat(saved_at)
     except OSError as error:
         raise ResultsError(f"{file}: cannot be read: {error.strerror}") from None
@@ -167,7 +164,7 @@ def read_baseline(path: Path) -> Baseline:
         if _digest(path / kept) != digests.get(kept):
             raise ResultsError(f"{path / kept}: damaged: not what was saved (its checksum differs)")
     run = Run.open(path)
-    if comparison_identity(run.environment) != identity:
+    if Identity.of(run.environment) != identity:
         raise ResultsError(f"{file}: damaged: its key is not that of its run")
     return Baseline(path, path.name, path.parent.name, identity, saved_at, run)
 
@@ -195,34 +192,30 @@ def newest_baseline(folder: Path, head: Arm, allow: Collection[str] = ()) -> Arm
     Raises:
         ResultsError: a baseline is damaged.
     """
-    allowed = {plain_key(key) for key in allow}
-
-    def strict(identity: Mapping[str, str]) -> dict[str, str]:
-        return {name: value for name, value in identity.items() if plain_key(name) not in allowed}
-
-    wanted = strict(_identity(head))
-    same = [baseline for baseline in list_baselines(folder) if wanted and strict(baseline.identity) == wanted]
+    wanted = _identity(head)
+    every = list_baselines(folder)
+    same = [one for one in every if wanted.parts and not one.identity.differences(wanted, allowed=allow)]
     return Arm.of_run(same[-1].run, str(same[-1].path)) if same else None
 
 
 def no_baseline(folder: Path, head: Arm, threshold: float) -> Comparison:
     """What a comparison is where newest_baseline finds none: not comparable, with the keys that there are."""
-    here = ", ".join(f"{name} {value}" for name, value in _identity(head).items()) or "a run without cells"
+    here = ", ".join(f"{name} {value}" for name, value in _identity(head).parts.items()) or "a run without cells"
     keys = ", ".join(dict.fromkeys(baseline.key for baseline in list_baselines(folder)))
     reason = f"no baseline of {here}; there are: {keys}"
     return Comparison(str(folder), head.name, threshold, (), Verdict.NOT_COMPARABLE, reason)
 
 
-def _identity(arm: Arm) -> dict[str, str]:
-    """Hardware and software of the first cell that tells; {} if none does."""
-    told = next((reading.circumstances for reading in arm.readings.values() if reading.circumstances), {})
-    return {name: value for name, value in told.items() if name not in SET_UP}
+def _identity(arm: Arm) -> Identity:
+    """Hardware and software of the first cell that tells; no parts if none does."""
+    told = next((reading.identity for reading in arm.readings.values() if reading.identity.parts), Identity())
+    return told.without("timer", "cache")
 
 
-def _key(identity: Mapping[str, str], environment: Mapping[str, Any]) -> str:
-    digest = hashlib.sha256(json.dumps(dict(sorted(identity.items()))).encode()).hexdigest()[:8]
-    device = device_slug(identity["device"], str(environment.get("device", "")))
-    return f"{device}-torch-{_slug(identity['torch'])}-{digest}"
+def _key(identity: Identity, environment: Mapping[str, Any]) -> str:
+    digest = hashlib.sha256(json.dumps(dict(sorted(identity.parts.items()))).encode()).hexdigest()[:8]
+    device = device_slug(identity.parts["device"], str(environment.get("device", "")))
+    return f"{device}-torch-{_slug(identity.parts['torch'])}-{digest}"
 
 
 def _slug(text: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from opbench.cell_warning import CellWarning
 from opbench.compare.readings import Arm, Reading, reading_of
 from opbench.compare.verdicts import Benchmark
-from opbench.device.environment import comparison_identity, measured_revision
+from opbench.device.identity import Identity, measured_revision
 from opbench.errors import ResultsError
 from opbench.results.measurement import Measurement, Status, known_name
 from opbench.results.run import Run
@@ -23,7 +23,7 @@ from opbench.stats import median, median_interval
 from opbench.text import one_line
 from opbench.workload.case import Cell
 
-__all__ = ["EXTRA_KEY", "circumstances", "extra_info", "read_benchmark_json", "run_as_benchmark_json"]
+__all__ = ["EXTRA_KEY", "extra_info", "identity_info", "read_benchmark_json", "run_as_benchmark_json"]
 
 EXTRA_KEY = "opbench"
 EXTRA_VERSION = 1
@@ -76,7 +76,7 @@ def run_as_benchmark_json(run: Run) -> dict[str, Any]:
     Raises:
         ResultsError: the journal is missing or damaged.
     """
-    identity = comparison_identity(run.environment)
+    identity = Identity.of(run.environment)
     finished = run.finished()
     measured = [m for cell in run.plan() if (m := finished.get(cell.key)) and m.status is Status.OK]
     environment = run.environment
@@ -104,23 +104,23 @@ def run_as_benchmark_json(run: Run) -> dict[str, Any]:
     }
 
 
-def extra_info(measurement: Measurement, identity: Mapping[str, str]) -> dict[str, Any]:
+def extra_info(measurement: Measurement, identity: Identity) -> dict[str, Any]:
     """What a benchmark keeps under EXTRA_KEY of its extra_info, so that `opbench compare` knows its cell."""
     return {
         "cell": measurement.cell.to_json(),
-        "circumstances": circumstances(identity, measurement.timer, measurement.cache),
+        **identity_info(identity, measurement.timer, measurement.cache),
         "source": measurement.kernel_source_hash,
         "warnings": [*map(str, measurement.warnings)],
         **({"process_ms": list(measurement.latencies_ms)} if measurement.processes > 1 else {}),
     }
 
 
-def circumstances(identity: Mapping[str, str], timer: str, cache: str) -> dict[str, str]:
-    """What must be equal in both arms of a comparison, by name."""
-    return {**identity, "timer": timer, "cache": cache}
+def identity_info(identity: Identity, timer: str, cache: str) -> dict[str, Any]:
+    """The part of extra_info that says what must be equal in both arms of a comparison."""
+    return {"circumstances": dict(identity.having({"timer": timer, "cache": cache}).parts)}
 
 
-def _entry(measurement: Measurement, identity: Mapping[str, str]) -> dict[str, Any]:
+def _entry(measurement: Measurement, identity: Identity) -> dict[str, Any]:
     cell = measurement.cell
     return {
         "group": f"{cell.case.operator} {cell.case.level} {cell.case.direction}",
@@ -193,7 +193,7 @@ def _reading(entry: Mapping[str, Any], machine: Mapping[str, str]) -> Reading:
         low_ms=1e3 * low,
         high_ms=1e3 * high,
         samples=count,
-        circumstances=_texts(ours["circumstances"]) if ours else {**machine, "timer": timer},
+        identity=Identity(_texts(ours["circumstances"]) if ours else {**machine, "timer": timer}),
         source=_text(ours.get("source", "")) if ours else "",
         warnings=tuple(CellWarning.parse(_text(text)) for text in ours.get("warnings", ())) if ours else (),
         process_ms=tuple(1e3 * _seconds(ms / 1e3, name) for ms in ours.get("process_ms", ())) if ours else (),
@@ -228,7 +228,7 @@ def _not_measured(entry: Mapping[str, Any]) -> Reading:
 
 
 def _not_run(cell: Cell) -> Reading:
-    return reading_of(Measurement(cell, Status.NOT_RUN, reason="the run ended before this cell"), {})
+    return reading_of(Measurement(cell, Status.NOT_RUN, reason="the run ended before this cell"), Identity())
 
 
 def _machine(info: object) -> dict[str, str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from opbench.cell_warning import WarningKind, join_warnings
 from opbench.compare.change_points import LEAST_RUNS, change_points, noise_scale, require_ruptures
 from opbench.compare.readings import Arm, Reading
-from opbench.device.environment import measured_revision
+from opbench.device.identity import GPU_UUID, Identity, measured_revision
 from opbench.errors import ResultsError
 from opbench.results.journal import JOURNAL
 from opbench.results.run import Run
@@ -24,12 +24,9 @@ from opbench.stats import median
 from opbench.text import one_line
 from opbench.workload.case import Cell
 
-__all__ = ["History", "Point", "RunEntry", "Series", "Step", "Trend", "read_history"]
+__all__ = ["History", "Point", "RunEntry", "RunSeries", "Step", "Trend", "read_history"]
 
 SHORT_REVISION = 10
-
-SetUp = tuple[tuple[str, str], ...]
-"""Names and values of what must be equal for latencies to be one series."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +54,9 @@ class RunEntry:
         parts = [revision.partition("+") for revision in self.revision.split(", ")]
         return ", ".join(commit[:SHORT_REVISION] + plus for commit, plus, _ in parts) or "no revision"
 
+
+_Parts = frozenset[tuple[str, str]]
+"""Of an identity, as a key."""
 
 ReadRun = tuple[RunEntry, list[tuple[Cell, Reading]]]
 """A run and what its cells gave."""
@@ -139,16 +139,16 @@ class Trend:
 
 
 @dataclass(frozen=True, slots=True)
-class Series:
+class RunSeries:
     """Runs that can be compared.
 
     Attributes:
-        set_up: what they share: device, versions, timer, cache.
+        identity: what they share: device, versions, timer, cache.
         runs: in the order of time.
         trends: one per cell, in the order in which the runs planned them first.
     """
 
-    set_up: SetUp
+    identity: Identity
     runs: tuple[RunEntry, ...]
     trends: tuple[Trend, ...]
 
@@ -169,7 +169,7 @@ class History:
         notes: lines that a reader must see: what was left out on purpose.
     """
 
-    series: tuple[Series, ...]
+    series: tuple[RunSeries, ...]
     problems: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -177,8 +177,9 @@ class History:
 def read_history(folder: Path) -> History:
     """Read every run below a folder and look for step changes.
 
-    Runs of different set-ups (environment.comparison_identity, timer, cache) are different series. A cell that was not
-    measured in a run has no point there.
+    Runs of different identities (opbench.device.identity, with timer and cache) are different series. Those that do not
+    tell the GPU's UUID are in the series of the only card of that identity, or one of their own where there are
+    several. A cell that was not measured in a run has no point there.
 
     Raises:
         UsageError: ruptures is not installed.
@@ -193,8 +194,10 @@ def read_history(folder: Path) -> History:
     if not runs:
         unread = f" that can be read; {problems[0]}" if problems else ""
         raise ResultsError(f"{folder}: no run there{unread}")
-    found: defaultdict[SetUp, dict[str, list[Point]]] = defaultdict(dict)
+    found: defaultdict[_Parts, dict[str, list[Point]]] = defaultdict(dict)
+    identities: dict[_Parts, Identity] = {}
     cells: dict[str, Cell] = {}
+    cards = _only_cards(reading.identity for _, readings in runs for _, reading in readings)
     elsewhere = 0
     for entry, readings in runs:
         for cell, reading in readings:
@@ -205,13 +208,16 @@ def read_history(folder: Path) -> History:
                 continue
             cells.setdefault(cell.key, cell)
             point = Point(entry, estimate.value, estimate.low, estimate.high, join_warnings(reading.warnings))
-            found[_set_up(reading)].setdefault(cell.key, []).append(point)
+            identity = reading.identity.having(cards.get(_bare(reading.identity), {}))
+            identities.setdefault(frozenset(identity.parts.items()), identity)
+            found[frozenset(identity.parts.items())].setdefault(cell.key, []).append(point)
     if elsewhere:
         notes.append(f"{elsewhere} figures are left out: their runs went on on another set-up than they began on.")
     if not found:
         raise ResultsError(f"{folder}: no cell was measured in the runs there ({len(runs)})")
     series = [
-        _series(set_up, {cells[key]: by_key[key] for key in cells if key in by_key}) for set_up, by_key in found.items()
+        _series(identities[parts], {cells[key]: by_key[key] for key in cells if key in by_key})
+        for parts, by_key in found.items()
     ]
     series.sort(key=lambda one: one.runs[-1].started_at, reverse=True)
     return History(tuple(series), tuple(problems), tuple(notes))
@@ -262,14 +268,24 @@ def _read(path: Path, folder: Path) -> ReadRun:
     return RunEntry(one_line(name), run.run_id, started_at, revision, own), readings
 
 
-def _set_up(reading: Reading) -> SetUp:
-    return tuple((name, one_line(value, 100)) for name, value in reading.circumstances.items())
+def _bare(identity: Identity) -> _Parts:
+    return frozenset(identity.without(GPU_UUID).parts.items())
 
 
-def _series(set_up: SetUp, by_cell: dict[Cell, list[Point]]) -> Series:
+def _only_cards(identities: Iterable[Identity]) -> dict[_Parts, dict[str, str]]:
+    """The GPU's UUID by what an identity says besides, where all that tell one tell the same."""
+    told: defaultdict[_Parts, set[str]] = defaultdict(set)
+    for identity in identities:
+        if uuid := identity.parts.get(GPU_UUID):
+            told[_bare(identity)].add(uuid)
+    return {bare: {GPU_UUID: uuid} for bare, uuids in told.items() if len(uuids) == 1 for uuid in uuids}
+
+
+def _series(identity: Identity, by_cell: dict[Cell, list[Point]]) -> RunSeries:
+    identity = Identity({name: one_line(value, 100) for name, value in identity.parts.items()})
     runs = dict.fromkeys(point.run for points in by_cell.values() for point in points)
     ordered = sorted(runs, key=lambda run: (run.started_at, run.name))
-    return Series(set_up, tuple(ordered), tuple(_trend(cell, tuple(points)) for cell, points in by_cell.items()))
+    return RunSeries(identity, tuple(ordered), tuple(_trend(cell, tuple(points)) for cell, points in by_cell.items()))
 
 
 def _trend(cell: Cell, points: tuple[Point, ...]) -> Trend:

@@ -1,4 +1,4 @@
-"""One side of a comparison: what each cell gave, and under which circumstances. Pure."""
+"""One side of a comparison: what each cell gave, and measured on what. Pure."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from opbench.cell_warning import CellWarning
 from opbench.compare.verdicts import Benchmark
-from opbench.device.environment import comparison_identity
+from opbench.device.identity import Identity
 from opbench.errors import ResultsError
 from opbench.estimate import Estimate, Unit
 from opbench.results.measurement import Measurement, Status
@@ -28,7 +28,7 @@ class Reading:
         reason: why not ok.
         median_ms, low_ms, high_ms: of the latency, with the ends of the median's 95 % interval; None unless ok.
         samples: how many there are.
-        circumstances: what must be equal in both arms, by name: device, versions, timer, cache.
+        identity: what must be equal in both arms: device, versions, timer, cache.
         source: hash of operator and kernel source; empty where unknown.
         warnings: what disturbed the samples.
         process_ms: medians of the processes, where there are several, in the order of the repetitions.
@@ -41,7 +41,7 @@ class Reading:
     low_ms: float | None = None
     high_ms: float | None = None
     samples: int = 0
-    circumstances: Mapping[str, str] = field(default_factory=dict)
+    identity: Identity = field(default_factory=Identity)
     source: str = ""
     warnings: tuple[CellWarning, ...] = ()
     process_ms: tuple[float, ...] = ()
@@ -72,22 +72,19 @@ class Arm:
         Raises:
             ResultsError: the journal is missing or damaged.
         """
-        identity = comparison_identity(run.environment)
+        identity = Identity.of(run.environment)
         finished = run.finished()
         readings = {}
         for cell in run.plan():
             measurement = finished.get(cell.key) or Measurement(
                 cell, Status.NOT_RUN, reason="the run ended before this cell"
             )
-            set_up = {
-                "timer": measurement.timer or run.command["timer"],
-                "cache": measurement.cache or run.command["cache"],
-            }
-            readings[cell.key] = reading_of(measurement, {**identity, **set_up})
+            timer, cache = measurement.timer or run.command["timer"], measurement.cache or run.command["cache"]
+            readings[cell.key] = reading_of(measurement, identity.having({"timer": timer, "cache": cache}))
         return cls(name or str(run.path), readings, run.environment)
 
 
-def reading_of(measurement: Measurement, circumstances: Mapping[str, str]) -> Reading:
+def reading_of(measurement: Measurement, identity: Identity) -> Reading:
     """What a line of a journal says, with its median and the median's interval."""
     samples = measurement.latencies_ms if measurement.status is Status.OK else ()
     low, high = median_interval(samples) if samples else (None, None)
@@ -99,7 +96,7 @@ def reading_of(measurement: Measurement, circumstances: Mapping[str, str]) -> Re
         low_ms=low,
         high_ms=high,
         samples=len(samples),
-        circumstances=circumstances,
+        identity=identity,
         source=measurement.kernel_source_hash,
         warnings=measurement.warnings,
         process_ms=samples if measurement.processes > 1 else (),

@@ -14,12 +14,13 @@ from opbench.cell_warning import disturb_comparison
 from opbench.compare.noise import ASSUMED_SPREAD, Noise
 from opbench.compare.readings import Arm, Reading
 from opbench.compare.verdicts import CellComparison, Comparison, Verdict, overall_verdict
+from opbench.device.identity import Identity
 from opbench.estimate import Estimate, Unit
 from opbench.results.measurement import Status
 from opbench.text import percent_text
 from opbench.workload.case import Case, Cell
 
-__all__ = ["ALL_CELLS", "DEFAULT_THRESHOLD", "compare_runs", "geometric_mean", "judge", "plain_key", "ratio_interval"]
+__all__ = ["ALL_CELLS", "DEFAULT_THRESHOLD", "compare_runs", "geometric_mean", "judge", "ratio_interval"]
 
 DEFAULT_THRESHOLD = 0.1
 ALL_CELLS = "all cells"
@@ -58,13 +59,13 @@ def compare_runs(
         base: what is compared with.
         head: what is judged.
         threshold: relative change that is accepted, 0.1 for 10 %.
-        allow: circumstances that may differ, by name, and settings as operator.name; `-` and `_` stand for blanks.
+        allow: parts of the identity that may differ, by name, such as `gpu uuid` for another card of the same model,
+            and settings as operator.name; `-` and `_` stand for blanks.
         noise: how far two processes of the same code differ on this device; None where that was not measured.
 
     Returns:
         Verdicts as opbench.compare.verdicts says; a cell with no meaning in either arm is only counted.
     """
-    allowed = {plain_key(key) for key in allow}
     partners = _partners(base, head)
     cells: list[CellComparison] = []
     not_applicable = []
@@ -77,7 +78,7 @@ def compare_runs(
             not_applicable.append(key)
             continue
         found = _differences(reading, partner) if partner else {}
-        strict = {name: text for name, text in found.items() if plain_key(name) not in allowed}
+        strict = _differences(reading, partner, allow) if partner else {}
         tolerated |= {name: text for name, text in found.items() if name not in strict}
         if partner and not strict and _can_judge_between_processes(reading, partner):
             repeated[len(cells)] = (reading, partner)
@@ -297,18 +298,15 @@ def _without_settings(reading: Reading) -> str:
     return f"{bare.key}@{reading.cell.provider}"
 
 
-def _differences(base: Reading, head: Reading) -> dict[str, str]:
-    """One line for each circumstance and setting that differs, by the name that allows it."""
-    here, there = dict(base.circumstances), dict(head.circumstances)
-    for found, reading in ((here, base), (there, head)):
-        if isinstance(reading.cell, Cell):
-            case = reading.cell.case
-            found.update({f"{case.operator}.{name}": str(value) for name, value in case.settings})
-    return {
-        name: f"{name}: {here.get(name, 'none')} in the base, {there.get(name, 'none')} in the head"
-        for name in dict.fromkeys([*here, *there])
-        if here.get(name, "none") != there.get(name, "none")
-    }
+def _differences(base: Reading, head: Reading, allowed: Collection[str] = ()) -> dict[str, str]:
+    """One line for each part of the identity and each setting that differs, by the name that allows it."""
+
+    def with_settings(reading: Reading) -> Identity:
+        case = reading.cell.case if isinstance(reading.cell, Cell) else None
+        settings = {f"{case.operator}.{name}": str(value) for name, value in case.settings} if case else {}
+        return reading.identity.having(settings)
+
+    return with_settings(base).differences(with_settings(head), ("in the base", "in the head"), allowed)
 
 
 def _means(cells: Iterable[CellComparison]) -> tuple[tuple[str, Estimate], ...]:
@@ -334,8 +332,3 @@ def _reason(cells: Sequence[CellComparison], verdict: Verdict, threshold: float)
     count = sum(cell.verdict is verdict for cell in cells)
     what = verdict.words.format(threshold=percent_text(threshold))
     return f"{count} of {len(cells)} cells: {what}"
-
-
-def plain_key(key: str) -> str:
-    """The name of a circumstance as it is compared with what `allow` names."""
-    return key.replace("-", " ").replace("_", " ").lower()

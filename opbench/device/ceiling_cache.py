@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from opbench.device.ceilings import Ceilings, read_ceilings
-from opbench.device.environment import comparison_identity, device_slug
+from opbench.device.identity import Identity, device_slug
 from opbench.errors import ResultsError, StorageError
 from opbench.files import write_whole
 from opbench.user_cache import user_cache_folder
@@ -21,7 +21,7 @@ def ceilings_path(environment: Mapping[str, object]) -> Path:
 
 def device_cache_path(kind: str, environment: Mapping[str, object]) -> Path:
     """Where something about a device is kept: in the user's cache folder; one file per identity."""
-    identity = json.dumps(comparison_identity(environment), sort_keys=True)
+    identity = json.dumps(dict(Identity.of(environment).parts), sort_keys=True)
     slug = device_slug(str(environment["device_name"]), str(environment.get("device", "")).partition(":")[0])
     return user_cache_folder() / "opbench" / f"{kind}-{slug}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}.json"
 

@@ -68,6 +68,11 @@ class Nvml:
         handles = [self.ask("nvmlDeviceGetHandleByIndex", index) for index in range(count)]
         return [self.ask("nvmlDeviceGetName", handle) or "unknown" for handle in handles]
 
+    def uuid(self) -> str:
+        """Of the GPU, or of the MIG slice that is used; empty where NVML does not tell."""
+        told = self.about_gpu("nvmlDeviceGetUUID") or ""
+        return told.decode() if isinstance(told, bytes) else str(told)  # bytes: an older nvidia-ml-py
+
     def conditions(self) -> dict[str, Any]:
         """Clocks (MHz), power (W), temperature (C) and what limits the clocks."""
         reasons = self.about_gpu("nvmlDeviceGetCurrentClocksEventReasons")

@@ -10,7 +10,8 @@ from typing import IO, Any
 
 from opbench.compare.verdicts import Comparison
 from opbench.device.ceiling_cache import device_cache_path
-from opbench.device.environment import collect_environment, resolve_device
+from opbench.device.environment import collect_environment
+from opbench.device.resolve import resolve_device
 from opbench.errors import ResultsError, StorageError, UsageError
 from opbench.estimate import Estimate
 from opbench.files import storage_errors, write_whole

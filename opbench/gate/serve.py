@@ -42,12 +42,17 @@ class Served:
         self._runner = CellRunner(asked, operators.__getitem__)
 
     def plan(self) -> dict[str, Any]:
-        """The cells (`plan`), what must be equal to compare (`identity`) and the whole `environment`."""
-        from opbench.device.environment import collect_environment, comparison_identity
+        """The cells (`plan`), what must be equal to compare (`identity`) and the whole `environment`.
+
+        Without the GPU's UUID: both arms run on one card, and a gate that does not know it would call it a difference.
+        """
+        from opbench.device.environment import collect_environment
+        from opbench.device.identity import GPU_UUID, Identity
 
         environment = collect_environment(self.device)
         cells = [cell.to_json() for cell in self._cells.values()]
-        return {"plan": cells, "identity": comparison_identity(environment), "environment": environment}
+        identity = dict(Identity.of(environment).without(GPU_UUID).parts)
+        return {"plan": cells, "identity": identity, "environment": environment}
 
     def measure(self, key: str) -> dict[str, Any]:
         """The `measurement` of a planned cell, and why this process can measure no other (`ended`) where it cannot."""

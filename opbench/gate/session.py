@@ -11,6 +11,7 @@ import numpy as np
 
 from opbench.compare.rules import Rules, decide, screen
 from opbench.compare.verdicts import Comparison, Verdict
+from opbench.device.identity import Identity
 from opbench.errors import GateError
 from opbench.gate.outcome import SAME_SOURCE, Pair, complete, conclude, undecided
 from opbench.gate.process import Arm, ArmProcess
@@ -156,11 +157,9 @@ class _Run:
     def _without_rounds(self, setup: Pair) -> Comparison | None:
         """The comparison where nothing can be measured; else None."""
         base, head = setup["base"], setup["head"]
-        differing = [
-            f"{key}: {base.identity.get(key, 'none')} in the base, {head.identity.get(key, 'none')} in the head"
-            for key in {**base.identity, **head.identity}
-            if base.identity.get(key) != head.identity.get(key)
-        ]
+        differing = (
+            Identity(base.identity).differences(Identity(head.identity), ("in the base", "in the head")).values()
+        )
         cells = self._paired(setup)
         if differing:
             return self._undecided(setup, Verdict.NOT_COMPARABLE, "; ".join(differing))

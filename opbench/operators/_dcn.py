@@ -19,17 +19,6 @@ GROUP_CHANNELS = Setting(32, 1, "channels per group; each group has offsets and 
 KERNEL_SIZE = Setting(3, 1, "side of the sampling grid, odd")
 OFFSET_STD_PX = Setting(1.0, 0.0, "standard deviation of the offsets, pixels")
 
-_SHARED_SOURCES = (__name__, "opbench_kernels.functional", "opbench_kernels.geometry")
-TRITON_SOURCES = (
-    *_SHARED_SOURCES,
-    "opbench_kernels.deform_operators",
-    "opbench_kernels.deform_launch",
-    "opbench_kernels.deform_triton",
-    "opbench_kernels.bilinear_triton",
-    "opbench_kernels.tuning",
-)
-TORCH_SOURCES = (*_SHARED_SOURCES, "opbench_kernels.deform_torch")
-
 
 def groups(case: Case) -> int:
     """G, the number of channel groups."""

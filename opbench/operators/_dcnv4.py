@@ -180,14 +180,12 @@ def _fused_not_applicable(case: Case, _device_type: str) -> str | None:
 def providers(
     build: Callable[[Implementation, Case, Tensors], Forward],
     build_fused: Callable[[Case, Tensors], Forward],
-    fused_sources: tuple[str, ...] = (),
 ) -> tuple[Provider, ...]:
     """The providers of an operator.
 
     Args:
         build: (implementation of opbench_kernels.dcnv4, case, tensors) -> the closure to time.
         build_fused: the same for inference, the parameters rearranged once, untimed.
-        fused_sources: modules that build_fused needs beside the core's.
     """
     triton = Provider(
         "triton",
@@ -196,7 +194,6 @@ def providers(
         unavailable=_dcn.triton_unavailable,
         needs=_dcn.TRITON_NEEDS,
         configuration=_dcn.triton_configuration,
-        sources=(__name__, *_dcn.TRITON_SOURCES),
     )
     fused = replace(
         triton,
@@ -204,9 +201,6 @@ def providers(
         build=build_fused,
         summary="inference: projections and sampling with fewer passes over memory",
         not_applicable=_fused_not_applicable,
-        sources=(*triton.sources, *fused_sources),
     )
-    torch = Provider(
-        "torch", partial(build, "torch"), "vectorised torch, embedding_bag", sources=(__name__, *_dcn.TORCH_SOURCES)
-    )
+    torch = Provider("torch", partial(build, "torch"), "vectorised torch, embedding_bag")
     return triton, fused, torch, compiled(torch)

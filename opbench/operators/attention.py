@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from opbench.operators import _attention
 from opbench.operators._attention import (
     HEAD_DIM,
     REFERENCE_QUERIES,
@@ -71,7 +70,7 @@ def _build(case: Case, tensors: Tensors) -> Forward:
     return around(attend, case, tensors)
 
 
-TORCH = Provider("torch", _build, "matrix product, softmax, matrix product", sources=(_attention.__name__,))
+TORCH = Provider("torch", _build, "matrix product, softmax, matrix product")
 
 OPERATOR = Operator(
     name="attention",

@@ -152,7 +152,7 @@ def _build(implementation: Implementation, case: Case, tensors: Tensors) -> Forw
     return lambda: output_proj(core(*inputs()))
 
 
-TORCH = Provider("torch", partial(_build, "torch"), "vectorised torch, embedding_bag", sources=_dcn.TORCH_SOURCES)
+TORCH = Provider("torch", partial(_build, "torch"), "vectorised torch, embedding_bag")
 
 OPERATOR = Operator(
     name="dcnv3",
@@ -174,7 +174,6 @@ OPERATOR = Operator(
             unavailable=_dcn.triton_unavailable,
             needs=_dcn.TRITON_NEEDS,
             configuration=_dcn.triton_configuration,
-            sources=_dcn.TRITON_SOURCES,
         ),
         TORCH,
         compiled(TORCH),

@@ -57,9 +57,7 @@ OPERATOR = Operator(
     reference_elements=_dcnv4.reference_elements,
     smooth_inputs=_dcnv4.smooth_inputs,
     tolerance=_dcn.tolerance,
-    providers=_dcnv4.providers(
-        build, build_fused, ("opbench_kernels.dcnv4_fused", "opbench_kernels.dcnv4_fused_triton")
-    ),
+    providers=_dcnv4.providers(build, build_fused),
     settings=_dcnv4.SETTINGS,
     not_applicable=_dcn.not_applicable,
 )

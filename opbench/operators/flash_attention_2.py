@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING
 
-from opbench.operators import _attention
 from opbench.operators._attention import (
     HEAD_DIM,
     around,
@@ -84,14 +83,12 @@ OPERATOR = Operator(
             unavailable=_flash_attn_unavailable,
             needs="a CUDA device, and the package flash-attn",
             not_applicable=_half_only_on_cuda,
-            sources=(_attention.__name__,),
         ),
         Provider(
             "sdpa_flash",
             _build_sdpa,
             "torch scaled_dot_product_attention pinned to its flash backend (FlashAttention-2 on CUDA)",
             not_applicable=_half_only_on_cuda,
-            sources=(_attention.__name__,),
         ),
     ),
     settings={"head_dim": HEAD_DIM},

@@ -152,7 +152,6 @@ TIMM = Provider(
     "timm's WindowAttention, scores materialised",
     unavailable=_timm_unavailable,
     needs="the package timm",
-    sources=(_attention.__name__,),
 )
 
 OPERATOR = Operator(

@@ -10,12 +10,13 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from opbench.cell_warning import CellWarning
-from opbench.compare.benchmark_json import EXTRA_KEY, circumstances, extra_info
+from opbench.compare.benchmark_json import EXTRA_KEY, extra_info, identity_info
 from opbench.results.measurement import Measurement, Status
 
 if TYPE_CHECKING:
     import torch
 
+    from opbench.device.identity import Identity
     from opbench.timing import Launch
     from opbench.workload.case import Cell, Shape
     from opbench.workload.operator import Operator
@@ -97,9 +98,7 @@ class DeviceBenchmark:
             UsageError: no such device.
         """
         name = self._choose(device)
-        self.benchmark.extra_info[EXTRA_KEY] = {
-            "circumstances": circumstances(_identity(name), self._clock.name, "warm"),
-        }
+        self.benchmark.extra_info[EXTRA_KEY] = identity_info(_identity(name), self._clock.name, "warm")
         _warm_up(launch, name, WARM_UP_S)
         return self.benchmark(launch)
 
@@ -143,7 +142,7 @@ class DeviceBenchmark:
         return measurement
 
     def _choose(self, device: str) -> str:
-        from opbench.device.environment import resolve_device
+        from opbench.device.resolve import resolve_device
 
         name = resolve_device(device)
         self._clock.choose(name)
@@ -203,10 +202,11 @@ def _nothing() -> None:
 
 
 @cache
-def _identity(device: str) -> Mapping[str, str]:
-    from opbench.device.environment import collect_environment, comparison_identity
+def _identity(device: str) -> "Identity":
+    from opbench.device.environment import collect_environment
+    from opbench.device.identity import Identity
 
-    return comparison_identity(collect_environment(device))
+    return Identity.of(collect_environment(device))
 
 
 def _plan(

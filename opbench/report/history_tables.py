@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 
 from opbench.compare.change_points import LEAST_RUNS, MIN_SEGMENT
-from opbench.compare.history import History, RunEntry, Series, Trend
+from opbench.compare.history import History, RunEntry, RunSeries, Trend
 from opbench.report.layout import ABSENT, OPERATOR_LABELS, count_cells, shape_text, three_digits
 from opbench.report.render import Table
 from opbench.workload.case import Cell
@@ -48,7 +48,7 @@ def series_name(history: History, number: int) -> str:
     return f"series {number} of {len(history.series)}" if len(history.series) > 1 else ""
 
 
-def cell_names(series: Series) -> dict[str, str]:
+def cell_names(series: RunSeries) -> dict[str, str]:
     """A name for each cell's key: operator, provider, shape, dtype, level and direction; more where that is no name."""
     cells = [trend.cell for trend in series.trends]
     short = {cell.key: _cell_name(cell) for cell in cells}
@@ -72,7 +72,7 @@ def _cell_name(cell: Cell) -> str:
     return f"{label} [{cell.provider}] {shape_text(case.shape, batch=True)} {case.dtype} {case.level} {case.direction}"
 
 
-def _step_table(series: Series, number: int, history: History) -> Table:
+def _step_table(series: RunSeries, number: int, history: History) -> Table:
     rows, ranks, names = [], {}, cell_names(series)
     for row, (trend, step) in enumerate(series.steps):
         ranks[row, 3, 0] = "worst" if step.change > 0 else "best"
@@ -90,7 +90,7 @@ def _step_table(series: Series, number: int, history: History) -> Table:
     )
 
 
-def _trend_table(series: Series, number: int, history: History) -> Table:
+def _trend_table(series: RunSeries, number: int, history: History) -> Table:
     names = cell_names(series)
     return Table(
         name=f"trends-{number}",
@@ -111,12 +111,12 @@ def _trend_figures(trend: Trend) -> tuple[str, ...]:
     return (str(len(trend.points)), *ends, noise, steps)
 
 
-def _notes(series: Series, number: int, history: History) -> Iterator[str]:
+def _notes(series: RunSeries, number: int, history: History) -> Iterator[str]:
     first, last = series.runs[0], series.runs[-1]
     yield (
         f"{_count_runs(len(series.runs))} from {first.started_at:%Y-%m-%d} ({first.short_revision}) to "
         f"{last.started_at:%Y-%m-%d} ({last.short_revision}); "
-        + ", ".join(f"{name}: {value}" for name, value in series.set_up)
+        + ", ".join(f"{name}: {value}" for name, value in series.identity.parts.items())
         + "."
     )
     if len(history.series) > 1:
@@ -136,8 +136,8 @@ def _notes(series: Series, number: int, history: History) -> Iterator[str]:
             yield f"{_count_runs(len(history.problems))} could not be read and are left out: standard error names them."
 
 
-def _difference(one: Series, other: Series) -> str:
-    here, there = dict(one.set_up), dict(other.set_up)
+def _difference(one: RunSeries, other: RunSeries) -> str:
+    here, there = one.identity.parts, other.identity.parts
     names = [name for name in dict.fromkeys([*here, *there]) if here.get(name) != there.get(name)]
     return ", ".join(f"{name} {here.get(name, 'none')} here, {there.get(name, 'none')} there" for name in names)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from opbench.device.ceiling_cache import keep, known_ceilings
 from opbench.device.ceilings import Ceilings, Missing, Probe
-from opbench.device.environment import comparison_identity
+from opbench.device.identity import Identity
 from opbench.device.interference import OTHER_LOAD
 from opbench.device.snapshots import others_now
 from opbench.sweeps.isolation.executor import START_LIMIT_S
@@ -162,7 +162,7 @@ class _Found:
         """All of it."""
         return Ceilings(
             device_name=str(environment["device_name"]),
-            identity=comparison_identity(environment),
+            identity=Identity.of(environment).parts,
             measured_at=_now(),
             l2_bytes=self._facts["l2_bytes"],
             cache_bytes=self._facts["cache_bytes"],

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from opbench.compare.noise import Noise, spread_of
-from opbench.device.environment import comparison_identity
+from opbench.device.identity import Identity
 from opbench.device.interference import others_share
 from opbench.errors import DeviceLostError
 from opbench.registry import registry
@@ -66,7 +66,7 @@ def measure_noise(
         raise DeviceLostError(f"no cell was measured in two processes; the last was {last and last.reason!r}")
     return Noise(
         device_name=str(environment["device_name"]),
-        identity=comparison_identity(environment),
+        identity=Identity.of(environment).parts,
         measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
         medians_ms=kept,
         spread=spread_of(kept),

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Self
 
-from opbench.device.environment import resolve_device
+from opbench.device.resolve import resolve_device
 from opbench.errors import UnknownNameError
 from opbench.sweeps.native_dtypes import default_dtypes
 from opbench.sweeps.option_fields import (

@@ -1,15 +1,11 @@
 """Runs one cell in this process: build, check, time. Whatever goes wrong becomes a row with a reason."""
 
 import gc
-import hashlib
-import importlib.util
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -18,6 +14,7 @@ from opbench.device.interference import interference
 from opbench.device.snapshots import busy_counters, conditions
 from opbench.registry.raised import place_of, traceback_text
 from opbench.registry.registry import operator_module
+from opbench.registry.sources import source_hash
 from opbench.results.measurement import Measurement, Status
 from opbench.sweeps.check import check, make_tensors, output_gradient
 from opbench.sweeps.global_state import restored_state, seeded
@@ -30,7 +27,7 @@ from opbench.timing.precision import torch_precision
 from opbench.workload.case import Case, Cell, Direction
 from opbench.workload.operator import Operator, Provider, Tensors
 
-__all__ = ["CellRunner", "memory_limit", "source_hash", "torch_threads"]
+__all__ = ["CellRunner", "memory_limit", "torch_threads"]
 
 WARM_UP_FRACTION = 0.2
 """Warm-up time, as a fraction of the time budget."""
@@ -277,25 +274,6 @@ def _failure(error: BaseException, stage: str, needed_bytes: int) -> tuple[Statu
     no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or says_out_of_memory(message, needed_bytes)
     status = Status.OUT_OF_MEMORY if no_memory else Status.ERROR
     return status, f"{type(error).__name__} in {stage}: {one_line(message) or 'no message'}"
-
-
-def source_hash(operator: Operator, provider: Provider) -> str:
-    """16 hexadecimal digits of a SHA-256 over the operator's file and the provider's sources."""
-    digest = hashlib.sha256()
-    for module in dict.fromkeys((operator_module(operator), provider.build_module, *provider.sources)):
-        if path := _source_path(module):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _source_path(module: str) -> Path | None:
-    """File of a module, imported or not; None for one that was typed in."""
-    if module in sys.modules:
-        origin = getattr(sys.modules[module], "__file__", None)
-    else:
-        spec = importlib.util.find_spec(module)
-        origin = spec.origin if spec else None
-    return Path(origin) if origin else None
 
 
 @contextmanager

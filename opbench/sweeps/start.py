@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from opbench.device.environment import collect_environment, device_slug, environment_differences
+from opbench.device.environment import collect_environment
+from opbench.device.identity import Identity, device_slug
 from opbench.errors import ResultsError, UsageError
 from opbench.registry import registry
 from opbench.results.run import Run
@@ -77,8 +78,9 @@ def continue_run(
         raise ResultsError(f"{path / 'run.json'}: damaged command: {one_line(repr(error))}") from None
     if others:
         raise ResultsError(f"{path}: cannot resume with another {one_line('; '.join(others))}")
+    there, here = (Identity.of(one, code=True) for one in (run.environment, _environment(request, operators)))
     differences = [
-        *environment_differences(run.environment, _environment(request, operators), code=True),
+        *there.differences(here).values(),
         *plan_differences(run.plan(), planned),
     ]
     if differences and not accept_differences:

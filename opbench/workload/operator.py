@@ -75,7 +75,8 @@ class Provider:
         not_applicable: (case, device type) -> why it has no meaning for the case, or None.
         configuration: () -> what the last launch in this process had chosen, such as a tile, for the row; empty where
             there is no choice.
-        sources: names of modules whose text, with the operator file's, makes up kernel_source_hash.
+        sources: names of further modules whose text is part of kernel_source_hash, such as one of another package; what
+            `build` imports of its own package or of opbench_kernels is found.
         needs: what a machine must have beside PyTorch, in words, for `opbench list providers`, which imports nothing to
             find it out; `unavailable` decides.
     """
@@ -109,7 +110,6 @@ def compiled(provider: Provider) -> Provider:
         build=partial(_build_compiled, provider.build),
         summary=f"{provider.name} under torch.compile",
         unavailable=partial(_compiled_unavailable, provider),
-        sources=(provider.build_module, *provider.sources),
         needs="; ".join(filter(None, (provider.needs, "on the CPU a C++ compiler"))),
     )
 

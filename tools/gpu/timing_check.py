@@ -21,7 +21,8 @@ from pathlib import Path
 
 import torch
 
-from opbench.device.environment import collect_environment, resolve_device
+from opbench.device.environment import collect_environment
+from opbench.device.resolve import resolve_device
 from opbench.registry.registry import find
 from opbench.stats import median
 from opbench.sweeps.check import check, make_tensors

@@ -60,7 +60,7 @@ def show(name: Name, folder: Folder) -> None:
         "baseline": f"{baseline.key}/{baseline.name}",
         "saved": baseline.saved_at,
         "run": baseline.run.run_id,
-        **baseline.identity,
+        **baseline.identity.parts,
         "cells": ", ".join(f"{count} {status}" for status, count in counts.items()),
     }
     for label, value in lines.items():

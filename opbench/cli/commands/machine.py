@@ -62,7 +62,8 @@ def ceilings(
     """
     import json
 
-    from opbench.device.environment import collect_environment, resolve_device
+    from opbench.device.environment import collect_environment
+    from opbench.device.resolve import resolve_device
     from opbench.errors import UsageError
     from opbench.sweeps.ceiling_step import ceilings_for, default_budget_s
     from opbench.sweeps.console_progress import ConsoleProgress

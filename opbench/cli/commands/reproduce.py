@@ -51,7 +51,7 @@ def reproduce(
     """
     require_unix("opbench reproduce")
     interrupt_on_termination()
-    from opbench.device.environment import resolve_device
+    from opbench.device.resolve import resolve_device
     from opbench.results.measurement import FAILURES
     from opbench.sweeps.conduct import make_conduct
     from opbench.sweeps.console_progress import ConsoleProgress

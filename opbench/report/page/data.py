@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from opbench.device.ceilings import Ceilings
-from opbench.device.environment import measured_revision
+from opbench.device.identity import measured_revision
 from opbench.report import analysis
 from opbench.report.layout import OPERATOR_LABELS, Group, group_rows, shape_text
 from opbench.report.page.environment import in_words

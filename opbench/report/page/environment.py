@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from opbench.device.environment import value_text
+from opbench.device.identity import value_text
 
 __all__ = ["in_words"]
 

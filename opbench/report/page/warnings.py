@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from opbench.device.environment import measured_revision
+from opbench.device.identity import measured_revision
 from opbench.report.ceiling_table import BUSY_LOAD, busy_note
 from opbench.report.cell_text import is_wide
 from opbench.report.layout import count_cells, group_rows

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from opbench.compare.history import History, RunEntry, Series, Trend
+from opbench.compare.history import History, RunEntry, RunSeries, Trend
 from opbench.files import storage_errors
 from opbench.report.history_tables import series_name, signed_percent
 from opbench.report.layout import OPERATOR_LABELS, shape_text
@@ -49,7 +49,7 @@ def write_history_plots(history: History, folder: Path) -> list[Path]:
     return written
 
 
-def history_figure(series: Series, trends: Sequence[Trend], name: str = "") -> Figure:
+def history_figure(series: RunSeries, trends: Sequence[Trend], name: str = "") -> Figure:
     """A panel for each of the trends: latency in ms against the series' runs, evenly spaced.
 
     Filled points: undisturbed; hollow: with a warning. Grey bars: the median's 95 % interval. A gap: not measured.
@@ -64,7 +64,7 @@ def history_figure(series: Series, trends: Sequence[Trend], name: str = "") -> F
         unused.set_axis_off()
     case = trends[0].cell.case
     label = OPERATOR_LABELS.get(case.operator, case.operator)
-    facts = ", ".join(value for key, value in series.set_up if key in ("device", "timer", "cache"))
+    facts = ", ".join(value for key, value in series.identity.parts.items() if key in ("device", "timer", "cache"))
     head = f"{label} over {len(series.runs)} runs{f' ({name})' if name else ''}; dashed: a new level begins"
     figure.suptitle(
         f"{head}\n{facts} · {case.shape_list}, {case.level}, {case.direction}; hollow: disturbed", x=0.01, ha="left"
@@ -72,7 +72,7 @@ def history_figure(series: Series, trends: Sequence[Trend], name: str = "") -> F
     return figure
 
 
-def _figures(series: Series) -> Iterator[tuple[str, list[Trend]]]:
+def _figures(series: RunSeries) -> Iterator[tuple[str, list[Trend]]]:
     groups: dict[tuple[str, ...], list[Trend]] = {}
     for trend in series.trends:
         case = trend.cell.case
