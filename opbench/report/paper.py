@@ -6,18 +6,10 @@ from dataclasses import dataclass
 from itertools import combinations, permutations
 
 from opbench.report.cell_text import STATUS_TEXT, cell_text
-from opbench.report.layout import (
-    ABSENT,
-    OPERATOR_LABELS,
-    Group,
-    Series,
-    group_rows,
-    row_shape,
-    shape_text,
-    three_digits,
-)
+from opbench.report.layout import OPERATOR_LABELS, Group, Series, group_rows, row_shape
 from opbench.report.notes import provenance, suspicious_notes
 from opbench.report.render import SEPARATOR, Table
+from opbench.report.value_text import ABSENT, shape_text, three_digits
 from opbench.results.published import (
     PUBLISHED_LABEL,
     PUBLISHED_SETUP,

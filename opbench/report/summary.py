@@ -6,7 +6,8 @@ from decimal import Decimal
 
 from opbench.report import analysis
 from opbench.report.cell_text import WIDE_MARK, is_wide
-from opbench.report.layout import OPERATOR_LABELS, count_cells, row_shape, shape_text, three_digits
+from opbench.report.layout import OPERATOR_LABELS, row_shape
+from opbench.report.value_text import count_cells, shape_text, three_digits
 from opbench.results.row import MeasuredRow, Row
 from opbench.results.run import Run
 
