@@ -256,3 +256,8 @@ def test_a_run_without_a_value_has_a_summary_too(tmp_path):
     assert (
         summary_line(make_run(tmp_path, [measurement("dcnv4", SMALL, "fp32", Status.ERROR)])) == "No cell has a value."
     )
+
+
+def test_a_run_of_one_operator_and_dtype_without_limits_is_not_said_to_be_empty(tmp_path):
+    cells = [measurement("dcnv4", shape, "fp32", 1.0) for shape in (SMALL, LARGE)]
+    assert summary_line(make_run(tmp_path, cells)) == "2 cells with a value, and nothing to compare."

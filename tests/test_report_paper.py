@@ -13,8 +13,8 @@ from report_fixtures import make_run, measurement
 from scipy.stats import kendalltau
 
 from opbench.report import Table, paper_tables, write_tables
-from opbench.report.layout import three_digits
-from opbench.report.paper import kendall_tau
+from opbench.report.measured_and_published import kendall_tau
+from opbench.report.value_text import three_digits
 from opbench.results.measurement import Status
 from opbench.results.published import PUBLISHED_LABEL, published_cells
 from opbench.workload.case import Shape

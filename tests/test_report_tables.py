@@ -13,7 +13,8 @@ from rich.console import Console
 
 from opbench.errors import UnknownNameError
 from opbench.report import FORMATS, Table, print_tables, render, run_tables, speedup_tables, write_tables
-from opbench.report.layout import OPERATOR_LABELS, three_digits
+from opbench.report.layout import OPERATOR_LABELS
+from opbench.report.value_text import three_digits
 from opbench.results.measurement import Status
 from opbench.results.published import published_cells
 from opbench.workload.case import Shape

@@ -15,7 +15,7 @@ from report_fixtures import make_run, measurement
 from rich.console import Console
 
 from opbench.report import print_tables, run_tables, sample_table, summary_line
-from opbench.report.layout import sparkline
+from opbench.report.value_text import sparkline
 from opbench.results.measurement import Measurement, Status
 from opbench.results.published import PublishedRun
 from opbench.sweeps.console_progress import ConsoleProgress

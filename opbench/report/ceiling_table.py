@@ -1,8 +1,8 @@
 """A device's measured ceilings as a table."""
 
 from opbench.device.ceilings import BOUNDS, BUSY_LOAD, Ceilings, emulated_dtypes, missing_notes
-from opbench.report.layout import ABSENT, three_digits
 from opbench.report.render import Table
+from opbench.report.value_text import ABSENT, three_digits
 
 __all__ = ["BUSY_LOAD", "busy_note", "ceiling_table"]
 

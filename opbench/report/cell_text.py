@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 
-from opbench.report.layout import ABSENT, three_digits
+from opbench.report.value_text import ABSENT, three_digits
 from opbench.results.measurement import Status
 from opbench.results.row import MeasuredRow, Row, is_ok
 

@@ -14,8 +14,8 @@ from opbench.estimate import Estimate
 from opbench.files import storage_errors, write_whole
 from opbench.report.annotations import append_job_summary, workflow_commands
 from opbench.report.junit import junit_xml
-from opbench.report.layout import count_cells
 from opbench.report.render import Table, markdown_escape, print_tables, render
+from opbench.report.value_text import count_cells
 from opbench.text import one_line, percent_text
 from opbench.workload.case import Cell
 

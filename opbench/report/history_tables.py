@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 from opbench.compare.change_points import LEAST_RUNS, MIN_SEGMENT
 from opbench.compare.history import History, RunEntry, RunSeries, Trend
-from opbench.report.layout import ABSENT, OPERATOR_LABELS, count_cells, shape_text, three_digits
+from opbench.report.layout import OPERATOR_LABELS
 from opbench.report.render import Table
+from opbench.report.value_text import ABSENT, count_cells, shape_text, three_digits
 from opbench.workload.case import Cell
 
 __all__ = ["HISTORY_COLUMNS", "cell_names", "history_csv", "history_tables", "series_name", "signed_percent"]

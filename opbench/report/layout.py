@@ -1,31 +1,15 @@
-"""How a run's rows become lines and columns: labels, order, grouping; and how a figure is written."""
+"""How rows become the lines and columns of tables: grouping, order and labels."""
 
-import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from functools import cached_property
 
 from opbench.results.row import Row
-from opbench.stats import quantile
 from opbench.workload.case import Dtype, Shape
 
-__all__ = [
-    "ABSENT",
-    "OPERATOR_LABELS",
-    "Group",
-    "Series",
-    "count_cells",
-    "group_rows",
-    "row_shape",
-    "shape_text",
-    "sparkline",
-    "three_digits",
-]
-
-ABSENT = "—"
+__all__ = ["OPERATOR_LABELS", "Group", "Series", "group_rows", "row_shape"]
 
 OPERATOR_LABELS = {
     "conv3x3": "Conv (3×3)",
@@ -39,7 +23,6 @@ OPERATOR_LABELS = {
 """Row labels of the published tables, in their order."""
 
 DTYPE_ORDER = tuple(str(dtype) for dtype in Dtype)
-SPARKS = " ▁▂▃▄▅▆▇█"
 MAX_STEM_BYTES = 150
 """File systems take 255 bytes, and prefixes and suffixes come on top."""
 
@@ -156,36 +139,3 @@ def group_rows(rows: Iterable[Row]) -> list[Group]:
 def row_shape(row: Row) -> Shape:
     """The shape of one row."""
     return Shape(row.batch, row.height, row.width, row.channels)
-
-
-def shape_text(shape: Shape, *, batch: bool = False) -> str:
-    """`56×56×128`, or `64×56×56×128` with the batch."""
-    sizes = (shape.height, shape.width, shape.channels)
-    return "×".join(str(size) for size in ((shape.batch, *sizes) if batch else sizes))
-
-
-def three_digits(value: float) -> str:
-    """A positive number to three significant digits, never in scientific notation: 0.833, 32.0, 0.0912."""
-    return format(Decimal(f"{value:.2e}"), "f")
-
-
-def sparkline(samples: Sequence[float], bins: int = 10) -> str:
-    """The samples' histogram in one line of blocks, fastest left; the slowest 5 % share the last block.
-
-    A full block is the fullest bin; a bin with any sample shows at least the lowest block, an empty one a blank.
-    """
-    ordered = sorted(samples)
-    if not ordered:
-        return ""
-    low, high = ordered[0], quantile(ordered, 0.95)
-    if high <= low:
-        return SPARKS[-1]
-    counts = [0] * bins
-    for value in ordered:
-        counts[min(bins - 1, int((value - low) / (high - low) * bins))] += 1
-    return "".join(SPARKS[math.ceil(count / max(counts) * (len(SPARKS) - 1))] for count in counts)
-
-
-def count_cells(count: int) -> str:
-    """`1 cell`, `2 cells`."""
-    return f"{count} cell{'' if count == 1 else 's'}"

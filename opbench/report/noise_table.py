@@ -2,8 +2,8 @@
 
 from opbench.compare.noise import Noise
 from opbench.device.interference import OTHER_LOAD
-from opbench.report.layout import three_digits
 from opbench.report.render import Table
+from opbench.report.value_text import three_digits
 from opbench.stats import median
 from opbench.text import percent_text
 

@@ -7,7 +7,8 @@ from typing import Any
 from opbench.cell_warning import split_warnings
 from opbench.report.advice import cells_advice
 from opbench.report.cell_text import SUSPICIOUS_MARK, WIDE_INTERVAL, WIDE_MARK, cell_text, half_width, is_wide
-from opbench.report.layout import OPERATOR_LABELS, Group, count_cells, row_shape, shape_text
+from opbench.report.layout import OPERATOR_LABELS, Group, row_shape
+from opbench.report.value_text import count_cells, shape_text
 from opbench.results.measurement import FAILURES, Status
 from opbench.results.row import Row, is_ok
 from opbench.results.run import Run

@@ -6,7 +6,8 @@ from decimal import Decimal
 
 from opbench.report import analysis
 from opbench.report.cell_text import WIDE_MARK, is_wide
-from opbench.report.layout import OPERATOR_LABELS, count_cells, row_shape, shape_text, three_digits
+from opbench.report.layout import OPERATOR_LABELS, row_shape
+from opbench.report.value_text import count_cells, shape_text, three_digits
 from opbench.results.row import MeasuredRow, Row
 from opbench.results.run import Run
 
@@ -25,7 +26,10 @@ def summary_line(run: Run) -> str:
     label = _labels(rows)
     found = (_fastest_part(rows, label), _gain_part(rows, label), _limit_part(rows, label), _failed_part(rows))
     parts = [part for part in found if part]
-    return "; ".join(parts) + "." if parts else "No cell has a value."
+    if parts:
+        return "; ".join(parts) + "."
+    count = len(analysis.measured(rows))
+    return f"{count_cells(count)} with a value, and nothing to compare." if count else "No cell has a value."
 
 
 def fastest(rows: Sequence[Row]) -> list[MeasuredRow | None]:

@@ -5,10 +5,11 @@ from pathlib import Path
 
 from opbench.files import make_folder, write_whole
 from opbench.report.cell_text import cell_text, wide_mark
-from opbench.report.layout import ABSENT, Group, Series, group_rows, shape_text, sparkline, three_digits
+from opbench.report.layout import Group, Series, group_rows
 from opbench.report.notes import advice_notes, provenance, reason_notes, suspicious_notes, warning_notes, wide_notes
 from opbench.report.paper import matched_tables
 from opbench.report.render import SEPARATOR, TABLE_FORMATS, Table, render
+from opbench.report.value_text import ABSENT, shape_text, sparkline, three_digits
 from opbench.results.measurement import Status
 from opbench.results.row import Row, is_ok
 from opbench.results.run import Run

@@ -10,10 +10,11 @@ from typing import Any
 from opbench.device.ceilings import Ceilings
 from opbench.device.identity import measured_revision
 from opbench.report import analysis
-from opbench.report.layout import OPERATOR_LABELS, Group, group_rows, shape_text
+from opbench.report.layout import OPERATOR_LABELS, Group, group_rows
 from opbench.report.page.environment import in_words
 from opbench.report.page.warnings import run_warnings
 from opbench.report.palette import identity_looks
+from opbench.report.value_text import shape_text
 from opbench.results.measurement import FAILURES, Status
 from opbench.results.row import COLUMN_NAMES, Row
 from opbench.results.run import Run

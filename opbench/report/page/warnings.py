@@ -7,8 +7,9 @@ from typing import Any
 from opbench.device.identity import measured_revision
 from opbench.report.ceiling_table import BUSY_LOAD, busy_note
 from opbench.report.cell_text import is_wide
-from opbench.report.layout import count_cells, group_rows
+from opbench.report.layout import group_rows
 from opbench.report.notes import advice_notes, warning_notes
+from opbench.report.value_text import count_cells
 from opbench.results.measurement import Status
 from opbench.results.row import Row, is_ok
 from opbench.results.run import CEILINGS, Run

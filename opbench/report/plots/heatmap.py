@@ -5,9 +5,10 @@ import math
 from matplotlib.figure import Figure
 
 from opbench.report import analysis
-from opbench.report.layout import OPERATOR_LABELS, Group, three_digits
+from opbench.report.layout import OPERATOR_LABELS, Group
 from opbench.report.plots.source import Source
 from opbench.report.plots.style import Page, shape_axis_name, shape_ticks
+from opbench.report.value_text import three_digits
 from opbench.results.row import Row
 
 __all__ = ["heatmap_figure"]

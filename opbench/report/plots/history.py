@@ -12,9 +12,10 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from opbench.compare.history import History, RunEntry, RunSeries, Trend
 from opbench.files import storage_errors
 from opbench.report.history_tables import series_name, signed_percent
-from opbench.report.layout import OPERATOR_LABELS, shape_text
+from opbench.report.layout import OPERATOR_LABELS
 from opbench.report.palette import PALETTE
 from opbench.report.plots.style import DPI, FAINT, GREY, WIDTH_INCHES, plot_style, save
+from opbench.report.value_text import shape_text
 from opbench.workload.case import Shape
 
 __all__ = ["history_figure", "write_history_plots"]

@@ -4,9 +4,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from opbench.report.analysis import intensity, measured
-from opbench.report.layout import Group, three_digits
+from opbench.report.layout import Group
 from opbench.report.plots.source import Source
 from opbench.report.plots.style import GREY, Page, dtypes_of, log_axis, name_top
+from opbench.report.value_text import three_digits
 
 __all__ = ["roofline_figure"]
 

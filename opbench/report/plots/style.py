@@ -16,9 +16,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from opbench.files import write_whole
-from opbench.report.layout import Group, Series, count_cells, shape_text
+from opbench.report.layout import Group, Series
 from opbench.report.palette import Look, identity_looks
 from opbench.report.plots.source import Source
+from opbench.report.value_text import count_cells, shape_text
 from opbench.results.row import MeasuredRow, Row, is_ok
 from opbench.workload.case import Shape
 

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from opbench.report.layout import Group, three_digits
+from opbench.report.layout import Group
 from opbench.report.plots.scatter import LATENCY, THROUGHPUT, scatter
 from opbench.report.plots.source import Source
 from opbench.report.plots.style import GREY, Point, name_top, si
+from opbench.report.value_text import three_digits
 
 __all__ = ["throughput_figure"]
 

@@ -1,0 +1,47 @@
+"""How a value is written for a reader: a number, a shape, a count, samples in one line."""
+
+import math
+from collections.abc import Sequence
+from decimal import Decimal
+
+from opbench.stats import quantile
+from opbench.workload.case import Shape
+
+__all__ = ["ABSENT", "count_cells", "shape_text", "sparkline", "three_digits"]
+
+ABSENT = "—"
+"""Stands where there is no value."""
+SPARKS = " ▁▂▃▄▅▆▇█"
+
+
+def shape_text(shape: Shape, *, batch: bool = False) -> str:
+    """`56×56×128`, or `64×56×56×128` with the batch."""
+    sizes = (shape.height, shape.width, shape.channels)
+    return "×".join(str(size) for size in ((shape.batch, *sizes) if batch else sizes))
+
+
+def three_digits(value: float) -> str:
+    """A positive number to three significant digits, never in scientific notation: 0.833, 32.0, 0.0912."""
+    return format(Decimal(f"{value:.2e}"), "f")
+
+
+def sparkline(samples: Sequence[float], bins: int = 10) -> str:
+    """The samples' histogram in one line of blocks, fastest left; the slowest 5 % share the last block.
+
+    A full block is the fullest bin; a bin with any sample shows at least the lowest block, an empty one a blank.
+    """
+    ordered = sorted(samples)
+    if not ordered:
+        return ""
+    low, high = ordered[0], quantile(ordered, 0.95)
+    if high <= low:
+        return SPARKS[-1]
+    counts = [0] * bins
+    for value in ordered:
+        counts[min(bins - 1, int((value - low) / (high - low) * bins))] += 1
+    return "".join(SPARKS[math.ceil(count / max(counts) * (len(SPARKS) - 1))] for count in counts)
+
+
+def count_cells(count: int) -> str:
+    """`1 cell`, `2 cells`."""
+    return f"{count} cell{'' if count == 1 else 's'}"
