@@ -51,9 +51,11 @@ class Estimate:
         """What it is the logarithm of, in that unit; inf where it is too large.
 
         Raises:
-            ValueError: it is no logarithm.
+            ValueError: it is no logarithm, or the unit is one.
         """
         self.require(Unit.LOG)
+        if unit is Unit.LOG:
+            raise ValueError("must become a time or a ratio, not a logarithm")
         return Estimate(_exp(self.value), _exp(self.low), _exp(self.high), unit)
 
 

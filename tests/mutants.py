@@ -48,6 +48,7 @@ MODULES = {  # module: the files of tests/ that belong to it, the quickest first
     "operators/window_attention": OPERATORS,
     "compare/verdicts": ("verdicts",),
     "estimate": ("estimate",),
+    "cell_warning": ("cell_warning",),
     "compare/runs": ("compare", "noise", "compare_command", "baselines", "benchmark_json"),
     "compare/rules": ("gate_rules", "gate_session"),
     "gate/outcome": ("gate_session", "gate_command"),

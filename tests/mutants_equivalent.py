@@ -3,6 +3,10 @@
 TIE = "a p-value equal to the level to the last bit: a continuous quantity, and no error rate depends on that case"
 
 EQUIVALENT: dict[str, dict[str, str]] = {
+    "compare/verdicts": {
+        "exit_code: int = 4,": "every verdict names its own exit code",
+        "exit_code: int = 6,": "every verdict names its own exit code",
+    },
     "device/interference": {
         "if (share := others_share(before, after) or -1) > OTHER_LOAD:": "0 and -1 are both below a positive limit",
     },

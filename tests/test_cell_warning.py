@@ -1,7 +1,9 @@
 """Warnings of cells: their texts, what an unknown one means, and which disturb a comparison."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from report_fixtures import make_run, measurement
@@ -14,6 +16,7 @@ from opbench.results.measurement import Measurement
 from opbench.workload.case import Shape
 
 NEWER = CellWarning("GPU moonlight", "by a newer opbench: 3 %")
+DOCS = Path(__file__).parents[1] / "docs"
 OK = measurement("conv3x3", Shape(1, 28, 28, 64), "fp32", 1.0)
 
 
@@ -53,6 +56,14 @@ DISTURBING = {
     "CPU load", "CPU heat", "CPU clock", "GPU shared", "GPU clocks limited", "GPU SM clock", "GPU memory clock",
     "resumed elsewhere",
 }  # fmt: skip
+
+
+def test_every_kind_is_documented():
+    table = (DOCS / "reliability.md").read_text().partition("## Warnings")[2].partition("\n\nLoad")[0]
+    kinds = [kind for line in table.splitlines() for kind in re.findall("`(.*?)`", "|".join(line.split("|")[:2]))]
+    assert sorted(kinds) == sorted(WarningKind)
+    comparing = (DOCS / "compare.md").read_text()
+    assert [kind for kind in WarningKind if kind.effect is not Effect.NONE and f"`{kind}`" not in comparing] == []
 
 
 def test_what_disturbs_and_what_only_describes():

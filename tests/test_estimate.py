@@ -30,3 +30,5 @@ def test_another_unit_is_refused():
         found.log().log()
     with pytest.raises(ValueError, match="must be an estimate in log, got one in ms"):
         found.exp(Unit.RATIO)
+    with pytest.raises(ValueError, match="must become a time or a ratio, not a logarithm"):
+        found.log().exp(Unit.LOG)

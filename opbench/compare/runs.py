@@ -1,8 +1,10 @@
-"""One stored run against another: per cell the ratio of medians with its interval, and a verdict. Pure.
+"""Compares two stored runs: for each cell the ratio of the medians with its interval, and a verdict. Pure.
 
-Where both runs measured a cell in several processes (`sweep --repeat`) the gate's statistics judge between processes.
-Else it is the weak case: each figure comes from one process, so that everything that differs from process to process is
-in the ratio and not in its interval. What that can be bounds what is called slower or faster.
+If both runs measured a cell in several processes (`sweep --repeat`), the verdict comes from the gate's statistics,
+which compare the processes. Otherwise each median comes from one process. Two processes of the same code differ, by
+memory layout, clocks and caches, and the interval of the ratio does not contain this difference. So a ratio that is
+within the difference between processes, as `opbench noise` measured it or as it is assumed, is never called slower or
+faster.
 """
 
 import math
@@ -25,10 +27,10 @@ __all__ = ["ALL_CELLS", "DEFAULT_THRESHOLD", "compare_runs", "geometric_mean", "
 DEFAULT_THRESHOLD = 0.1
 ALL_CELLS = "all cells"
 LEAST_SAMPLES = 6
-"""Fewer have no 95 % interval of the median: opbench.stats.median_interval_ranks."""
+"""With fewer samples the median has no 95 % interval: opbench.stats.median_interval_ranks."""
 
 LEAST_PROCESSES = 3
-"""Fewer per run have no variation to judge by."""
+"""Fewest processes of each run from which the variation between processes is estimated."""
 
 WEAK_CASE = (
     "Intervals are 95 %. One stored run against another: each figure is from one process, and the variation between "

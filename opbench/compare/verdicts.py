@@ -50,7 +50,12 @@ class Verdict(StrEnum):
 
     # The defaults are never used: with them, type checkers accept Verdict("slower").
     def __new__(
-        cls, text: str, exit_code: int = 5, junit: JUnit = JUnit.ERROR, rank: Rank = Rank.WORST, words: str = ""
+        cls,
+        text: str,
+        exit_code: int = 5,
+        junit: JUnit = JUnit.ERROR,
+        rank: Rank = Rank.WORST,
+        words: str = "",
     ) -> Self:
         """A verdict with its attributes; its value is the text."""
         verdict = str.__new__(cls, text)
@@ -74,7 +79,7 @@ class Verdict(StrEnum):
     @property
     def passed(self) -> bool:
         """Whether a build that ends in it passes."""
-        return self.exit_code == 0
+        return self.junit is JUnit.PASSED
 
 
 @dataclass(frozen=True, slots=True)

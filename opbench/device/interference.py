@@ -1,4 +1,4 @@
-"""What disturbed a cell's samples, from the snapshots around them: said in the row, never a reason to drop it."""
+"""Finds what disturbed a cell's samples, from snapshots before and after them. The row gets a warning and is kept."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,13 +10,13 @@ __all__ = ["OTHER_LOAD", "interference", "others_share"]
 OTHER_LOAD = 0.1
 """Share of all cores that other processes may use."""
 LEAST_OTHER_LOAD_S = 0.05
-"""The system counts busy time in steps of 10 ms per core and process: less is no evidence."""
+"""Least busy time of other processes that counts: the system counts in steps of 10 ms per core and process."""
 CLOCK_MOVE = 0.05
-"""Part of its first reading by which a clock may move during the samples."""
+"""Change of a clock during the samples that is tolerated, as a share of its first reading."""
 HARMLESS_LIMITS = frozenset({"gpu_idle", "applications_clocks_setting", "sync_boost", "display_clock_setting"})
-"""Clock event reasons that somebody set, or that mean no work; every other one slows a busy GPU."""
+"""Clock event reasons that a user set, or that mean an idle GPU; every other reason slows a busy GPU."""
 POWER_CAP = "sw_power_cap"
-"""The clock event reason of a card that stays within its power limit, and no reason to expect other clocks later."""
+"""Clock event reason of a GPU that lowers its clocks to stay within its power limit."""
 
 Snapshot = Mapping[str, Any]
 

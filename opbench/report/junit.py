@@ -3,7 +3,7 @@
 import xml.etree.ElementTree as ET
 from collections.abc import Collection
 
-from opbench.compare.verdicts import CellComparison, Comparison, JUnit, Verdict
+from opbench.compare.verdicts import CellComparison, Comparison, Verdict
 from opbench.text import one_line
 from opbench.workload.case import Cell
 
@@ -38,7 +38,7 @@ def _add(
     suite: ET.Element, class_name: str, name: str, verdict: Verdict, message: str, accepted: Collection[Verdict]
 ) -> None:
     case = ET.SubElement(suite, "testcase", classname=one_line(class_name), name=one_line(name))
-    if verdict.junit is JUnit.PASSED:
+    if verdict.passed:
         ET.SubElement(case, "system-out").text = one_line(message)
         return
     kind = "skipped" if verdict in accepted else str(verdict.junit)
