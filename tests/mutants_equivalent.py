@@ -34,6 +34,7 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "generator.manual_seed( -1)": "any fixed seed gives as good a gradient",
         "generator.manual_seed( 1)": "any fixed seed gives as good a gradient",
         "if abs(mean) < allowed:": "a mean equal to its limit to the last bit, of two continuous quantities",
+        "terms = drive / norm if norm else -1.0": "no root mean square is below a negative limit either",
         'size = "large" if mean >= 0 else "small"': "a mean of 0 is within its limit, which is never 0",
     },
     "sweeps/plan": {

@@ -105,3 +105,6 @@ def test_the_gradient_of_a_tensor_of_zeros_is_compared_as_it_is():
     case = make_case(direction=Direction.BWD)
     steep = Provider("steep", lambda case, t: lambda: t["x"] + 1.001 * t["bias"], "")
     assert "gradient of bias is off by" in check(operator, steep, case, "cpu", seed=1).reason
+    unused = doubling(make_inputs=tensors, reference=lambda case, tensors: tensors["x"] + 0 * tensors["bias"])
+    leaky = Provider("leaky", lambda case, t: lambda: t["x"] + 1e-9 * t["bias"], "")
+    assert "gradient of bias is off by inf" in check(unused, leaky, case, "cpu", seed=1).reason

@@ -1,7 +1,9 @@
 """References of the operators against other ways to compute the same, and the spread of the inputs they are given."""
 
 import math
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -80,6 +82,21 @@ def test_attention_by_hand(name, level):
     images = t["x"].flatten(1, 2) if level is Level.MODULE else zip(*(t[n].flatten(1, 2) for n in "qkv"), strict=True)
     expected = torch.stack([attended(case, t, image) for image in images]).view(2, 5, 6, 24)
     assert_same(reference(case, t), expected)
+
+
+@pytest.mark.parametrize("level", list(Level))
+def test_the_package_flash_attn_gets_its_layout(level, monkeypatch):
+    def flash_attn_func(q, k, v):
+        """As the package documents it: each (batch, tokens, heads, head_dim), scaled by 1 / sqrt(head_dim)."""
+        assert q.shape == (2, 30, 3, 8)
+        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_func=flash_attn_func))
+    case = case_of("flash_attention_2", level=level, head_dim=8)
+    t = random_like(case)
+    launch = registry.find("flash_attention_2").provider("flash_attn").build(case, t)
+    assert_same(launch(), reference(case, t))
 
 
 def test_blocks_of_queries_are_put_together():
