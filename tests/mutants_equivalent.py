@@ -30,6 +30,9 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "padded = F.pad(x, (0, 0, 1, 2, 1, 1))": "a further column of zeros, which no slice reaches",
         "padded = F.pad(x, (0, 0, 1, 1, 1, 2))": "a further row of zeros, which no slice reaches",
     },
+    "operators/window_attention": {
+        "out = attend_exactly(q, k, v, bias).transpose(1, 2).flatten(+2)": "of four axes, 2 is -2",
+    },
     "sweeps/check": {
         "generator.manual_seed( -1)": "any fixed seed gives as good a gradient",
         "generator.manual_seed( 1)": "any fixed seed gives as good a gradient",

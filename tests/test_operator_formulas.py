@@ -133,6 +133,14 @@ def test_window_attention_by_hand(level):
     assert window_attention.padded_sides(case) == (6, 9)
 
 
+def test_timms_scores_are_materialised_whatever_its_default(monkeypatch):
+    pytest.importorskip("timm")
+    case = case_of("window_attention", (1, 7, 7, 32))
+    launch = registry.find("window_attention").provider("timm").build(case, random_like(case))
+    monkeypatch.setattr(F, "scaled_dot_product_attention", None)
+    launch()
+
+
 MODULE_NAMES = {"dw_conv": "dw_conv.0", "norm": "dw_conv.1.1"}
 
 
