@@ -13,6 +13,12 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "suite_slower = bool(p <= rules.level)": TIE,
         "return bool(p <= rules.sentinel_level / 2)": TIE,
     },
+    "compare/verdicts": {
+        f'cls, text: str, exit_code: int = {n}, junit: JUnit = JUnit.ERROR, rank: Rank = Rank.WORST, words: str = ""': (
+            "a default for type checkers, which no verdict uses"
+        )
+        for n in (4, 6)
+    },
     "gate/outcome": {
         "ratios = [[math.log(head / base) for base, head in table[cell.key] if base or head] for cell in whole]": (
             "both are there in every round of a cell that is whole; the condition tells mypy so"
@@ -31,6 +37,7 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "padded = F.pad(x, (0, 0, 1, 1, 1, 2))": "a further row of zeros, which no slice reaches",
     },
     "operators/window_attention": {
+        'tensors["bias_table"] = -0.5 * normal(generator, distances, heads)': "a normal distribution is symmetric",
         "out = attend_exactly(q, k, v, bias).transpose(1, 2).flatten(+2)": "of four axes, 2 is -2",
     },
     "sweeps/check": {

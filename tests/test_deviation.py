@@ -58,6 +58,7 @@ def test_an_error_of_just_what_is_allowed_is_not_beyond_it():
 def test_when_a_gradient_is_nothing_but_rounding():
     # fp64 rounds 2^29 times as finely as fp32, which the tolerance counts.
     assert cancelled_scale(1e-5, 0.0, 3.0) == 3.0
+    assert cancelled_scale(2**-10, 2**-39, 1.0) == 1.0
     assert cancelled_scale(1e-5, 0.99 * 3e-5 * 2**-29, 3.0) == 3.0
     assert cancelled_scale(1e-5, 1.01 * 3e-5 * 2**-29, 3.0) == 0.0
 
