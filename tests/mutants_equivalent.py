@@ -17,6 +17,12 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "suite_slower = bool(p <= rules.level)": TIE,
         "return bool(p <= rules.sentinel_level / 2)": TIE,
     },
+    "compare/verdicts": {
+        f'cls, text: str, exit_code: int = {n}, junit: JUnit = JUnit.ERROR, rank: Rank = Rank.WORST, words: str = ""': (
+            "a default for type checkers, which no verdict uses"
+        )
+        for n in (4, 6)
+    },
     "gate/outcome": {
         "ratios = [[math.log(head / base) for base, head in table[cell.key] if base or head] for cell in whole]": (
             "both are there in every round of a cell that is whole; the condition tells mypy so"
@@ -34,10 +40,15 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "padded = F.pad(x, (0, 0, 1, 2, 1, 1))": "a further column of zeros, which no slice reaches",
         "padded = F.pad(x, (0, 0, 1, 1, 1, 2))": "a further row of zeros, which no slice reaches",
     },
+    "operators/window_attention": {
+        'tensors["bias_table"] = -0.5 * normal(generator, distances, heads)': "a normal distribution is symmetric",
+        "out = attend_exactly(q, k, v, bias).transpose(1, 2).flatten(+2)": "of four axes, 2 is -2",
+    },
     "sweeps/check": {
         "generator.manual_seed( -1)": "any fixed seed gives as good a gradient",
         "generator.manual_seed( 1)": "any fixed seed gives as good a gradient",
         "if abs(mean) < allowed:": "a mean equal to its limit to the last bit, of two continuous quantities",
+        "terms = drive / norm if norm else -1.0": "no root mean square is below a negative limit either",
         'size = "large" if mean >= 0 else "small"': "a mean of 0 is within its limit, which is never 0",
     },
     "sweeps/plan": {

@@ -44,10 +44,12 @@ def test_a_least_scale_replaces_what_is_smaller():
     assert (found.max_rel_error, found.mean_rel_error) == (pytest.approx(0.03), 0.0)
     expected = torch.tensor([1.0, -1.0], dtype=torch.float64)
     assert deviation(expected * 1.01, expected, least_scale=0.1) == deviation(expected * 1.01, expected)
+    for size, mean in ((0.15, 0.01), (0.05, 0.0)):  # of rounding alone there is no mean error
+        assert deviation(1.01 * size * expected, size * expected, least_scale=0.1).mean_rel_error == pytest.approx(mean)
 
 
 def test_an_error_of_just_what_is_allowed_is_not_beyond_it():
-    assert "; 0 % of 4 elements are beyond" in where_worst(ZEROS + 1, ZEROS + 1, 0.0)
+    assert "; 0 % of 4 elements are beyond" in where_worst(ZEROS + 1, ZEROS + 1, 0.0, 0.0)
     one_off = torch.tensor([1.0, 0.0, 0.0, 0.0])
     assert where_worst(one_off, ZEROS, 1.0, 2.0).startswith("worst at [0]: got 1, expected 0; 0 % of 4 elements")
     assert "; 25 % of 4 elements" in where_worst(one_off, ZEROS, 0.49, 2.0)
@@ -56,6 +58,7 @@ def test_an_error_of_just_what_is_allowed_is_not_beyond_it():
 def test_when_a_gradient_is_nothing_but_rounding():
     # fp64 rounds 2^29 times as finely as fp32, which the tolerance counts.
     assert cancelled_scale(1e-5, 0.0, 3.0) == 3.0
+    assert cancelled_scale(2**-10, 2**-39, 1.0) == 1.0
     assert cancelled_scale(1e-5, 0.99 * 3e-5 * 2**-29, 3.0) == 3.0
     assert cancelled_scale(1e-5, 1.01 * 3e-5 * 2**-29, 3.0) == 0.0
 
@@ -87,9 +90,10 @@ def test_a_gradient_that_cancels_is_allowed_the_rounding_of_its_terms(share):
 
     def build(case, tensors):
         x, scores = tensors["x"], tensors["scores"]
-        terms = output_gradient(x).norm() * x.square().mean().sqrt() / scores.norm()
+        gradient = output_gradient(x)
+        terms = gradient.norm() * x.square().mean().sqrt() / scores.norm()
         # A gradient of the same size in each element, although there is none.
-        wrong = share * operator.tolerance(case) * terms / output_gradient(x)
+        wrong = torch.where(gradient == 0, 0, share * operator.tolerance(case) * terms / gradient)
         return lambda: softmax_of_one(tensors) + (scores - scores.detach()) * wrong.detach()
 
     result = check(operator, Provider("leaky", build, ""), case, "cpu", seed=1)
@@ -105,3 +109,6 @@ def test_the_gradient_of_a_tensor_of_zeros_is_compared_as_it_is():
     case = make_case(direction=Direction.BWD)
     steep = Provider("steep", lambda case, t: lambda: t["x"] + 1.001 * t["bias"], "")
     assert "gradient of bias is off by" in check(operator, steep, case, "cpu", seed=1).reason
+    unused = doubling(make_inputs=tensors, reference=lambda case, tensors: tensors["x"] + 0 * tensors["bias"])
+    leaky = Provider("leaky", lambda case, t: lambda: t["x"] + 1e-9 * t["bias"], "")
+    assert "gradient of bias is off by inf" in check(unused, leaky, case, "cpu", seed=1).reason

@@ -1,7 +1,9 @@
 """References of the operators against other ways to compute the same, and the spread of the inputs they are given."""
 
 import math
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -82,6 +84,21 @@ def test_attention_by_hand(name, level):
     assert_same(reference(case, t), expected)
 
 
+@pytest.mark.parametrize("level", list(Level))
+def test_the_package_flash_attn_gets_its_layout(level, monkeypatch):
+    def flash_attn_func(q, k, v):
+        """As the package documents it: each (batch, tokens, heads, head_dim), scaled by 1 / sqrt(head_dim)."""
+        assert q.shape == (2, 30, 3, 8)
+        q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(flash_attn_func=flash_attn_func))
+    case = case_of("flash_attention_2", level=level, head_dim=8)
+    t = random_like(case)
+    launch = registry.find("flash_attention_2").provider("flash_attn").build(case, t)
+    assert_same(launch(), reference(case, t))
+
+
 def test_blocks_of_queries_are_put_together():
     tokens = _attention.REFERENCE_QUERIES + 3
     q, k, v = (torch.randn(2, tokens, 4, generator=torch.Generator().manual_seed(i)).double() for i in range(3))
@@ -114,6 +131,14 @@ def test_window_attention_by_hand(level):
                 expected[place] = out.view(window, window, 8)
     assert_same(reference(case, t), expected[:, :5, :7])
     assert window_attention.padded_sides(case) == (6, 9)
+
+
+def test_timms_scores_are_materialised_whatever_its_default(monkeypatch):
+    pytest.importorskip("timm")
+    case = case_of("window_attention", (1, 7, 7, 32))
+    launch = registry.find("window_attention").provider("timm").build(case, random_like(case))
+    monkeypatch.setattr(F, "scaled_dot_product_attention", None)
+    launch()
 
 
 MODULE_NAMES = {"dw_conv": "dw_conv.0", "norm": "dw_conv.1.1"}

@@ -240,7 +240,8 @@ def _least_scales(tensors: Tensors, expected: Tensors, tolerance: float) -> dict
     for name, tensor in tensors.items():
         norm, gradient = float(tensor.double().norm()), f"gradient of {name}"
         if gradient in expected:
-            scales[gradient] = cancelled_scale(tolerance, _rms(expected[gradient]), drive / norm if norm else 0.0)
+            terms = drive / norm if norm else 0.0
+            scales[gradient] = cancelled_scale(tolerance, _rms(expected[gradient]), terms)
     return scales
 
 

@@ -54,7 +54,7 @@ def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     return deviation(got, expected).max_rel_error
 
 
-def where_worst(got: torch.Tensor, expected: torch.Tensor, tolerance: float, least_scale: float = 0.0) -> str:
+def where_worst(got: torch.Tensor, expected: torch.Tensor, tolerance: float, least_scale: float) -> str:
     """Place and values of the worst element, and how many are beyond what is allowed; least_scale as in deviation."""
     got = got.to(expected.dtype)
     errors = _errors(got, expected, least_scale)
