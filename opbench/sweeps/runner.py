@@ -25,7 +25,7 @@ from opbench.sweeps.plan import applicability
 from opbench.sweeps.request import RunOptions
 from opbench.system import available_memory_bytes, data_limit, says_out_of_memory
 from opbench.text import one_line
-from opbench.timing import Launch, SpoiledProcessError, StoppingRule, Timer, collect_samples, make_timer
+from opbench.timing import TIMERS, Launch, SpoiledProcessError, StoppingRule, Timer, collect_samples, make_timer
 from opbench.timing.precision import torch_precision
 from opbench.workload.case import Case, Cell, Direction
 from opbench.workload.operator import Operator, Provider, Tensors
@@ -125,7 +125,8 @@ class CellRunner:
             return nullcontext()
         stack = ExitStack()
         stack.enter_context(torch.cuda.device(self.options.device))
-        if self.options.timer == "cuda-graph":
+        timer = TIMERS.get(self.options.timer)
+        if timer and timer.captures:
             stack.enter_context(torch.cuda.stream(torch.cuda.Stream(self.options.device)))
         return stack
 
