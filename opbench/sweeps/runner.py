@@ -22,6 +22,7 @@ from opbench.results.measurement import Measurement, Status
 from opbench.sweeps.check import check, make_tensors, output_gradient
 from opbench.sweeps.global_state import restored_state, seeded
 from opbench.sweeps.plan import applicability
+from opbench.sweeps.progress import OnStage
 from opbench.sweeps.request import RunOptions
 from opbench.system import available_memory_bytes, data_limit, says_out_of_memory
 from opbench.text import one_line
@@ -36,8 +37,6 @@ WARM_UP_FRACTION = 0.2
 """Warm-up time, as a fraction of the time budget."""
 TRIED_FIRST = 0.5
 """Share of the memory that is left beyond which a cell is launched once before it is checked."""
-
-OnStage = Callable[[str], None]
 
 
 class CellRunner:
@@ -55,8 +54,8 @@ class CellRunner:
         self.options = options
         self.device_broken = False
         """Only a new process helps: an illegal access poisoned the context, or the capture of a graph never ended."""
-        self.spent = False
-        """This process must run no other cell: its device is broken, or the last cell changed global state."""
+        self.must_restart = False
+        """This process may run no other cell: its device is broken, or the last cell changed global state."""
         self.estimate_limit_bytes: int | None = None
         """Cells that are estimated to need more are not run; for systems that hold no process to a limit."""
         self._find_operator = find_operator
@@ -84,7 +83,7 @@ class CellRunner:
                     reason = f"{reason}, at {place}"
                 measurement = Measurement(cell, status, reason, traceback=traceback_text(error))
         self._clean_up()
-        self.spent = self.device_broken or bool(changes.names)
+        self.must_restart = self.device_broken or bool(changes.names)
         if changes.names:
             left = CellWarning(WarningKind.GLOBAL_STATE, f"the cell changed {', '.join(changes.names)}")
             measurement = replace(measurement, warnings=(*measurement.warnings, left))
