@@ -2,7 +2,8 @@
 
 In: first the options, then cells. Out: {"ready": true}, then per cell any number of {"stage": name} and one
 {"measurement": ..., "must_restart": ...}, where a worker that must restart may run no other cell.
-A cell that kills this process costs the sweep one row. Or in: one line, {"ceilings": ...}, which opbench.sweeps.ceiling_step answers.
+A cell that kills this process costs the sweep one row. Or in: one line, {"ceilings": ...}, which
+opbench.sweeps.ceiling_step answers.
 """
 
 import json
