@@ -1,10 +1,11 @@
-"""Texts as a reader gets them: one line, a percentage."""
+"""Texts as a reader gets them: one line, a percentage, a choice."""
 
 import math
+from collections.abc import Iterable
 
 from opbench.errors import UsageError
 
-__all__ = ["one_line", "parse_percent", "percent_text"]
+__all__ = ["one_line", "one_of", "parse_percent", "percent_text"]
 
 
 def parse_percent(option: str, text: str) -> float:
@@ -35,3 +36,9 @@ def one_line(text: str, length: int = 300) -> str:
     words = " ".join(text[: 4 * length].split())
     printable = "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in words)
     return printable if len(printable) <= length else f"{printable[: length - 1]}…"
+
+
+def one_of(names: Iterable[str]) -> str:
+    """`a, b or c`."""
+    *first, last = names
+    return " or ".join(filter(None, (", ".join(first), last)))

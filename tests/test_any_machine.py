@@ -140,7 +140,7 @@ def serve(connection):
         if cell["provider"] == "hangs":
             subprocess.run(["sleep", os.environ["SECONDS"]])
         say(measurement={"cell": cell, "status": "not_applicable", "reason": str(os.getpid()), "latencies_ms": [],
-            "stop_reason": None}, spent=False)
+            "stop_reason": None}, must_restart=False)
 """
 
 

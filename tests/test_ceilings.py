@@ -33,6 +33,7 @@ from opbench.errors import ResultsError
 from opbench.report import ceiling_table, render, run_tables
 from opbench.sweeps.ceiling_step import ceilings_for, serve_ceilings
 from opbench.sweeps.isolation.worker_process import WorkerDied, Workers
+from opbench.sweeps.progress import NullProgress
 from opbench.workload.case import Dtype, Shape
 
 ROW = {"dtype": "fp32", "flop_count": 10**9, "bytes_moved": 10**6, "timer": "cuda-event", "cache": "cold",
@@ -486,13 +487,20 @@ def the_cpus(workers, monkeypatch, tmp_path, budget_s=15.0, **options):
     return found
 
 
+class Heard(NullProgress):
+    """Keeps what is said."""
+
+    def __init__(self, heard):
+        self.note = self.stage = heard.append
+
+
 def names(probes):
     return [(probe.kind, probe.name) for probe in probes]
 
 
 def test_what_is_kept_is_not_measured_again(tmp_path, monkeypatch):
     heard = []
-    found = the_cpus(ScriptedWorkers(answers), monkeypatch, tmp_path, on_note=heard.append, on_stage=heard.append)
+    found = the_cpus(ScriptedWorkers(answers), monkeypatch, tmp_path, progress=Heard(heard))
     assert names(found.probes) == CPU_PROBES
     assert found.identity == Identity.of(collect_environment("cpu")).parts
     assert heard[0].startswith("measuring what this device can do at most: up to 15 s")
@@ -522,7 +530,7 @@ def test_ceilings_of_a_busy_machine_are_measured_again_once_it_is_idle(tmp_path,
     assert the_cpus(ScriptedWorkers(), monkeypatch, tmp_path, 0) == busy  # no budget
     heard = []
     workers = ScriptedWorkers(beside(0.3))
-    better = the_cpus(workers, monkeypatch, tmp_path, on_note=heard.append)
+    better = the_cpus(workers, monkeypatch, tmp_path, progress=Heard(heard))
     assert len(workers.requests) == 1  # once per sweep, whatever comes of it
     assert workers.requests[0]["skip"] == []
     assert heard[0] == (

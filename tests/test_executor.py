@@ -31,7 +31,7 @@ def serve(connection):
         say(stage="check")
         BODY
         say(measurement={"cell": cell, "status": "not_applicable", "reason": str(os.getpid()), "latencies_ms": [],
-            "stop_reason": None}, spent=cell["provider"] == "breaks")
+            "stop_reason": None}, must_restart=cell["provider"] == "breaks")
 """
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from gate_simulation import Noise, SimulatedProcesses, simulated_cells
@@ -314,3 +315,8 @@ def test_rules_can_be_changed():
     recorder = Recorder(SimulatedProcesses(CELLS, Noise(0.1, 0.1)))
     session(recorder, rules=Rules(screen_rounds=3, confirm_rounds=4))
     assert len(recorder.asked) == 2 + 6 + 8
+
+
+def test_settings_are_stored_under_the_names_of_older_sessions():
+    stored = Path(__file__).parents[1] / "results" / "gate" / "selftest" / "selftest.json"
+    assert SessionSettings(settle=False).to_json() == json.loads(stored.read_text())["settings"]

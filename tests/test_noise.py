@@ -156,7 +156,7 @@ def test_the_rule_is_the_gates(monkeypatch):
     """Where no cell is suspect the gate's second stage and this differ by the level of the family alone."""
     generator = np.random.default_rng(3)
     rounds = generator.normal([0.0, 0.0, 0.3, -0.3], 0.01, (8, 4))
-    rules = Rules(tolerance=0.1, late_level=0.01, screen_level=0.0)
+    rules = Rules(tolerance=0.1, unsettled_level=0.01, screen_level=0.0)
     decision = decide(rounds[:3], rounds[3:], np.ones(4, dtype=bool), rules)
     verdicts, changes = settle(rounds[3:].T.tolist(), rules)
     assert verdicts == decision.verdicts == (Verdict.SAME, Verdict.SAME, Verdict.SLOWER, Verdict.FASTER)

@@ -260,7 +260,7 @@ def test_a_spoiled_process_runs_no_other_cell(cuda, monkeypatch):
     measurement = runner.run(make_cell())
     assert measurement.status is Status.OUT_OF_MEMORY
     assert "cannot be captured" in measurement.reason
-    assert runner.spent
+    assert runner.must_restart
     assert runner.device_broken
 
 
@@ -276,7 +276,7 @@ def test_a_device_that_answers_nothing_is_a_row(monkeypatch):
     monkeypatch.setattr(torch.cuda, "synchronize", refuse)
     runner = CellRunner(replace(OPTIONS, device="cuda:0"), lambda name: doubling(), FakeTimer([1.0]))
     measurement = runner.run(make_cell())
-    assert (measurement.status, runner.spent) == (Status.ERROR, True)
+    assert (measurement.status, runner.must_restart) == (Status.ERROR, True)
     message = "RuntimeError in set-up: CUDA error: an illegal memory access was encountered, at test_runner.py:"
     assert measurement.reason.startswith(message)
 

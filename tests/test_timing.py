@@ -1,13 +1,20 @@
 """Timers and the stopping rule on clocks that move only when told."""
 
+import inspect
 import math
+from pathlib import Path
 
 import pytest
 from fake_timer import FakeTimer
 
+import opbench
+from opbench.cli.completion import timers
 from opbench.errors import UsageError
-from opbench.timing import StoppingRule, WallClockTimer, collect_samples, make_timer, resolve_timer
+from opbench.timing import TIMERS, StoppingRule, WallClockTimer, collect_samples, make_timer, resolve_timer
 from opbench.timing.stopping import LEAST_SAMPLES, StopReason
+from opbench.timing.timers import TimerEntry
+
+ROOT = Path(__file__).parents[1]
 
 
 class FakeClock:
@@ -237,11 +244,36 @@ def test_what_cannot_be_is_refused(timer, cache, device_type, message):
         resolve_timer(timer, cache, device_type)
 
 
+@pytest.mark.parametrize("name", TIMERS)
+def test_a_timer_is_known_by_its_entry_alone(name):
+    entry = TIMERS[name]
+    assert entry.name == name
+    assert entry.summary
+    for device_type in ("cuda", "cpu"):
+        if device_type in entry.device_types:
+            assert resolve_timer(name, "warm", device_type) == (name, "warm")
+    assert name in inspect.getdoc(opbench.sweep).partition("timer: ")[2].partition("\n")[0]
+    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    assert any(name in path.read_text() for path in documents if path.name != "columns.md")
+
+
+def test_a_new_entry_is_a_timer_everywhere(monkeypatch):
+    class Sundial(WallClockTimer):
+        name = "sundial"
+
+    monkeypatch.setitem(TIMERS, "sundial", TimerEntry("sundial", "shadows", ("cpu",), lambda device, cache: Sundial()))
+    assert resolve_timer("sundial", None, "cpu") == ("sundial", "cold")
+    with pytest.raises(UsageError, match="--timer sundial needs a CPU, this is cuda"):
+        resolve_timer("sundial", None, "cuda")
+    assert isinstance(make_timer("sundial", "cold", "cpu"), Sundial)
+    assert ("sundial", "shadows") in timers()
+
+
 def test_the_cpu_gets_the_wall_clock():
     assert isinstance(make_timer("wall-clock", "warm", "cpu"), WallClockTimer)
 
 
-ON_GPU = [pytest.param(name, "cuda:0", marks=pytest.mark.gpu) for name in ("cuda-event", "cuda-graph", "wall-clock")]
+ON_GPU = [pytest.param(name, "cuda:0", marks=pytest.mark.gpu) for name in TIMERS]
 
 
 @pytest.mark.parametrize(("name", "device"), [("wall-clock", "cpu"), *ON_GPU])

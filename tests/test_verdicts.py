@@ -36,7 +36,7 @@ def test_each_verdict_has_its_exit_code(verdict, code):
 )
 def test_each_verdict_has_its_forms(verdict, junit, rank, words):
     found = Verdict(verdict)
-    assert (found.junit, found.rank, found.words.format(threshold="3 %")) == (junit, rank, words)
+    assert (found.junit, found.rank, found.words.format(tolerance="3 %")) == (junit, rank, words)
     assert found.passed == (found.exit_code == 0) == (verdict in ("same", "faster"))
     assert junit_cells(found) == ["system-out" if found.passed else junit]
     assert junit_cells(found, accepted=[found]) == ["system-out" if found.passed else "skipped"]

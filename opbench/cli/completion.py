@@ -61,11 +61,15 @@ def devices() -> list[str]:
     return ["auto", "cpu", "cuda", *(f"cuda:{number}" for number in sorted(numbers, key=int))]
 
 
-def timers() -> list[str]:
-    """Names of timers."""
-    return ["auto", "cuda-event", "cuda-graph", "wall-clock"]
+def timers() -> list[tuple[str, str]]:
+    """Names of timers, and what each measures."""
+    from opbench.timing import TIMERS
+
+    return [("auto", "the device's own"), *((timer.name, timer.summary) for timer in TIMERS.values())]
 
 
 def caches() -> list[str]:
     """What a cache can be before a launch."""
-    return ["cold", "warm"]
+    from opbench.timing import CACHES
+
+    return list(CACHES)

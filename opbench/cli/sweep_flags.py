@@ -10,6 +10,8 @@ import typer
 
 from opbench.cli import completion as complete
 from opbench.cli.shared import split
+from opbench.text import one_of
+from opbench.timing import TIMERS
 
 __all__ = ["SWEEP_FLAGS", "Flag", "takes_sweep_flags"]
 
@@ -36,7 +38,7 @@ class Flag:
     words: Words
     kind: type = str
     names: tuple[str, ...] = ()
-    completion: Callable[..., list[str]] | None = None
+    completion: Callable[..., list[Any]] | None = None
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     def help(self, command: str) -> str | None:
@@ -93,9 +95,8 @@ SWEEP_FLAGS = (
     Flag("device", "DEVICE", {"sweep gate check reproduce": "auto, cpu, cuda or cuda:N. [default: auto]"},
          completion=complete.devices),
     Flag("timer", "TIMER", {
-        "sweep": "auto, cuda-event, cuda-graph or wall-clock. "
-        "[default: auto: cuda-event on CUDA, else the wall clock]",
-        "gate": "cuda-event, cuda-graph, wall-clock or auto. [default: auto]",
+        "sweep": f"auto, {one_of(TIMERS)}. [default: auto: cuda-event on CUDA, else the wall clock]",
+        "gate": f"{', '.join(TIMERS)} or auto. [default: auto]",
     }, completion=complete.timers),
     Flag("cache", "cold|warm", {
         "sweep": "Flush the L2 before each launch, or not. [default: cold with a CUDA timer]",

@@ -198,12 +198,12 @@ def newest_baseline(folder: Path, head: Arm, allow: Collection[str] = ()) -> Arm
     return Arm.of_run(same[-1].run, str(same[-1].path)) if same else None
 
 
-def no_baseline(folder: Path, head: Arm, threshold: float) -> Comparison:
+def no_baseline(folder: Path, head: Arm, tolerance: float) -> Comparison:
     """What a comparison is where newest_baseline finds none: not comparable, with the keys that there are."""
     here = ", ".join(f"{name} {value}" for name, value in _identity(head).parts.items()) or "a run without cells"
     keys = ", ".join(dict.fromkeys(baseline.key for baseline in list_baselines(folder)))
     reason = f"no baseline of {here}; there are: {keys}"
-    return Comparison(str(folder), head.name, threshold, (), Verdict.NOT_COMPARABLE, reason)
+    return Comparison(str(folder), head.name, tolerance, (), Verdict.NOT_COMPARABLE, reason)
 
 
 def _identity(arm: Arm) -> Identity:

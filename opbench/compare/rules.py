@@ -7,7 +7,7 @@ however many there are they say nothing about the next process.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -34,7 +34,8 @@ class Rules:
         confirm_rounds: of the second stage, on the cells that the first one leaves in doubt.
         screen_level: a cell is suspect when a paired t-test of no change gives less.
         level: family-wise error of the second stage over the cells that the first one suspects.
-        late_level: likewise over those that it merely could not settle: many, so they must not cost the suspects power.
+        unsettled_level: likewise over those that it merely could not settle: many, so they must not cost the suspects
+            power.
         same_level: of each of the looks at which a cell can be shown to be the same.
         suite_share: of the tolerance, what is accepted of the geometric mean, in which noise averages out.
         sentinel_level: of the test whether the sentinel differs between the arms.
@@ -45,10 +46,14 @@ class Rules:
     confirm_rounds: int = 16
     screen_level: float = 0.10
     level: float = 0.01
-    late_level: float = 0.001
+    unsettled_level: float = 0.001
     same_level: float = 0.05
     suite_share: float = 0.3
     sentinel_level: float = 0.001
+
+    def to_json(self) -> dict[str, float]:
+        """What gate.json and selftest.json keep; one level has its first name there."""
+        return {"late_level" if name == "unsettled_level" else name: value for name, value in asdict(self).items()}
 
     @property
     def suite_limit(self) -> float:
@@ -138,7 +143,7 @@ def decide(first: Rounds, second: Rounds | None, kept: Flags, rules: Rules) -> D
         both = np.vstack([first[:, kept], second])
         outcome = _settled(_same(both, rules))
         p_faster, p_slower = _p_above(-second, limit), _p_above(second, limit)
-        for family, level in ((result.suspect[kept], rules.level), (~result.suspect[kept], rules.late_level)):
+        for family, level in ((result.suspect[kept], rules.level), (~result.suspect[kept], rules.unsettled_level)):
             _reject(outcome, np.flatnonzero(family), p_faster, p_slower, level)
         verdicts[kept] = outcome
         for index, column, all_rounds, verdict in zip(np.flatnonzero(kept), second.T, both.T, outcome, strict=True):

@@ -22,9 +22,9 @@ from opbench.results.measurement import Status
 from opbench.text import percent_text
 from opbench.workload.case import Case, Cell
 
-__all__ = ["ALL_CELLS", "DEFAULT_THRESHOLD", "compare_runs", "geometric_mean", "judge", "ratio_interval"]
+__all__ = ["ALL_CELLS", "DEFAULT_TOLERANCE", "compare_runs", "geometric_mean", "judge", "ratio_interval"]
 
-DEFAULT_THRESHOLD = 0.1
+DEFAULT_TOLERANCE = 0.1
 ALL_CELLS = "all cells"
 LEAST_SAMPLES = 6
 """With fewer samples the median has no 95 % interval: opbench.stats.median_interval_ranks."""
@@ -51,7 +51,7 @@ SAME_SOURCE = "Every compared cell ran the same operator and kernel source in bo
 def compare_runs(
     base: Arm,
     head: Arm,
-    threshold: float = DEFAULT_THRESHOLD,
+    tolerance: float = DEFAULT_TOLERANCE,
     allow: Collection[str] = (),
     noise: Noise | None = None,
 ) -> Comparison:
@@ -60,7 +60,7 @@ def compare_runs(
     Args:
         base: what is compared with.
         head: what is judged.
-        threshold: relative change that is accepted, 0.1 for 10 %.
+        tolerance: relative change that is accepted, 0.1 for 10 %.
         allow: parts of the identity that may differ, by name, such as `gpu uuid` for another card of the same model,
             and settings as operator.name; `-` and `_` stand for blanks.
         noise: how far two processes of the same code differ on this device; None where that was not measured.
@@ -84,16 +84,16 @@ def compare_runs(
         tolerated |= {name: text for name, text in found.items() if name not in strict}
         if partner and not strict and _can_judge_between_processes(reading, partner):
             repeated[len(cells)] = (reading, partner)
-        cells.append(_compare(reading, partner, list(strict.values()), threshold, spread))
-    _judge_between_processes(cells, repeated, threshold)
+        cells.append(_compare(reading, partner, list(strict.values()), tolerance, spread))
+    _judge_between_processes(cells, repeated, tolerance)
     taken = set(partners.values())
     return Comparison(
         base=base.name,
         head=head.name,
-        tolerance=threshold,
+        tolerance=tolerance,
         cells=tuple(cells),
         verdict=(verdict := overall_verdict(cell.verdict for cell in cells)),
-        reason=_reason(cells, verdict, threshold),
+        reason=_reason(cells, verdict, tolerance),
         means=_means(cells),
         only_in_head=tuple(
             key for key, r in head.readings.items() if key not in taken and r.status is not Status.NOT_APPLICABLE
@@ -177,7 +177,7 @@ def _can_judge_between_processes(base: Reading, head: Reading) -> bool:
 
 
 def _judge_between_processes(
-    cells: list[CellComparison], repeated: Mapping[int, tuple[Reading, Reading]], threshold: float
+    cells: list[CellComparison], repeated: Mapping[int, tuple[Reading, Reading]], tolerance: float
 ) -> None:
     """Replace verdicts and changes of the cells that both arms measured in several processes, by their place."""
     pairs = {
@@ -188,7 +188,7 @@ def _judge_between_processes(
         return
     from opbench.compare.rules import Rules, settle
 
-    for place, verdict, change in zip(pairs, *settle([*pairs.values()], Rules(tolerance=threshold)), strict=True):
+    for place, verdict, change in zip(pairs, *settle([*pairs.values()], Rules(tolerance=tolerance)), strict=True):
         count = len(pairs[place])
         reason = f"{count} processes of each do not settle it" if verdict is Verdict.INCONCLUSIVE else ""
         cells[place] = replace(cells[place], verdict=verdict, change=change, reason=reason)
@@ -216,7 +216,7 @@ def _how(cells: Sequence[CellComparison], repeated: Collection[int], noise: Nois
 
 
 def _compare(
-    base: Reading, head: Reading | None, differences: Sequence[str], threshold: float, spread: float
+    base: Reading, head: Reading | None, differences: Sequence[str], tolerance: float, spread: float
 ) -> CellComparison:
     if head is None:
         return CellComparison(
@@ -246,7 +246,7 @@ def _compare(
     if few := _too_few(base, head):
         return outcome(Verdict.INCONCLUSIVE, few, replace(change, low=0.0, high=math.inf))
     disturbed = disturb_comparison(base.warnings, head.warnings)
-    return outcome(*_weak_verdict(change, threshold, spread, disturbed=disturbed), change)
+    return outcome(*_weak_verdict(change, tolerance, spread, disturbed=disturbed), change)
 
 
 def _too_few(base: Reading, head: Reading) -> str:
@@ -261,11 +261,11 @@ def _too_few(base: Reading, head: Reading) -> str:
     return f"{base.samples} and {head.samples} samples: a 95 % interval needs {LEAST_SAMPLES}"
 
 
-def _weak_verdict(change: Estimate, threshold: float, spread: float, *, disturbed: bool) -> tuple[Verdict, str]:
+def _weak_verdict(change: Estimate, tolerance: float, spread: float, *, disturbed: bool) -> tuple[Verdict, str]:
     """The verdict on one process against one, with its reason: what processes of the same code do is no finding."""
-    verdict = judge(change, threshold)
+    verdict = judge(change, tolerance)
     if verdict is Verdict.INCONCLUSIVE:
-        return verdict, f"the interval reaches across a bound of ±{percent_text(threshold)}"
+        return verdict, f"the interval reaches across a bound of ±{percent_text(tolerance)}"
     if verdict is Verdict.SAME:
         return verdict, ""
     if disturbed:
@@ -326,11 +326,11 @@ def _same_source(cells: Iterable[CellComparison]) -> bool:
     return bool(compared) and all(cell.base_source and cell.base_source == cell.head_source for cell in compared)
 
 
-def _reason(cells: Sequence[CellComparison], verdict: Verdict, threshold: float) -> str:
+def _reason(cells: Sequence[CellComparison], verdict: Verdict, tolerance: float) -> str:
     if not cells:
         return "the base has no cell to compare"
     if not any(cell.base_ms for cell in cells):
         return "the base has no measured cell"
     count = sum(cell.verdict is verdict for cell in cells)
-    what = verdict.words.format(threshold=percent_text(threshold))
+    what = verdict.words.format(tolerance=percent_text(tolerance))
     return f"{count} of {len(cells)} cells: {what}"

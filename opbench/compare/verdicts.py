@@ -40,7 +40,7 @@ class Verdict(StrEnum):
         exit_code: of a command that ends in it; 2 is left for usage.
         junit: what its test case holds where the verdict is not accepted.
         rank: how a table stresses it.
-        words: what cells of it have in common, for the reason of the verdict on all; `{threshold}` is replaced.
+        words: what cells of it have in common, for the reason of the verdict on all; `{tolerance}` is replaced.
     """
 
     exit_code: int
@@ -65,15 +65,15 @@ class Verdict(StrEnum):
 
     NOT_COMPARABLE = "not comparable", 4, JUnit.ERROR, Rank.WORST, "measured under other circumstances"
     """Measured under other circumstances; the reason names them."""
-    SLOWER = "slower", 1, JUnit.FAILURE, Rank.WORST, "slower by more than {threshold}"
+    SLOWER = "slower", 1, JUnit.FAILURE, Rank.WORST, "slower by more than {tolerance}"
     """Slower by more than what is tolerated."""
     MISSING = "missing", 5, JUnit.ERROR, Rank.WORST, "not measured in both"
     """Not measured, or failed, in one arm or both; the reason says which."""
     INCONCLUSIVE = "inconclusive", 3, JUnit.ERROR, Rank.PLAIN, "neither shown to differ nor to be the same"
     """None of slower, faster and same could be shown."""
-    FASTER = "faster", 0, JUnit.PASSED, Rank.BEST, "faster by more than {threshold}, none slower"
+    FASTER = "faster", 0, JUnit.PASSED, Rank.BEST, "faster by more than {tolerance}, none slower"
     """Faster by more than what is tolerated."""
-    SAME = "same", 0, JUnit.PASSED, Rank.PLAIN, "the same within {threshold}"
+    SAME = "same", 0, JUnit.PASSED, Rank.PLAIN, "the same within {tolerance}"
     """Shown to differ by less than what is tolerated; not merely not shown to differ."""
 
     @property

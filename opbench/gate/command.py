@@ -4,7 +4,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -129,7 +129,7 @@ def run_selftest(
     with storage_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     launcher = Launcher(request.options)
-    asked = {"options": dict(request.options), "settings": asdict(request.settings)}
+    asked = {"options": dict(request.options), "settings": request.settings.to_json()}
     _require_same_selftest(out / SELFTEST, asked)
     if not (out / SELFTEST).exists():  # sessions that another call adds must be of the same kind
         write_whole(out / SELFTEST, json.dumps(asked, indent=1, ensure_ascii=False) + "\n")
@@ -176,7 +176,7 @@ def _write_gate(
         "schema_version": 1,
         "arms": {name: {"label": source.label, "commit": source.commit} for name, source in sources.items()},
         "options": dict(request.options),
-        "settings": asdict(request.settings),
+        "settings": request.settings.to_json(),
         "environment": environment,
         "verdict": comparison.verdict,
         "reason": comparison.reason,

@@ -18,7 +18,7 @@ from opbench.compare.verdicts import Verdict
 from opbench.errors import GateError, ResultsError
 from opbench.files import write_whole
 from opbench.gate.process import Arm
-from opbench.gate.session import Listener, RunRound, Session, SessionSettings, run_session
+from opbench.gate.session import RunRound, Session, SessionProgress, SessionSettings, run_session
 from opbench.text import one_line
 
 __all__ = ["Rate", "SelfTest", "SessionOutcome", "rate", "read_outcomes", "run_sessions", "summarise"]
@@ -144,7 +144,7 @@ def run_sessions(
     sessions: int,
     settings: SessionSettings,
     out: Path,
-    on_session: Callable[[int, float, str], Listener | None] = lambda number, fraction, operator: None,
+    on_session: Callable[[int, float, str], SessionProgress | None] = lambda number, fraction, operator: None,
 ) -> list[SessionOutcome]:
     """Run A/A sessions and sessions with each injected slow-down, in turns; those that `out` holds are kept.
 

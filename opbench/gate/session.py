@@ -4,8 +4,8 @@ import json
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Protocol
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from opbench.gate.outcome import SAME_SOURCE, Pair, complete, conclude, undecide
 from opbench.gate.process import Arm, ArmProcess
 from opbench.workload.case import Cell
 
-__all__ = ["Listener", "ProcessRecord", "RunRound", "Session", "SessionSettings", "run_session"]
+__all__ = ["ProcessRecord", "RunRound", "Session", "SessionProgress", "SessionSettings", "run_session"]
 
 FEWEST_CONFIRM_ROUNDS = 8
 MOST_CONFIRM_ROUNDS = 64
@@ -65,7 +65,7 @@ class ProcessRecord:
         )  # fmt: skip
 
 
-class Listener(Protocol):
+class SessionProgress(Protocol):
     """Hears how a session goes on."""
 
     def process_ended(self, record: ProcessRecord) -> None:
@@ -93,6 +93,10 @@ class SessionSettings:
     settle: bool = True
     same_source_allowed: bool = False
     seed: int = 0
+
+    def to_json(self) -> dict[str, Any]:
+        """What gate.json and selftest.json keep."""
+        return {**asdict(self), "rules": self.rules.to_json()}
 
 
 @dataclass(slots=True)
@@ -123,28 +127,28 @@ class Session:
 
 
 def run_session(
-    base: Arm, head: Arm, run_round: RunRound, settings: SessionSettings, listener: Listener | None = None
+    base: Arm, head: Arm, run_round: RunRound, settings: SessionSettings, progress: SessionProgress | None = None
 ) -> Session:
     """Measure two arms in turns and compare them.
 
     Raises:
         GateError: an arm cannot be measured at all, or the budget is too small for any conclusion.
     """
-    return _Run(base, head, run_round, settings, listener).run()
+    return _Run(base, head, run_round, settings, progress).run()
 
 
 class _Run:
     """The state of a session while it goes on."""
 
     def __init__(
-        self, base: Arm, head: Arm, run_round: RunRound, settings: SessionSettings, listener: Listener | None
+        self, base: Arm, head: Arm, run_round: RunRound, settings: SessionSettings, progress: SessionProgress | None
     ) -> None:
         self.arms = {"base": base, "head": head}
         self.settings = settings
         self.rules = settings.rules
         self.records: list[ProcessRecord] = []
         self._run_round = run_round
-        self._listener = listener
+        self._progress = progress
         self._random = random.Random(settings.seed)  # noqa: S311 - an order, not a secret
 
     def run(self) -> Session:
@@ -231,9 +235,9 @@ class _Run:
 
     def _stage(self, name: str, rounds: int, cells: Sequence[Cell]) -> list[Pair]:
         """Rounds; in the even ones the base measures the first cell first, in the odd ones the head."""
-        if self._listener:
+        if self._progress:
             last = self.records[-2:]
-            self._listener.stage(name, 2 * rounds, rounds * sum(record.process.seconds for record in last))
+            self._progress.stage(name, 2 * rounds, rounds * sum(record.process.seconds for record in last))
         taken: list[Pair] = []
         for number in range(rounds):
             order = list(cells)
@@ -246,6 +250,6 @@ class _Run:
         for arm, process in pair.items():
             record = ProcessRecord(stage, number, arm, process)
             self.records.append(record)
-            if self._listener:
-                self._listener.process_ended(record)
+            if self._progress:
+                self._progress.process_ended(record)
         return pair

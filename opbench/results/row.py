@@ -9,6 +9,8 @@ from types import NoneType
 from typing import Any, TypeGuard, get_args
 
 from opbench.results.measurement import Status
+from opbench.text import one_of
+from opbench.timing import TIMERS
 
 __all__ = ["COLUMNS", "COLUMN_NAMES", "NEVER", "NOT_OK", "Column", "MeasuredRow", "Row", "is_ok"]
 
@@ -67,7 +69,7 @@ class Row:
     channels: int = _column("of the shape")
     dtype: str = _column("`fp32` (strict), `tf32`, `fp16` or `bf16`")
     device: str = _column("name of what was measured")
-    timer: str = _column("`cuda-event`, `cuda-graph` or `wall-clock`; of a cell that was not timed, what was asked for")
+    timer: str = _column(f"{one_of(f'`{name}`' for name in TIMERS)}; of a cell that was not timed, what was asked for")
     cache: str = _column("`cold`: the L2 was overwritten before each launch; `warm`: it was not")
     settings: str = _column("the operator's, as `name=value;name=value`", empty="the operator has none", default="")
     status: str = _column(

@@ -13,6 +13,7 @@ from opbench.device.interference import OTHER_LOAD
 from opbench.device.snapshots import others_now
 from opbench.sweeps.isolation.executor import START_LIMIT_S
 from opbench.sweeps.isolation.worker_process import SupervisorLost, WorkerDied, Workers
+from opbench.sweeps.progress import NULL_PROGRESS, Progress
 
 __all__ = ["DEFAULT_BUDGET_S", "ceilings_for", "default_budget_s", "serve_ceilings"]
 
@@ -24,8 +25,6 @@ GRACE_S = 1.0
 
 MISSING_HOLDS = timedelta(days=1)
 """A probe that failed is not tried again before."""
-
-OnStage = Callable[[str], None]
 
 
 def default_budget_s(device: str) -> float:
@@ -39,8 +38,7 @@ def ceilings_for(
     budget_s: float,
     *,
     again: bool = False,
-    on_note: OnStage = lambda text: None,
-    on_stage: OnStage = lambda text: None,
+    progress: Progress = NULL_PROGRESS,
 ) -> Ceilings | str:
     """The ceilings of a device; a text says why there are none.
 
@@ -52,23 +50,22 @@ def ceilings_for(
         workers: where what is lacking is measured; no worker may be running, and none is afterwards.
         budget_s: seconds that measuring may take; 0 for not at all.
         again: measure all, and forget what is kept.
-        on_note: hears once that measuring begins.
-        on_stage: hears about each probe.
+        progress: hears that measuring begins, and about each probe.
     """
     known = None if again else known_ceilings(environment)
     wanted = _probe_names(str(environment["device"]))
     skip = _settled(known) if known else set()
     kept = known
     if known and known.busy and budget_s and _is_calm(environment):
-        on_note(f"the device's limits are measured again: {known.busy} when they were measured before")
+        progress.note(f"the device's limits are measured again: {known.busy} when they were measured before")
         known, skip = None, set()
     if known and skip >= wanted:
         return known
     if not budget_s:
         return known or "not measured: a budget of 0 s"
-    on_note(f"measuring what this device can do at most: up to {budget_s:g} s, once; kept for later sweeps")
+    progress.note(f"measuring what this device can do at most: up to {budget_s:g} s, once; kept for later sweeps")
     found = _Found(known, skip)
-    problem = found.measure(workers, environment, budget_s, on_stage)
+    problem = found.measure(workers, environment, budget_s, progress)
     if problem:
         return kept or problem
     ceilings = found.ceilings(environment)
@@ -120,7 +117,7 @@ class _Found:
         self._family: tuple[str, str] | None = None
         self._begun_at: float | None = None
 
-    def measure(self, workers: Workers, environment: Mapping[str, Any], budget_s: float, on_stage: OnStage) -> str:
+    def measure(self, workers: Workers, environment: Mapping[str, Any], budget_s: float, progress: Progress) -> str:
         """Measure what is not to be skipped; the text says why nothing could be, and is empty where something was.
 
         A probe that ends its process or exceeds the budget is missing; another process measures those after it.
@@ -139,7 +136,7 @@ class _Found:
                 self._facts = message["facts"]
                 self._begun_at = self._begun_at or time.monotonic()
                 while "done" not in (message := workers.receive(time.monotonic() + self._left_s(budget_s) + GRACE_S)):
-                    self._hear(message, on_stage)
+                    self._hear(message, progress)
                     share = message.get("other_cpu_share", share)
             except (WorkerDied, SupervisorLost, TimeoutError, ValueError, KeyError, TypeError) as error:
                 late = isinstance(error, TimeoutError)
@@ -172,11 +169,11 @@ class _Found:
             missing=tuple(self._missing.values()),
         )
 
-    def _hear(self, message: Mapping[str, Any], on_stage: OnStage) -> None:
+    def _hear(self, message: Mapping[str, Any], progress: Progress) -> None:
         if "family" in message:
             kind, name = message["family"]
             self._family = (kind, name)
-            on_stage(f"ceilings {message['number']}/{message['total']}: {kind} {name}")
+            progress.stage(f"ceilings {message['number']}/{message['total']}: {kind} {name}")
         elif "probe" in message:
             probe = Probe(**message["probe"])
             self._probes.append(probe)

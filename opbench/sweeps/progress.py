@@ -1,11 +1,15 @@
 """What hears how a sweep goes on."""
 
+from collections.abc import Callable
 from typing import Protocol
 
 from opbench.results.measurement import Measurement
 from opbench.workload.case import Cell
 
-__all__ = ["NullProgress", "Progress"]
+__all__ = ["NULL_PROGRESS", "NullProgress", "OnStage", "Progress"]
+
+OnStage = Callable[[str], None]
+"""Progress.stage, for what runs cells and nothing else."""
 
 
 class Progress(Protocol):
@@ -38,3 +42,6 @@ class NullProgress:
 
     def ended(self, measurement: Measurement) -> None:
         """Say nothing."""
+
+
+NULL_PROGRESS = NullProgress()

@@ -116,8 +116,7 @@ def _write_ceilings(run: Run, conduct: Conduct, workers: Workers, progress: Prog
         environment,
         workers,
         default_budget_s(environment["device"]) if budget_s is None else budget_s,
-        on_note=progress.note,
-        on_stage=progress.stage,
+        progress=progress,
     )
     run.write_ceilings(found)
     if isinstance(found, Ceilings):

@@ -19,10 +19,11 @@ from opbench.results.measurement import Measurement, Status
 from opbench.sweeps.check import check, make_tensors, output_gradient
 from opbench.sweeps.global_state import restored_state, seeded
 from opbench.sweeps.plan import applicability
+from opbench.sweeps.progress import OnStage
 from opbench.sweeps.request import RunOptions
 from opbench.system import available_memory_bytes, data_limit, says_out_of_memory
 from opbench.text import one_line
-from opbench.timing import Launch, SpoiledProcessError, StoppingRule, Timer, collect_samples, make_timer
+from opbench.timing import TIMERS, Launch, SpoiledProcessError, StoppingRule, Timer, collect_samples, make_timer
 from opbench.timing.precision import torch_precision
 from opbench.workload.case import Case, Cell, Direction
 from opbench.workload.operator import Operator, Provider, Tensors
@@ -33,8 +34,6 @@ WARM_UP_FRACTION = 0.2
 """Warm-up time, as a fraction of the time budget."""
 TRIED_FIRST = 0.5
 """Share of the memory that is left beyond which a cell is launched once before it is checked."""
-
-OnStage = Callable[[str], None]
 
 
 class CellRunner:
@@ -52,8 +51,8 @@ class CellRunner:
         self.options = options
         self.device_broken = False
         """Only a new process helps: an illegal access poisoned the context, or the capture of a graph never ended."""
-        self.spent = False
-        """This process must run no other cell: its device is broken, or the last cell changed global state."""
+        self.must_restart = False
+        """This process may run no other cell: its device is broken, or the last cell changed global state."""
         self.estimate_limit_bytes: int | None = None
         """Cells that are estimated to need more are not run; for systems that hold no process to a limit."""
         self._find_operator = find_operator
@@ -81,7 +80,7 @@ class CellRunner:
                     reason = f"{reason}, at {place}"
                 measurement = Measurement(cell, status, reason, traceback=traceback_text(error))
         self._clean_up()
-        self.spent = self.device_broken or bool(changes.names)
+        self.must_restart = self.device_broken or bool(changes.names)
         if changes.names:
             left = CellWarning(WarningKind.GLOBAL_STATE, f"the cell changed {', '.join(changes.names)}")
             measurement = replace(measurement, warnings=(*measurement.warnings, left))
@@ -122,7 +121,8 @@ class CellRunner:
             return nullcontext()
         stack = ExitStack()
         stack.enter_context(torch.cuda.device(self.options.device))
-        if self.options.timer == "cuda-graph":
+        timer = TIMERS.get(self.options.timer)
+        if timer and timer.captures:
             stack.enter_context(torch.cuda.stream(torch.cuda.Stream(self.options.device)))
         return stack
 

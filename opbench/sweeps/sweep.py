@@ -11,7 +11,7 @@ from opbench.report import write_plots, write_tables
 from opbench.results.run import Run
 from opbench.sweeps.conduct import Conduct, Isolation, make_conduct
 from opbench.sweeps.option_fields import items, options_of
-from opbench.sweeps.progress import NullProgress, Progress
+from opbench.sweeps.progress import NULL_PROGRESS, Progress
 from opbench.sweeps.request import SweepRequest, make_request
 from opbench.sweeps.run_cells import run_cells
 from opbench.sweeps.start import continue_run, dtypes_note, start_run
@@ -120,7 +120,7 @@ def sweep(
         run = continue_run(Path(out), options, known, accept_differences=accept_differences)
     else:
         run = start_run(make_request(options, known), known, Path(out) if out else None, conduct)
-    progress = progress or NullProgress()
+    progress = progress or NULL_PROGRESS
     if not resume and (note := dtypes_note(options, run)):
         progress.note(note)
     try:

@@ -18,7 +18,7 @@ from pathlib import Path
 from opbench.cell_warning import disturb_comparison
 from opbench.compare.noise import known_noise
 from opbench.compare.readings import open_arm
-from opbench.compare.runs import DEFAULT_THRESHOLD, compare_runs, judge, ratio_interval
+from opbench.compare.runs import DEFAULT_TOLERANCE, compare_runs, judge, ratio_interval
 from opbench.compare.verdicts import Verdict
 from opbench.results.run import Run
 
@@ -58,7 +58,7 @@ def pair(folder, asked):
         arms.append(open_arm(folder / name))
     found = compare_runs(*arms, noise=known_noise(Run.open(folder / "head").environment))
     readings = ((arms[0].readings[cell.cell.key], arms[1].readings[cell.cell.key]) for cell in found.cells)
-    alone = [judge(ratio_interval(a.estimate, b.estimate), DEFAULT_THRESHOLD) for a, b in readings]
+    alone = [judge(ratio_interval(a.estimate, b.estimate), DEFAULT_TOLERANCE) for a, b in readings]
     worst = max((abs(math.log(cell.change.value)) for cell in found.cells if cell.change), default=0.0)
     print(f"{folder.name}: {found.verdict}, farthest ratio {math.exp(worst):.3f}", flush=True)
     return found, alone

@@ -82,8 +82,7 @@ def ceilings(
             workers,
             budget or default_budget_s(name),
             again=again,
-            on_note=progress.note,
-            on_stage=progress.stage,
+            progress=progress,
         )
     say_if_nothing_is_kept()
     if isinstance(found, str):

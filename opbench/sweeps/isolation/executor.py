@@ -9,12 +9,11 @@ from typing import Any, Protocol
 from opbench.results.measurement import Measurement, Status
 from opbench.sweeps.isolation.supervisor import can_fork
 from opbench.sweeps.isolation.worker_process import SupervisorLost, WorkerDied, Workers
+from opbench.sweeps.progress import OnStage
 from opbench.system import says_out_of_memory
 from opbench.workload.case import Case, Cell
 
 __all__ = ["Executor", "InProcessExecutor", "WorkerExecutor", "cell_limit_s"]
-
-OnStage = Callable[[str], None]
 
 START_LIMIT_S = 300.0
 """Most that importing torch may take, from a cold disk over a network."""
@@ -97,7 +96,7 @@ class WorkerExecutor:
                     on_stage(stage)
                     continue
                 measurement = Measurement.from_json(message["measurement"])
-                if message["spent"]:
+                if message["must_restart"]:
                     self._leave_group()
                 return measurement
         except WorkerDied as death:

@@ -1,8 +1,9 @@
 """The process that runs cells, forked by the supervisor: one JSON line in per cell, JSON lines out.
 
 In: first the options, then cells. Out: {"ready": true}, then per cell any number of {"stage": name} and one
-{"measurement": ..., "spent": ...}, where a spent worker must not run another cell. A cell that kills this process
-costs the sweep one row. Or in: one line, {"ceilings": ...}, which opbench.sweeps.ceiling_step answers.
+{"measurement": ..., "must_restart": ...}, where a worker that must restart may run no other cell.
+A cell that kills this process costs the sweep one row. Or in: one line, {"ceilings": ...}, which
+opbench.sweeps.ceiling_step answers.
 """
 
 import json
@@ -54,7 +55,7 @@ def serve(connection: socket.socket) -> None:
         answer(ready=True)
         for line in lines:
             measurement = runner.run(Cell.from_json(json.loads(line)), on_stage=lambda stage: answer(stage=stage))
-            answer(measurement=json.loads(measurement.to_json_line()), spent=runner.spent)
+            answer(measurement=json.loads(measurement.to_json_line()), must_restart=runner.must_restart)
 
 
 def _limit_gib(options: RunOptions) -> float | None:
