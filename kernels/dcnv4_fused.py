@@ -15,7 +15,7 @@ from opbench_kernels.geometry import Geometry
 __all__ = ["dcnv4_from_input", "from_input_launch", "pack_offset_mask"]
 
 COLUMNS = 4
-"""Of one point and group in the packed weight: dx, dy, mask, and one of zeros, so that halving twice separates them."""
+"""Of one point and group in the packed weight: dx, dy, mask and zeros. Splitting four in half twice separates them."""
 NUM_WARPS = 4
 MAX_REGISTERS = 168
 """Three programs of 128 threads per SM. Left to itself, the compiler spills a few registers for a fourth."""
@@ -56,7 +56,15 @@ def from_input_launch(
     *,
     allow_tf32: bool,
 ) -> Launch:
-    """The launch of dcnv4_from_input on contiguous tensors."""
+    """The launch of from_input_kernel, which writes `out`; arguments are taken as checked.
+
+    Args:
+        x, out: (N, H, W, C), contiguous.
+        weight, bias: from pack_offset_mask, contiguous.
+        groups: G.
+        geometry: stride 1 and a padding that keeps the image's size.
+        allow_tf32: whether float32 products may be rounded to tf32.
+    """
     batch, height, width, channels = x.shape
     group_channels = channels // groups
     kernel_h, kernel_w = geometry.kernel
@@ -109,10 +117,12 @@ def dcnv4_from_input(
         geometry: stride 1 and a padding that keeps the image's size.
 
     Returns:
-        (N, H, W, C). Offsets and masks are not rounded to the dtype of `x` on the way.
+        (N, H, W, C) in the dtype of `x`. Offsets and masks stay in float32 until then.
 
     Raises:
         ValueError: an argument that does not fit, a geometry that changes the image's size, or gradients are wanted.
+
+    Source: Xiong et al., Efficient Deformable ConvNets, CVPR 2024, section 3.
     """
     if x.dim() != 4 or x.shape[-1] % groups or x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"x must be (N, H, W, C), C a multiple of {groups} groups, in float32, float16 or bfloat16, "

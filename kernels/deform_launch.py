@@ -25,9 +25,9 @@ WARP_SIZE = 32
 VECTOR_BYTES = 16
 MAX_BLOCK_ROWS = 1024
 INDEX_LIMIT = 2**31
-"""Distances inside an image, and rows, from here on take 64 bits."""
+"""Distances between two elements of an image, and counts of rows, of at least this are 64-bit."""
 MANY_ROWS = 2**18
-"""From here on there are warps enough to give each lane two vectors: 14 warps of 138 registers fill an SM 3 times."""
+"""At least this many give enough warps for two vectors a lane: 14 warps of 138 registers fill an SM three times."""
 
 
 class Config(NamedTuple):
@@ -44,13 +44,13 @@ class Config(NamedTuple):
 
 
 class Sampled(NamedTuple):
-    """What both passes read: pixels in the order of memory at any one stride, the axes inside a pixel contiguous.
+    """The operands of both passes. Pixels follow each other at any one stride; the axes inside one are contiguous.
 
     Attributes:
         value: (N * H * W, G, Dg).
-        offset: (N * Ho * Wo, G, K, 2).
+        offset: (N * Ho * Wo, G, K, 2), pixels, (x, y) pairs.
         mask: (N * Ho * Wo, G, K).
-        size: (H, W).
+        size: (H, W) of the image.
         geometry: sampling grid with K points.
     """
 
@@ -62,11 +62,11 @@ class Sampled(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """N * Ho * Wo * G."""
+        """N * Ho * Wo * G, one for each output pixel and group."""
         return self.offset.shape[0] * self.offset.shape[1]
 
     def arguments(self) -> tuple[int | float, ...]:
-        """Scalar arguments that both kernels begin with."""
+        """The scalar arguments that both kernels take first."""
         geometry = self.geometry
         return (
             self.rows, *self.size, *geometry.output_size(*self.size),
@@ -75,7 +75,7 @@ class Sampled(NamedTuple):
         )  # fmt: skip
 
     def constants(self, vectors: int, num_warps: int) -> dict[str, Any]:
-        """Constants that both kernels share."""
+        """The compile-time constants that both kernels share."""
         geometry, groups, group_channels = self.geometry, *self.value.shape[1:]
         kernel_h, kernel_w = geometry.kernel
         block_d = triton.next_power_of_2(group_channels) // vectors
@@ -92,7 +92,7 @@ class Sampled(NamedTuple):
             "PAD_W": geometry.padding[1],
             "DILATION_H": geometry.dilation[0],
             "DILATION_W": geometry.dilation[1],
-            # Points from here on are one tap further; none are where the centre is kept.
+            # The point from which on taps are counted one further; past the last where the centre is kept.
             "CENTER": kernel_w // 2 * kernel_h + kernel_h // 2 if geometry.remove_center else geometry.points,
             "VALUE_STRIDE": stride,
             # The gradient of value is contiguous, whatever the stride of value.
@@ -103,7 +103,7 @@ class Sampled(NamedTuple):
 
 
 def is_wide(size: tuple[int, int], geometry: Geometry, stride: int, rows: int) -> bool:
-    """Whether distances from the start of a grid, which may lie in the padding, or numbers of rows take 64 bits."""
+    """Whether distances from the start of a grid, which may lie in the padding, or counts of rows need 64 bits."""
     pixels = (size[0] + geometry.padding[0]) * size[1] + geometry.padding[1]
     return max(pixels * stride, rows + MAX_BLOCK_ROWS) >= INDEX_LIMIT
 
@@ -113,7 +113,15 @@ Arguments = tuple[torch.Tensor | int | float, ...]
 
 
 class Launch(NamedTuple):
-    """A kernel with everything that it is launched with."""
+    """A kernel with everything that a launch takes.
+
+    Attributes:
+        kernel: of a *_triton module.
+        arguments: tensors, then scalars, in the kernel's order.
+        constants: compile-time constants by name.
+        options: of Triton's compiler, such as num_warps.
+        grid: programs along each axis.
+    """
 
     kernel: Any
     arguments: Arguments
@@ -136,13 +144,13 @@ class Launch(NamedTuple):
 
 
 def forward_config(sampled: Sampled) -> Config:
-    """The configuration that static figures favour: docs/tuning.md."""
+    """The configuration that instruction counts favour: docs/tuning.md."""
     halved_bytes = triton.next_power_of_2(sampled.value.shape[-1]) // 2 * sampled.value.element_size()
     return Config(vectors=2 if sampled.rows >= MANY_ROWS and halved_bytes >= 2 * VECTOR_BYTES else 1, num_warps=2)
 
 
 def forward_launch(sampled: Sampled, out: torch.Tensor, config: Config | None = None) -> Launch:
-    """The forward kernel; out (N, Ho, Wo, C) contiguous."""
+    """The launch of the forward kernel, which writes `out` (N, Ho, Wo, C), contiguous, in the dtype of the value."""
     config = config or forward_config(sampled)
     constants = sampled.constants(*config)
     # Two neighbours that are both in the image need two rows and two columns.
@@ -159,9 +167,14 @@ def backward_launch(
     grad_mask: torch.Tensor,
     fixed_point: torch.Tensor | None = None,
 ) -> Launch:
-    """The backward kernel; grad_out and grad_value contiguous, grad_offset and grad_mask as offset and mask.
+    """The launch of the backward kernel.
 
-    grad_value holds zeros: float32, or with `fixed_point` int64; the product of its two numbers is the units per 1.0.
+    Args:
+        sampled: the operands of the forward pass.
+        grad_out: (N, Ho, Wo, C), contiguous.
+        grad_value: (N, H, W, C), contiguous, zeros; float32, or int64 with `fixed_point`. Shares are added to it.
+        grad_offset, grad_mask: shaped as `sampled.offset` and `sampled.mask`; written.
+        fixed_point: two numbers whose product is the integer units per 1.0 of grad_value.
     """
     num_warps = 2
     constants = sampled.constants(1, num_warps) | {"FIXED_POINT": fixed_point is not None}
@@ -172,9 +185,9 @@ def backward_launch(
 
 
 def _flat_pixels(tensor: torch.Tensor, inner: int) -> torch.Tensor:
-    """All axes but the last `inner` as one; those are contiguous but for the first of them, whose stride is free.
+    """`tensor` with all axes but the last `inner` merged into one; a view where the strides allow it, else a copy.
 
-    A view where the strides allow it, else a copy.
+    The inner axes are contiguous in the result, but for the first of them, whose stride is free.
     """
     flat = tensor.reshape(-1, *tensor.shape[-inner:])
     expected = 1
@@ -188,14 +201,14 @@ def _flat_pixels(tensor: torch.Tensor, inner: int) -> torch.Tensor:
 def sampled_dcnv3(
     value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, groups: int, geometry: Geometry
 ) -> Sampled:
-    """The operands of opbench_kernels.dcnv3, shaped as there."""
+    """The operands of opbench_kernels.dcnv3; tensors are shaped as there."""
     points = geometry.points
     offset = _flat_pixels(offset.unflatten(-1, (groups, points, 2)), 3)
     return _sampled(value, offset, _flat_pixels(mask.unflatten(-1, (groups, points)), 2), groups, geometry)
 
 
 def sampled_dcnv4(value: torch.Tensor, offset_mask: torch.Tensor, groups: int, geometry: Geometry) -> Sampled:
-    """The operands of opbench_kernels.dcnv4, shaped as there."""
+    """The operands of opbench_kernels.dcnv4; tensors are shaped as there."""
     return _sampled(value, *unpack(offset_mask, groups, geometry.points), groups, geometry)
 
 

@@ -1,7 +1,7 @@
-"""The Triton kernels as torch.library operators: autograd, fake tensors for tracing, and a deterministic backward.
+"""The Triton kernels as torch.library operators: autograd, shapes for tracing, and a deterministic backward pass.
 
-The operators exist as soon as opbench_kernels is imported, since exported programs name them; Triton is imported when
-one is launched.
+Importing opbench_kernels registers the operators, since exported programs name them. Triton is imported at the first
+launch.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ def _backward(
 
 
 def _fixed_point(sampled: Sampled, grad_out: torch.Tensor) -> torch.Tensor:
-    """Integer units per 1.0, as the product of two powers of two, which float32 might not hold.
+    """Integer units per 1.0, as two powers of two, whose product float32 might not hold.
 
-    With them no sum of shares overflows 63 bits. NaN where inputs are not finite. Sums of integers do not depend on
-    their order, so atomic additions give the same bits every time.
+    With them no sum of shares overflows 63 bits. Where an input is not finite, both are NaN. Sums of integers do not
+    depend on their order, so atomic additions give the same bits every time.
     """
     if not grad_out.numel():
         return torch.ones(2, device=grad_out.device)
@@ -185,7 +185,7 @@ def _settings(groups: int, geometry: Geometry) -> tuple[Any, ...]:
 def dcnv3(
     value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, groups: int, geometry: Geometry
 ) -> torch.Tensor:
-    """As opbench_kernels.dcnv3, by Triton, differentiable once; arguments are taken as checked.
+    """As opbench_kernels.dcnv3, by Triton, without checks of the arguments; differentiable once.
 
     Args:
         value: (N, H, W, C), float32, float16 or bfloat16, on a CUDA device (or on the CPU under Triton's interpreter).
@@ -194,7 +194,7 @@ def dcnv3(
         groups: G.
         geometry: sampling grid with K points.
 
-    Tensors may be strided: pixels at one stride are read in place, others are copied first.
+    A tensor whose pixels follow each other at one stride is read in place, any other is copied first.
 
     Returns:
         (N, Ho, Wo, C) in the dtype of `value`; sums are accumulated in float32.

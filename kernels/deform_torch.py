@@ -3,8 +3,9 @@
 The four corners of all points of one (pixel, group) are a weighted sum of rows of `value`, which is what
 `embedding_bag` with per-sample weights computes: no gathered copy of the corners is ever stored.
 
-There are two ways to make indices and weights. The one for inference on the CPU compares nothing and works in place; a
-sum of its that is not finite is made again by the other, which gradients, other devices and compilers always take.
+There are two ways to make indices and weights. Inference on the CPU takes `_unchecked_sample`, which has no comparisons
+and works in place; where its result is not finite, `_strict_sample` computes it again. Gradients, other devices and
+compilers always take `_strict_sample`.
 """
 
 import math
@@ -20,7 +21,7 @@ __all__ = ["deformable_sample"]
 SUM = 0
 """The mode of torch.embedding_bag."""
 MOST_KEPT_BAGS = 2**20
-"""Larger plans are made anew each time: memory counts there, and the microseconds do not."""
+"""Plans of more bags are made anew in each call: they take memory, and their microseconds do not count there."""
 
 
 def deformable_sample(
@@ -52,7 +53,7 @@ def _is_inference_on_the_cpu(*tensors: torch.Tensor) -> bool:
 
 
 def _are_plain(*tensors: torch.Tensor) -> bool:
-    """Whether nobody traces or transforms this: only then are there values to look at, and tensors that may be kept."""
+    """Whether nothing traces or transforms this call: only then can values be looked at, and tensors kept."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
         return False
     return all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
@@ -66,10 +67,11 @@ def _precise(value: torch.Tensor) -> torch.dtype:
 def _unchecked_sample(
     value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: Geometry
 ) -> torch.Tensor:
-    """The sum over two neighbours in each direction that are always in the image; NaN too often, never too rarely.
+    """The sum over two neighbours in each direction, both always in the image.
 
-    A pixel at distance z weighs max(0, 1 - |z|), which is 0 for a point that is outside. Small images take as long as
-    there are calls, so there are few: both axes and all four corners in one wherever the layout allows.
+    A pixel at distance z weighs max(0, 1 - |z|), which is 0 for a point outside the image. 0 * inf is NaN, so the
+    result may have a NaN that does not belong there; it never lacks one. On small images each torch call counts, so
+    both axes and all four corners share one wherever the layout allows.
     """
     batch, height, width, groups, group_channels = value.shape
     precise, index_dtype = _precise(value), _index_dtype(value, mask)
@@ -139,7 +141,7 @@ def _plan(
 
 
 def _strict_sample(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-    """The sum that reads only pixels that count, and a row of zeros for the others."""
+    """The sum that reads only pixels that count, and a row of zeros in place of the others."""
     batch, height, width, groups, group_channels = value.shape
     precise = _precise(value)
     make_grids = _kept_grids if _are_plain(offset) else _grids

@@ -15,7 +15,7 @@ Implementation = Literal["auto", "triton", "torch"]
 Size = int | tuple[int, int]
 
 HAS_TRITON = find_spec("triton") is not None
-"""Not on every system that has CUDA."""
+"""Triton is not on every system that has CUDA."""
 HALF_OR_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 
 

@@ -25,6 +25,12 @@ class Geometry:
     Output pixel (oy, ox) and kernel column i sample at
     x = ox * stride - padding + base - base * offset_scale + (i * dilation + dx) * offset_scale with
     base = dilation * (kernel - 1) // 2; y likewise from row j. So offset_scale scales the grid too.
+
+    Attributes:
+        kernel: points along each axis.
+        stride, padding, dilation: in pixels.
+        offset_scale: factor on offsets and on the grid around its centre.
+        remove_center: whether the centre point is left out.
     """
 
     kernel: tuple[int, int] = (3, 3)

@@ -1,11 +1,11 @@
 """Chooses the forward kernel's configuration by timing, and remembers it on disk.
 
-Off unless asked for (OPBENCH_KERNELS_AUTOTUNE=1, or enable()): a detector meets many image sizes, and each new one
-would wait for six timings. Sizes are taken by power of two, so that few differ.
+It is off unless asked for (OPBENCH_KERNELS_AUTOTUNE=1, or enable()): a detector meets many image sizes, and each new
+one would wait for six timings. Counts of rows are rounded up to a power of two, so that few sizes are new.
 
-The space is small for these reasons: the kernel's other choices follow from the tile (a lane loads 16 bytes), a second
-vector per lane trades warps for fewer instructions, and warps per program only change how programs are handed out.
-Results do not depend on the choice.
+Six configurations are enough: a second vector per lane trades warps for fewer instructions, warps per program decide
+how programs are spread over the SMs, and the rest of a tile follows from 16 bytes per load. No value depends on the
+choice.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ __all__ = ["CONFIGS", "cache_path", "choose", "enable", "forget_choice", "is_ena
 CONFIGS = tuple(Config(vectors, num_warps) for vectors in (1, 2) for num_warps in (1, 2, 4))
 
 Shape = tuple[object, ...]
-"""What the best configuration may depend on, apart from the kernels themselves."""
+"""What the fastest configuration may depend on, apart from the kernels and Triton."""
 
 _state: dict[str, bool] = {}
 _known: dict[Shape, Config] = {}
@@ -35,12 +35,12 @@ _last: list[Config] = []
 
 
 def enable(on: bool = True) -> None:
-    """Tune new sizes from now on in this process, or stop to."""
+    """Switch tuning of new sizes on or off, in this process."""
     _state["enabled"] = on
 
 
 def is_enabled() -> bool:
-    """What enable said last; before that, the environment variable OPBENCH_KERNELS_AUTOTUNE."""
+    """As enable said last; before its first call, whether OPBENCH_KERNELS_AUTOTUNE is 1."""
     return _state.get("enabled", os.environ.get("OPBENCH_KERNELS_AUTOTUNE") == "1")
 
 
@@ -50,12 +50,12 @@ def last_choice() -> Config | None:
 
 
 def forget_choice() -> None:
-    """Have no last choice until the next launch."""
+    """Let last_choice give None until the next launch."""
     _last.clear()
 
 
 def cache_path() -> Path:
-    """The file that remembers: OPBENCH_KERNELS_CACHE, or opbench_kernels/tuning.json in the user's cache folder."""
+    """The file with the choices: OPBENCH_KERNELS_CACHE, or opbench_kernels/tuning.json in the user's cache folder."""
     if given := os.environ.get("OPBENCH_KERNELS_CACHE"):
         return Path(given)
     if given := os.environ.get("XDG_CACHE_HOME"):
@@ -77,7 +77,7 @@ def choose(sampled: Sampled, out: torch.Tensor) -> Config:
 
 
 def _tuned(sampled: Sampled, out: torch.Tensor, measure: Callable[[Launch], float]) -> Config:
-    """The fastest configuration of this process, of the file, or of new timings, in that order.
+    """The fastest configuration: as this process knows it, else as the file does, else by new timings.
 
     While a CUDA graph is captured nothing can be timed: then it is the rule's, and not remembered.
     """
@@ -97,13 +97,13 @@ def _tuned(sampled: Sampled, out: torch.Tensor, measure: Callable[[Launch], floa
 
 
 def _possible(sampled: Sampled) -> list[Config]:
-    """Configurations in which a second vector still has channels to load."""
+    """Configurations whose second vector, if any, still has channels to load."""
     most = triton.next_power_of_2(sampled.value.shape[-1]) * sampled.value.element_size() // deform_launch.VECTOR_BYTES
     return [config for config in CONFIGS if config.vectors <= max(1, most)]
 
 
 def _shape(sampled: Sampled) -> Shape:
-    """Made in each launch, so it is cheap; rows by power of two."""
+    """The key of a launch; computed at each, so it must be cheap."""
     value, geometry = sampled.value, sampled.geometry
     rows = triton.next_power_of_2(sampled.rows)
     return _device(value.device), value.dtype, *value.shape[1:], geometry.points, *geometry.stride, rows
@@ -116,7 +116,7 @@ def _device(device: torch.device) -> str:
 
 @cache
 def _source() -> str:
-    """Hash of the kernels."""
+    """Hash of the kernels' text."""
     modules = (deform_launch, deform_triton, bilinear_triton)
     return hashlib.sha256(b"".join(Path(inspect.getfile(module)).read_bytes() for module in modules)).hexdigest()[:12]
 
