@@ -201,6 +201,22 @@ def test_every_page_is_linked_from_the_readme():
     assert {path.name for path in PAGES} <= set(re.findall(r"\(docs/([\w-]+\.md)[)#]", README))
 
 
+def test_every_command_has_a_page_in_the_readmes_index():
+    index = README.partition("## Documentation")[2]
+    named = re.findall(r"`([a-z]+)`", "".join(re.findall(r"^\| (.*?) \|", index, re.MULTILINE)))
+    assert set(named) == set(typer.main.get_command(cli.app).commands)
+
+
+def test_operators_and_providers_are_those_of_the_registry():
+    page = (ROOT / "docs" / "list.md").read_text()
+    rows = [
+        [re.findall(r"`(\w+)`", cell) for cell in row.split(" | ")] for row in re.findall(r"^\| (`.*) \|$", page, re.M)
+    ]
+    known = {name: [provider.name for provider in operator.providers] for name, operator in registered().items()}
+    assert {name for names, what in rows if not what for name in names} == set(known)
+    assert {name: providers for names, providers in rows if providers for name in names} == known
+
+
 def anchors(text):
     """The names by which the headings of a page are linked, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
