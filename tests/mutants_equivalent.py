@@ -17,12 +17,6 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "suite_slower = bool(p <= rules.level)": TIE,
         "return bool(p <= rules.sentinel_level / 2)": TIE,
     },
-    "compare/verdicts": {
-        f'cls, text: str, exit_code: int = {n}, junit: JUnit = JUnit.ERROR, rank: Rank = Rank.WORST, words: str = ""': (
-            "a default for type checkers, which no verdict uses"
-        )
-        for n in (4, 6)
-    },
     "gate/outcome": {
         "ratios = [[math.log(head / base) for base, head in table[cell.key] if base or head] for cell in whole]": (
             "both are there in every round of a cell that is whole; the condition tells mypy so"

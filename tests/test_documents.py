@@ -12,7 +12,7 @@ import matplotlib as mpl
 import pytest
 import torch
 import typer.main
-from test_architecture import ORDER
+from test_architecture import ORDER, imported_anywhere, modules, room
 from test_fuzz import call
 
 import opbench
@@ -201,6 +201,22 @@ def test_every_page_is_linked_from_the_readme():
     assert {path.name for path in PAGES} <= set(re.findall(r"\(docs/([\w-]+\.md)[)#]", README))
 
 
+def test_every_command_has_a_page_in_the_readmes_index():
+    index = README.partition("## Documentation")[2]
+    named = re.findall(r"`([a-z]+)`", "".join(re.findall(r"^\| (.*?) \|", index, re.MULTILINE)))
+    assert set(named) == set(typer.main.get_command(cli.app).commands)
+
+
+def test_operators_and_providers_are_those_of_the_registry():
+    page = (ROOT / "docs" / "list.md").read_text()
+    rows = [
+        [re.findall(r"`(\w+)`", cell) for cell in row.split(" | ")] for row in re.findall(r"^\| (`.*) \|$", page, re.M)
+    ]
+    known = {name: [provider.name for provider in operator.providers] for name, operator in registered().items()}
+    assert {name for names, what in rows if not what for name in names} == set(known)
+    assert {name: providers for names, providers in rows if providers for name in names} == known
+
+
 def anchors(text):
     """The names by which the headings of a page are linked, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
@@ -253,9 +269,22 @@ def test_the_tests_that_hold_promises_exist():
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 
 
-def test_contributing_draws_the_folders_in_the_order_of_their_imports():
-    [drawing] = re.findall(r"^```text\n(.*?)^```", CONTRIBUTING, re.MULTILINE | re.DOTALL)
-    assert tuple(re.findall(r"^[ │]*([a-z_]+) ", drawing, re.MULTILINE)) == ORDER
+def test_contributing_says_what_each_folder_builds_on():
+    """Every folder that it imports from, but for those that these import from."""
+    known, imports = modules(), {folder: set() for folder in ORDER}
+    for name, file in known.items():
+        if room(name) in ORDER:
+            imports[room(name)] |= {room(found) for found in imported_anywhere(file, known)} & set(ORDER) - {room(name)}
+    below = {}
+    for folder in ORDER:
+        below[folder] = imports[folder].union(*(below[found] for found in imports[folder]))
+    table = CONTRIBUTING.partition("| folder of")[2].partition("\n\n")[0]
+    rows = re.findall(r"^\| `?([a-z_]+)`? \| ((?:`?[a-z_]+`?(?:, )?)*) ?\| ", table, re.MULTILINE)
+    told = {folder: set(re.findall(r"[a-z_]+", text)) for folder, text in rows}
+    assert tuple(told) == ORDER
+    assert told == {
+        folder: found - set().union(*(below[other] for other in found)) for folder, found in imports.items()
+    }
 
 
 def test_what_contributing_names_exists():
