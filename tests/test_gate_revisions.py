@@ -113,8 +113,8 @@ def test_a_revision_that_is_too_old_is_one_line_that_says_from_which_on_it_works
 
 
 def test_an_answer_that_means_nothing_here_is_one_line(tmp_path):
-    with pytest.raises(NotComparableError, match=r"^new: this opbench cannot read .*melted.*$"):
-        one_round(serving(tmp_path / "base"), serving(tmp_path / "head", status="melted"))
+    with pytest.raises(NotComparableError, match=r"^new: this opbench cannot read .*molten.*$"):
+        one_round(serving(tmp_path / "base"), serving(tmp_path / "head", latencies_ms="molten"))
 
 
 NAMES_OF_PROTOCOL_0 = {
