@@ -1,4 +1,8 @@
-"""What a sweep was asked for: each option is one field here, and one flag in opbench/cli/sweep_flags.py."""
+"""What a sweep was asked for.
+
+Each option is one field here and one flag in opbench/cli/sweep_flags.py. `opbench.sweep` names it once more, in its
+signature and docstring, for editors; tests/test_sweep_options.py demands both.
+"""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
