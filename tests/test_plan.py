@@ -125,6 +125,8 @@ def test_why_a_provider_does_not_run_a_case():
     assert why(one, ready, "cuda", dtype=Dtype.TF32) is None
     never = doubling(name="one", not_applicable=lambda case: "never")
     assert why(never, refusing("far", here=False)) == (Status.NOT_APPLICABLE, "never")
+    reason = "one has no such level: all of it is timed as module"
+    assert why(doubling(name="one", levels=(Level.MODULE,)), ready) == (Status.NOT_APPLICABLE, reason)
 
 
 @pytest.mark.parametrize("direction", list(Direction))
