@@ -136,10 +136,17 @@ def begin(module: str, file: Path, only: str) -> None:
         )
 
     file.unlink(missing_ok=True)
+    file.with_suffix(".py").write_text(source, encoding="utf-8")
     with use_db(str(file)) as db:
         init((path,), db, {})
         skipped = [item.job_id for item in db.work_items if not is_wanted(item.mutations[0])]
         db.set_multiple_results(skipped, WorkResult(worker_outcome=WorkerOutcome.SKIPPED))
+
+
+def is_current(module: str, file: Path) -> bool:
+    """Whether there is a session of the module as it is now."""
+    kept, path = file.with_suffix(".py"), ROOT / "opbench" / f"{module}.py"
+    return file.exists() and kept.exists() and kept.read_text(encoding="utf-8") == path.read_text(encoding="utf-8")
 
 
 def changes_of(file: Path) -> tuple[list[WorkItem], int]:
@@ -256,7 +263,9 @@ def main() -> int:
     parser.add_argument("--only", default="", metavar="REGEX", help="changes in functions and lines that match")
     parser.add_argument("--tests", action="append", metavar="NAME", help="only tests/test_NAME.py; may be repeated")
     parser.add_argument(
-        "--again", action="store_true", help="only what survived in the last session, of modules that are as they were"
+        "--again",
+        action="store_true",
+        help="only what survived in the last session, of modules that are as they were then",
     )
     given = parser.parse_args()
     tests = {module: tuple(given.tests or files) for module, files in MODULES.items()}
@@ -269,8 +278,7 @@ def main() -> int:
         sessions = {}
         for module in given.modules:
             file = given.out / f"{module.replace('/', '-')}.sqlite"
-            source = ROOT / "opbench" / f"{module}.py"
-            if not (given.again and file.exists() and file.stat().st_mtime > source.stat().st_mtime):
+            if not (given.again and is_current(module, file)):
                 begin(module, file, given.only)
             items, died = changes_of(file)
             sessions[module] = (file, died + len(items), [None] * died)

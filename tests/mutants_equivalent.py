@@ -7,6 +7,19 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "exit_code: int = 4,": "every verdict names its own exit code",
         "exit_code: int = 6,": "every verdict names its own exit code",
     },
+    "device/ceilings": {
+        'load = self.conditions.get("load_average_1min") or -1.0 # ceilings from before the share was kept': (
+            "0 and -1 are both below a positive limit"
+        ),
+        "implied, most = flop_count / latency_ms / 999999999.0, ceilings.compute_tflops(dtype)": "three digits show",
+        "implied, most = flop_count / latency_ms / 1000000001.0, ceilings.compute_tflops(dtype)": "three digits show",
+        "implied, most = bytes_moved / latency_ms / 999999.0, ceilings.bandwidth_gbps(limit.bound_by)": (
+            "three digits show"
+        ),
+        "implied, most = bytes_moved / latency_ms / 1000001.0, ceilings.bandwidth_gbps(limit.bound_by)": (
+            "three digits show"
+        ),
+    },
     "device/interference": {
         "if (share := others_share(before, after) or -1) > OTHER_LOAD:": "0 and -1 are both below a positive limit",
     },

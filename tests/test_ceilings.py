@@ -637,6 +637,8 @@ def test_a_dtype_far_below_fp32_is_called_emulated():
     slow = ceilings(probe("compute", "fp32", 0.1), probe("compute", "bf16", 0.0009), probe("compute", "fp16", 0.051))
     assert emulated_dtypes(slow) == ["bf16 matmul: 0.9 GFLOP/s, emulated (111 times slower than fp32)"]
     assert emulated_dtypes(slow, ["fp32", "fp16"]) == []
+    rounded = ceilings(probe("compute", "fp32", 0.1), probe("compute", "bf16", 0.0009554))
+    assert "bf16 matmul: 0.96 GFLOP/s" in emulated_dtypes(rounded)[0]
     half = ceilings(*(Probe("compute", name, "", 10**9, ms, ms, 1) for name, ms in (("fp32", 1.0), ("fp16", 2.0))))
     assert emulated_dtypes(half) == []
     assert emulated_dtypes(example_ceilings()) == []
@@ -657,7 +659,7 @@ def test_the_command_prints_what_is_kept():
 
 
 def test_a_probes_figures_have_their_kinds_unit():
-    assert Probe("compute", "fp32", "", 2 * 10**9, 4.0, 2.0, 5).best == pytest.approx(1.0)  # 2 GFLOP in 2 ms
-    assert Probe("memory", "copy", "", 10**6, 4.0, 2.0, 5).typical == pytest.approx(0.25)  # 1 MB in 4 ms
+    assert Probe("compute", "fp32", "", 2 * 10**9, 4.0, 2.0, 5).best == pytest.approx(1.0, rel=1e-12)  # 2 GFLOP in 2 ms
+    assert Probe("memory", "copy", "", 10**6, 4.0, 2.0, 5).typical == pytest.approx(0.25, rel=1e-12)  # 1 MB in 4 ms
     assert Probe("launch", "x", "", 0, 4.0, 2.0, 5).best == 2.0
     assert Path(ceilings_path({"device": "cuda:0", "device_name": "NVIDIA H200"})).name.startswith("ceilings-h200-")

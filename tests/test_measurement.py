@@ -33,8 +33,8 @@ def read(**changes):
         (("conditions",), ({}, {"before": {}}), ([], None)),
         (("warnings",), ([], ["CPU load: 20 %"]), ([3], ["CPU\nload"])),
         (("traceback",), ("", "one\ntwo"), ("one\x1btwo", None)),
-        (("status",), ("ok",), ("fine", None, "error")),  # an error needs a reason
-        (("stop_reason",), (None, "converged"), ("bored",)),
+        (("status",), ("ok",), (None, 3, "two\nlines", "error")),  # an error needs a reason
+        (("stop_reason",), (None, "converged"), (3, "two\nlines")),
         (TEXTS, ("", "a text"), (3, None)),
         (TEXTS[1:], ("a text",), ("two\nlines",)),
     ],
