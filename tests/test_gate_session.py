@@ -12,11 +12,11 @@ from opbench.compare.rules import Rules
 from opbench.compare.verdicts import Verdict
 from opbench.errors import GateError
 from opbench.gate.outcome import SAME_SOURCE
-from opbench.gate.process import Arm
+from opbench.gate.process import GateArm
 from opbench.gate.session import SessionSettings, run_session
 from opbench.results.measurement import Measurement, Status
 
-BASE, HEAD = Arm("base"), Arm("head")
+BASE, HEAD = GateArm("base"), GateArm("head")
 CELLS = simulated_cells(10)
 QUIET = Noise(process=0.001, cell=0.001, drift=0.01)
 

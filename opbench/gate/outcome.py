@@ -13,7 +13,7 @@ from opbench.cell_warning import CellWarning
 from opbench.compare.rules import Decision, Rules, interval, moved
 from opbench.compare.verdicts import CellComparison, Comparison, Verdict, overall_verdict
 from opbench.estimate import Estimate
-from opbench.gate.process import Arm, ArmProcess
+from opbench.gate.process import ArmProcess, GateArm
 from opbench.results.measurement import Measurement, Status
 from opbench.stats import median
 from opbench.workload.case import Cell
@@ -27,7 +27,7 @@ Pair = Mapping[str, ArmProcess]
 
 
 def conclude(
-    arms: Mapping[str, Arm],
+    arms: Mapping[str, GateArm],
     rules: Rules,
     setup: Pair,
     cells: Sequence[Cell],
@@ -72,7 +72,7 @@ def conclude(
 
 
 def undecided(
-    arms: Mapping[str, Arm], rules: Rules, setup: Pair, verdict: Verdict, reason: str, rounds: Sequence[Pair] = ()
+    arms: Mapping[str, GateArm], rules: Rules, setup: Pair, verdict: Verdict, reason: str, rounds: Sequence[Pair] = ()
 ) -> Comparison:
     """The comparison of a session that could not measure; its verdict stands above those of the cells."""
     comparison = _comparison(arms, rules, setup, rounds=rounds)
@@ -86,7 +86,7 @@ def undecided(
 
 
 def _comparison(
-    arms: Mapping[str, Arm],
+    arms: Mapping[str, GateArm],
     rules: Rules,
     setup: Pair,
     decided: Mapping[str, tuple[Verdict, Estimate]] = {},
