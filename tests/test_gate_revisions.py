@@ -14,7 +14,7 @@ from opbench.cli.app import app
 from opbench.errors import NotComparableError
 from opbench.gate import command as gate_command
 from opbench.gate import serve
-from opbench.gate.process import Arm, Launcher
+from opbench.gate.process import GateArm, Launcher
 from opbench.results.measurement import Measurement, Status
 from opbench.workload.case import Dtype
 
@@ -63,7 +63,7 @@ def serving(folder, cells=CELLS, protocols=(1,), **extra):
 
 
 def one_round(base, head, options=None):
-    return Launcher(options or {}).run({"base": Arm("old", base), "head": Arm("new", head)}, None, "base")
+    return Launcher(options or {}).run({"base": GateArm("old", base), "head": GateArm("new", head)}, None, "base")
 
 
 def test_an_arm_is_driven_by_the_entry_point_alone_and_unknown_fields_are_left_out(tmp_path):

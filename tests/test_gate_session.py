@@ -12,11 +12,11 @@ from opbench.compare.rules import Rules
 from opbench.compare.verdicts import Verdict
 from opbench.errors import GateError
 from opbench.gate.outcome import SAME_SOURCE
-from opbench.gate.process import Arm
+from opbench.gate.process import GateArm
 from opbench.gate.session import SessionSettings, run_session
 from opbench.results.measurement import Measurement, Status
 
-BASE, HEAD = Arm("base"), Arm("head")
+BASE, HEAD = GateArm("base"), GateArm("head")
 CELLS = simulated_cells(10)
 QUIET = Noise(process=0.001, cell=0.001, drift=0.01)
 
@@ -249,6 +249,21 @@ def test_a_process_that_dies_costs_the_cells_it_did_not_reach():
     assert comparison.exit_code == 5
     [row] = [row for row in comparison.cells if row.verdict is Verdict.MISSING]
     assert "Segmentation fault" in row.reason
+
+
+def test_a_cost_that_is_counted_otherwise_is_no_missing_cell_and_the_heads_counts():
+    def counted(arm, cells, process):
+        plan = (replace(CELLS[0], flop_count=CELLS[0].flop_count + 1), *CELLS[1:])
+        return replace(process, plan=plan) if arm is HEAD and cells is None else process
+
+    comparison = session(Recorder(SimulatedProcesses(CELLS, QUIET), counted)).comparison
+    assert (comparison.exit_code, comparison.verdict) == (0, Verdict.SAME)
+    assert [row.cell.flop_count for row in comparison.cells[:2]] == [CELLS[0].flop_count + 1, CELLS[1].flop_count]
+    [note] = comparison.notes
+    assert note == (
+        f"The revisions count the costs of {CELLS[0].case.operator} otherwise; latencies are compared all the same."
+    )
+    assert session(SimulatedProcesses(CELLS, QUIET)).comparison.notes == ()
 
 
 def test_a_cell_that_the_head_no_longer_has_is_missing_and_a_new_one_is_listed():

@@ -14,7 +14,7 @@ from opbench.cell_warning import split_warnings
 from opbench.device import snapshots as conditions
 from opbench.device.interference import interference, others_share
 from opbench.device.snapshots import cpu_conditions
-from opbench.gate.process import Arm
+from opbench.gate.process import GateArm
 from opbench.gate.process import _environment as gate_environment
 from opbench.report import print_tables, run_tables
 from opbench.results.frames import load_results
@@ -202,7 +202,7 @@ def test_a_gate_that_is_not_there_has_no_arms(nvml, monkeypatch, pid):  # noqa: 
 
 
 def test_the_gates_processes_are_told_whose_they_are():
-    assert gate_environment(Arm("head"))[conditions.GATE_VARIABLE] == str(os.getpid())
+    assert gate_environment(GateArm("head"))[conditions.GATE_VARIABLE] == str(os.getpid())
 
 
 def test_the_sweep_itself_is_no_other_process(nvml):  # noqa: F811

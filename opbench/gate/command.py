@@ -15,9 +15,9 @@ from opbench.device.resolve import resolve_device
 from opbench.errors import ResultsError, StorageError, UsageError
 from opbench.estimate import Estimate
 from opbench.files import storage_errors, write_whole
-from opbench.gate.process import Arm, Launcher
+from opbench.gate.process import GateArm, Launcher
 from opbench.gate.progress import GateProgress
-from opbench.gate.revision import Source, find_source, installed, require_clean
+from opbench.gate.revision import ProjectSource, find_source, installed, require_clean
 from opbench.gate.selftest import SelfTest, SessionOutcome, run_sessions, summarise
 from opbench.gate.session import ProcessRecord, Session, SessionSettings, run_session
 from opbench.results.run_json import free_run_path
@@ -102,7 +102,7 @@ def run_gate(base: str, head: str, request: GateRequest) -> tuple[Comparison, Pa
         keeper = stack.enter_context(_Keeper(file, path, quiet=request.quiet, no_color=request.no_color))
         keeper.say(f"installing {sources['base'].described} and {sources['head'].described}")
         places = stack.enter_context(installed(sources, Path(work)))
-        arms = {name: Arm(source.described, places[name]) for name, source in sources.items()}
+        arms = {name: GateArm(source.described, places[name]) for name, source in sources.items()}
         session = run_session(arms["base"], arms["head"], Launcher(request.options).run, request.settings, keeper)
     environment = session.records[0].process.environment
     notes = (*_notes(session), *_selftest_notes(session, request.settings, environment))
@@ -168,7 +168,7 @@ def _new_folder(out: Path | None) -> Path:
 def _write_gate(
     out: Path,
     request: GateRequest,
-    sources: Mapping[str, Source],
+    sources: Mapping[str, ProjectSource],
     environment: Mapping[str, Any],
     comparison: Comparison,
 ) -> None:

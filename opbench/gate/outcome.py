@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from statistics import fmean
 
@@ -13,7 +13,7 @@ from opbench.cell_warning import CellWarning
 from opbench.compare.rules import Decision, Rules, interval, moved
 from opbench.compare.verdicts import CellComparison, Comparison, Verdict, overall_verdict
 from opbench.estimate import Estimate
-from opbench.gate.process import Arm, ArmProcess
+from opbench.gate.process import ArmProcess, GateArm
 from opbench.results.measurement import Measurement, Status
 from opbench.stats import median
 from opbench.workload.case import Cell
@@ -27,7 +27,7 @@ Pair = Mapping[str, ArmProcess]
 
 
 def conclude(
-    arms: Mapping[str, Arm],
+    arms: Mapping[str, GateArm],
     rules: Rules,
     setup: Pair,
     cells: Sequence[Cell],
@@ -72,7 +72,7 @@ def conclude(
 
 
 def undecided(
-    arms: Mapping[str, Arm], rules: Rules, setup: Pair, verdict: Verdict, reason: str, rounds: Sequence[Pair] = ()
+    arms: Mapping[str, GateArm], rules: Rules, setup: Pair, verdict: Verdict, reason: str, rounds: Sequence[Pair] = ()
 ) -> Comparison:
     """The comparison of a session that could not measure; its verdict stands above those of the cells."""
     comparison = _comparison(arms, rules, setup, rounds=rounds)
@@ -86,14 +86,15 @@ def undecided(
 
 
 def _comparison(
-    arms: Mapping[str, Arm],
+    arms: Mapping[str, GateArm],
     rules: Rules,
     setup: Pair,
     decided: Mapping[str, tuple[Verdict, Estimate]] = {},
     rounds: Sequence[Pair] = (),
 ) -> Comparison:
-    """Every cell of the base: decided, or missing with the reason."""
+    """Every cell of the base: decided, or missing with the reason; with the costs that the head counts."""
     base, head = setup["base"], setup["head"]
+    heads = {cell.key: cell for cell in head.plan}
     planned = {arm: {cell.key for cell in process.plan} for arm, process in setup.items()}
     not_applicable = [
         cell.key for cell in base.plan if all(_status(arm, cell.key) is Status.NOT_APPLICABLE for arm in setup.values())
@@ -102,7 +103,7 @@ def _comparison(
     for cell in base.plan:
         if cell.key in not_applicable:
             continue
-        row = _row(cell, setup, rounds)
+        row = _row(heads.get(cell.key, cell), setup, rounds)
         if cell.key not in planned["head"]:
             row = replace(row, reason="the head has no such cell")
         if cell.key in decided:
@@ -117,7 +118,14 @@ def _comparison(
         verdict=overall_verdict(row.verdict for row in rows),
         only_in_head=tuple(cell.key for cell in head.plan if cell.key not in planned["base"]),
         not_applicable=tuple(not_applicable),
+        notes=tuple(_cost_notes(cell for cell in base.plan if heads.get(cell.key, cell) != cell)),
     )
+
+
+def _cost_notes(differing: Iterable[Cell]) -> Iterator[str]:
+    """A line where the arms count the costs of the same cells otherwise."""
+    if operators := dict.fromkeys(cell.case.operator for cell in differing):
+        yield f"The revisions count the costs of {', '.join(operators)} otherwise; latencies are compared all the same."
 
 
 def complete(cells: Sequence[Cell], rounds: Sequence[Pair]) -> tuple[list[Cell], NDArray[np.float64]]:

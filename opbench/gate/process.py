@@ -23,14 +23,14 @@ from opbench.sweeps.isolation.executor import START_LIMIT_S, cell_limit_s
 from opbench.text import one_line
 from opbench.workload.case import Cell
 
-__all__ = ["Arm", "ArmProcess", "Launcher"]
+__all__ = ["ArmProcess", "GateArm", "Launcher"]
 
 LAST_WORDS_S = 10.0
 """Most that may pass between the end of a process's answers and its death."""
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
+class GateArm:
     """One side of a gate.
 
     Attributes:
@@ -85,7 +85,7 @@ class Launcher:
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = dict(options)
 
-    def run(self, arms: Mapping[str, Arm], cells: Sequence[Cell] | None, first: str) -> dict[str, ArmProcess]:
+    def run(self, arms: Mapping[str, GateArm], cells: Sequence[Cell] | None, first: str) -> dict[str, ArmProcess]:
         """One round.
 
         Args:
@@ -122,7 +122,7 @@ class Launcher:
 class _Process:
     """One process of an arm, from its start to its end."""
 
-    def __init__(self, arm: Arm, options: Mapping[str, Any]) -> None:
+    def __init__(self, arm: GateArm, options: Mapping[str, Any]) -> None:
         self.failure = ""
         self.cells: dict[str, Cell] | None = None
         """What it plans, by key, where it was asked for that."""
@@ -250,7 +250,7 @@ class _Process:
         return f"exit code {returncode}: {one_line(lines[-1]) if lines else 'no message'}"
 
 
-def _environment(arm: Arm) -> dict[str, str]:
+def _environment(arm: GateArm) -> dict[str, str]:
     variables = dict(os.environ)
     if arm.place is not None:
         others = [variables["PYTHONPATH"]] if variables.get("PYTHONPATH") else []

@@ -16,7 +16,7 @@ from pathlib import Path
 from opbench.errors import GateError, UsageError
 from opbench.text import one_line
 
-__all__ = ["Source", "find_source", "installed"]
+__all__ = ["ProjectSource", "find_source", "installed"]
 
 GIT_LIMIT_S = 120
 INSTALL_LIMIT_S = 1800
@@ -24,7 +24,7 @@ INSTALL_LIMIT_S = 1800
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class ProjectSource:
     """What an arm is made from.
 
     Attributes:
@@ -49,7 +49,7 @@ class Source:
         )
 
 
-def find_source(text: str, repository: Path) -> Source:
+def find_source(text: str, repository: Path) -> ProjectSource:
     """The revision or the folder that a text names; a folder where it names one that holds a project.
 
     Args:
@@ -61,7 +61,7 @@ def find_source(text: str, repository: Path) -> Source:
     """
     folder = Path(text)
     if folder.is_dir() and any((folder / name).is_file() for name in ("pyproject.toml", "setup.py")):
-        return Source(text, folder=folder.resolve())
+        return ProjectSource(text, folder=folder.resolve())
     if folder.is_absolute() or text.startswith((".", "-")):
         raise UsageError(f"{text}: no project there (a folder with pyproject.toml or setup.py), and no git revision")
     top = Path(_git(repository, "rev-parse", "--show-toplevel"))
@@ -72,10 +72,10 @@ def find_source(text: str, repository: Path) -> Source:
             f"{text}: neither a revision of {top.name} nor a folder with a project; "
             "in a shallow clone fetch the whole history first"
         ) from None
-    return Source(text, repository=top, commit=commit)
+    return ProjectSource(text, repository=top, commit=commit)
 
 
-def require_clean(source: Source) -> None:
+def require_clean(source: ProjectSource) -> None:
     """Refuse to measure what is checked out while tracked files differ from it: they would not be in what is measured.
 
     Raises:
@@ -92,7 +92,7 @@ def require_clean(source: Source) -> None:
 
 
 @contextmanager
-def installed(sources: dict[str, Source], work: Path) -> Iterator[dict[str, Path]]:
+def installed(sources: dict[str, ProjectSource], work: Path) -> Iterator[dict[str, Path]]:
     """Install each source into a folder of its own under `work`, without network and without its dependencies.
 
     Worktrees are removed again as soon as they are installed, and in any case at the end.
@@ -110,7 +110,7 @@ def installed(sources: dict[str, Source], work: Path) -> Iterator[dict[str, Path
 
 
 @contextmanager
-def _tree(source: Source, path: Path) -> Iterator[Path]:
+def _tree(source: ProjectSource, path: Path) -> Iterator[Path]:
     """The source's files in a folder that may be written to."""
     if source.folder:
         try:
@@ -144,7 +144,7 @@ def _not_source(folder: str, names: list[str]) -> set[str]:
     }
 
 
-def _install(source: Source, tree: Path, place: Path) -> None:
+def _install(source: ProjectSource, tree: Path, place: Path) -> None:
     command = [
         sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-input", "--no-index",
         "--no-deps", "--no-build-isolation", "--no-compile", "--target", str(place), str(tree),

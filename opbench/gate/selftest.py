@@ -17,7 +17,7 @@ from opbench.compare.rules import Rules
 from opbench.compare.verdicts import Verdict
 from opbench.errors import GateError, ResultsError
 from opbench.files import write_whole
-from opbench.gate.process import Arm
+from opbench.gate.process import GateArm
 from opbench.gate.session import RunRound, Session, SessionProgress, SessionSettings, run_session
 from opbench.text import one_line
 
@@ -169,14 +169,18 @@ def run_sessions(
             if (number, fraction) in done:
                 continue
             if not operators:
-                plan = run_round({"base": Arm("plan")}, None, "base")["base"].plan
+                plan = run_round({"base": GateArm("plan")}, None, "base")["base"].plan
                 operators = list(dict.fromkeys(cell.case.operator for cell in plan))
                 if not operators:
                     raise GateError("a self-test needs at least one cell")
             chosen = random.Random(f"{number} {fraction}").choice(operators) if fraction else ""  # noqa: S311
-            head = Arm(f"{chosen} slowed by {fraction:.0%}", inject={chosen: fraction}) if chosen else Arm("the same")
+            head = (
+                GateArm(f"{chosen} slowed by {fraction:.0%}", inject={chosen: fraction})
+                if chosen
+                else GateArm("the same")
+            )
             session = run_session(
-                Arm("this opbench"),
+                GateArm("this opbench"),
                 head,
                 run_round,
                 replace(settings, same_source_allowed=True, seed=number),

@@ -14,7 +14,7 @@ from opbench.compare.verdicts import Comparison, Verdict
 from opbench.device.identity import Identity
 from opbench.errors import GateError
 from opbench.gate.outcome import SAME_SOURCE, Pair, complete, conclude, undecided
-from opbench.gate.process import Arm, ArmProcess
+from opbench.gate.process import ArmProcess, GateArm
 from opbench.workload.case import Cell
 
 __all__ = ["ProcessRecord", "RunRound", "Session", "SessionProgress", "SessionSettings", "run_session"]
@@ -27,7 +27,7 @@ UNMEASURED = "no cell was measured in every round"
 class RunRound(Protocol):
     """Runs a round, a fresh process of each arm: Launcher.run, or a simulation."""
 
-    def __call__(self, arms: Mapping[str, Arm], cells: Sequence[Cell] | None, first: str) -> Pair:
+    def __call__(self, arms: Mapping[str, GateArm], cells: Sequence[Cell] | None, first: str) -> Pair:
         """As Launcher.run."""
         ...
 
@@ -127,7 +127,11 @@ class Session:
 
 
 def run_session(
-    base: Arm, head: Arm, run_round: RunRound, settings: SessionSettings, progress: SessionProgress | None = None
+    base: GateArm,
+    head: GateArm,
+    run_round: RunRound,
+    settings: SessionSettings,
+    progress: SessionProgress | None = None,
 ) -> Session:
     """Measure two arms in turns and compare them.
 
@@ -141,7 +145,12 @@ class _Run:
     """The state of a session while it goes on."""
 
     def __init__(
-        self, base: Arm, head: Arm, run_round: RunRound, settings: SessionSettings, progress: SessionProgress | None
+        self,
+        base: GateArm,
+        head: GateArm,
+        run_round: RunRound,
+        settings: SessionSettings,
+        progress: SessionProgress | None,
     ) -> None:
         self.arms = {"base": base, "head": head}
         self.settings = settings
