@@ -44,7 +44,8 @@ def test_every_option_is_an_argument_of_the_function_with_its_line():
     for found in OPTIONS.values():
         if found.keyword not in NO_OPTION:
             parameter = inspect.signature(opbench.sweep).parameters.get(found.keyword)
-            assert parameter and parameter.default is None, found.keyword
+            assert parameter
+            assert parameter.default is None, found.keyword
             assert re.search(rf"^    {found.keyword}: \S", text, re.MULTILINE), found.keyword
 
 
