@@ -8,6 +8,7 @@ from report_fixtures import make_run, measurement
 from typer.testing import CliRunner
 
 from opbench.cli.app import app
+from opbench.cli.sweep_end import conclude
 from opbench.compare.benchmark_json import read_benchmark_json, run_as_benchmark_json
 from opbench.errors import ResultsError
 from opbench.results.run import Run
@@ -47,6 +48,14 @@ def test_a_status_of_another_version_keeps_its_name_and_says_who_wrote_it(change
     assert f"preempted: {WHY} (Conv (3×3); 1 cell)." in done.stdout
     rows = list(csv.DictReader((path / "measurements.csv").read_text().splitlines()))
     assert [row["status"] for row in rows] == ["preempted", "ok", "ok"]
+
+
+def test_a_sweep_that_goes_on_with_such_a_cell_ends_with_the_code_of_a_failure(changed, capsys):
+    run = Run.open(changed(**NEWER))
+    with pytest.raises(SystemExit) as ended:
+        conclude(run, interrupted=False, refused=None, quiet=True)
+    assert ended.value.code == 1
+    assert f"preempted: conv3x3 module fwd 1x8x8x16 fp32 (torch): {WHY}" in capsys.readouterr().err
 
 
 def test_a_status_of_another_version_needs_no_reason(changed):

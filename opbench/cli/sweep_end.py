@@ -40,7 +40,7 @@ def draw_plots(run: "Run", *, quiet: bool, no_color: bool) -> StorageError | Non
 def conclude(run: "Run", *, interrupted: bool, refused: StorageError | None, quiet: bool) -> NoReturn:
     """Print what failed and where everything is; exit with the run's code."""
     from opbench.report.notes import failure_lines
-    from opbench.results.measurement import FAILURES
+    from opbench.results.measurement import is_failure
 
     rows = run.rows()
     counts = Counter(row.status for row in rows)
@@ -63,4 +63,4 @@ def conclude(run: "Run", *, interrupted: bool, refused: StorageError | None, qui
         ops = ops_option(run.command)
         print(f"interrupted; continue with: opbench sweep --resume --out {run.path}{ops}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    sys.exit(EXIT_FAILED_CELLS if any(row.status in FAILURES for row in rows) else 0)
+    sys.exit(EXIT_FAILED_CELLS if any(is_failure(row.status) for row in rows) else 0)

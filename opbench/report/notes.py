@@ -9,7 +9,7 @@ from opbench.report.advice import cells_advice
 from opbench.report.cell_text import SUSPICIOUS_MARK, WIDE_INTERVAL, WIDE_MARK, cell_text, half_width, is_wide
 from opbench.report.layout import OPERATOR_LABELS, Group, row_shape
 from opbench.report.value_text import count_cells, shape_text
-from opbench.results.measurement import FAILURES, Status
+from opbench.results.measurement import Status, is_failure
 from opbench.results.row import Row, is_ok
 from opbench.results.run import Run
 
@@ -40,7 +40,7 @@ def failure_lines(rows: Iterable[Row]) -> list[str]:
     """Why cells failed: a line per status and reason, with the cell or the first of several."""
     found: defaultdict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in rows:
-        if row.status in FAILURES:
+        if is_failure(row.status):
             found[row.status, row.reason].append(row)
     lines = []
     for (status, reason), failed in found.items():

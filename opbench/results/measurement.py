@@ -13,7 +13,7 @@ from opbench.text import one_line
 from opbench.timing.stopping import StopReason
 from opbench.workload.case import MAX_COUNT, Cell
 
-__all__ = ["FAILURES", "Measurement", "Status", "known_name"]
+__all__ = ["FAILURES", "Measurement", "Status", "is_failure", "known_name"]
 
 
 SHORTEST_MS = 1e-9
@@ -40,6 +40,11 @@ class Status(StrEnum):
 
 FAILURES = frozenset({Status.WRONG, Status.ERROR, Status.TIMEOUT, Status.UNAVAILABLE})
 """Statuses that make `opbench sweep` exit with 1: something that was asked for was not measured."""
+
+
+def is_failure(status: str) -> bool:
+    """Whether a status is one of FAILURES, or one that only another version of opbench knows."""
+    return status in FAILURES or status not in set(Status)
 
 
 @dataclass(frozen=True, slots=True)

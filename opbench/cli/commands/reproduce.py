@@ -52,7 +52,7 @@ def reproduce(
     require_unix("opbench reproduce")
     interrupt_on_termination()
     from opbench.device.resolve import resolve_device
-    from opbench.results.measurement import FAILURES
+    from opbench.results.measurement import is_failure
     from opbench.sweeps.conduct import make_conduct
     from opbench.sweeps.console_progress import ConsoleProgress
     from opbench.sweeps.reproduction import SHAPES, chosen_parts, run_part
@@ -73,7 +73,7 @@ def reproduce(
                 with ConsoleProgress() as progress:
                     counts = run_part(part, out, operators, progress, conduct, accept_differences=accept_differences)
                 print(f"{part.name}: " + ", ".join(f"{count} {status}" for status, count in counts.items()), flush=True)
-                failed = failed or any(status in counts for status in FAILURES)
+                failed = failed or any(map(is_failure, counts))
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
