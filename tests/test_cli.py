@@ -19,6 +19,7 @@ from test_fuzz import call
 from opbench.cli import listing
 from opbench.cli.app import app
 from opbench.registry import registry
+from opbench.sweeps import console_progress
 from opbench.sweeps.request import make_request
 from opbench.sweeps.start import plan
 
@@ -189,6 +190,7 @@ def test_tf32_on_a_cpu_is_not_applicable_and_exit_code_0(folder, monkeypatch):
 def test_bad_input_is_one_message_and_exit_code_2(folder, monkeypatch, arguments, message):
     (folder / "bad.yaml").write_text("shapes:\n  - {batch: 1, height: x, width: 4, channels: 8}\n")
     monkeypatch.chdir(folder)
+    monkeypatch.setattr(console_progress, "FIRST_SILENCE_S", 60)  # a machine under load may be slow to find the mistake
     code, _, err = call("sweep", *arguments)
     assert code == 2
     assert message in err
