@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from builders import make_case, make_cell
+from test_fuzz import call
 from typer.testing import CliRunner
 
 import opbench
@@ -189,3 +190,17 @@ def test_what_is_served_is_compared_without_the_card(tmp_path, monkeypatch):
     told = serve.serve(1, {"ops": ["conv3x3"], "shapes": ["smoke"], "device": "cpu"}, {}).plan()
     assert told["identity"].keys() == {"device", "torch", "triton", "cuda", "driver"}
     assert told["environment"]["gpu"]["uuid"] == "GPU-1"
+
+
+def test_the_threads_of_a_gate_are_those_of_its_processes(tmp_path):
+    (tmp_path / "one.yaml").write_text("shapes:\n  - {batch: 1, height: 4, width: 4, channels: 32}\n")
+    options = {"shapes": [str(tmp_path / "one.yaml")], "ops": ["conv3x3"], "dtypes": ["fp32"], "device": "cpu",
+               "time_budget": 0.001, "threads": 3}  # fmt: skip
+    for process in one_round(None, None, options).values():
+        assert (process.failure, process.identity["torch threads"]) == ("", "3")
+
+
+def test_threads_that_cannot_be_are_refused_before_anything_is_installed():
+    code, _, err = call("gate", "--base", "HEAD", "--threads", "0")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "threads" in err

@@ -115,7 +115,7 @@ SWEEP_FLAGS = (
     }, kind=float, defaults={"gate": 0.1, "reproduce": 0.05}),
     Flag("memory_limit", "GIB", {"sweep gate": "Memory that a cell may take. [default: no limit]"}, kind=float),
     Flag("seed", "N", {"sweep gate": "Of inputs and parameters. [default: 0]"}, kind=int),
-    Flag("threads", "N", {"sweep": "Of PyTorch on the CPU. [default: PyTorch's own choice]"}, kind=int),
+    Flag("threads", "N", {"sweep gate": "Of PyTorch on the CPU. [default: PyTorch's own choice]"}, kind=int),
     Flag("repeat", "N", {
         "sweep": "Fresh processes for each cell, in turns; compare then judges between processes. [default: 1]",
     }, kind=int),

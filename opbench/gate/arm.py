@@ -60,7 +60,8 @@ def _serve(first: Mapping[str, Any], requests: Iterable[Mapping[str, Any]], out:
         out.flush()
 
     try:
-        revision = _open(first["options"], first["inject"])
+        options = _with_threads(first["options"])
+        revision = _open(options, first["inject"])
     except NotComparableError as error:
         answer(not_comparable=str(error))
         return
@@ -75,6 +76,16 @@ def _serve(first: Mapping[str, Any], requests: Iterable[Mapping[str, Any]], out:
             answer(**answered)
             if "ended" in answered:  # the cells that this process does not reach are missing, not wrong
                 raise SystemExit(answered["ended"])
+
+
+def _with_threads(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options without the threads, which are set here: revisions that do not know them run with them, too."""
+    left = dict(options)
+    if threads := left.pop("threads", None):
+        import torch
+
+        torch.set_num_threads(threads)
+    return left
 
 
 def _open(options: Mapping[str, Any], inject: Mapping[str, float]) -> Revision:

@@ -22,6 +22,8 @@ from opbench.gate.selftest import SelfTest, SessionOutcome, run_sessions, summar
 from opbench.gate.session import ProcessRecord, Session, SessionSettings, run_session
 from opbench.results.run_json import free_run_path
 from opbench.sweeps.native_dtypes import default_dtypes
+from opbench.sweeps.option_fields import read_options
+from opbench.sweeps.request import RunOptions
 from opbench.sweeps.start import RESULTS
 
 __all__ = ["GateRequest", "run_gate", "run_selftest", "with_defaults"]
@@ -73,8 +75,9 @@ def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     Both arms then measure the same cells. On the CPU they are small: a gate runs dozens of processes.
 
     Raises:
-        UsageError: no such device.
+        UsageError: no such device, or threads that cannot be.
     """
+    read_options(RunOptions, {"threads": options.get("threads")})  # refused as by a sweep
     device_type = resolve_device(options.get("device", "auto")).partition(":")[0]
     dtypes = {} if "dtypes" in options else {"dtypes": [str(dtype) for dtype in default_dtypes(device_type).dtypes]}
     return {"shapes": list(SHAPES[device_type]), **dtypes, **options}
@@ -142,7 +145,7 @@ def run_selftest(
 
         outcomes = run_sessions(launcher.run, inject, sessions, request.settings, out, on_session)
     result = summarise(outcomes, request.settings.rules)
-    environment = collect_environment(request.options.get("device"))
+    environment = collect_environment(request.options.get("device"), request.options.get("threads"))
     kept = {**asked, "environment": environment, "result": result.to_json()}
     text = json.dumps(kept, indent=1, ensure_ascii=False) + "\n"
     write_whole(out / SELFTEST, text)
