@@ -31,7 +31,7 @@ def test_the_kernels_that_a_provider_imports_are_its_sources(operator, provider)
 
 
 def test_what_another_function_of_the_file_imports_is_not():
-    assert kernels_of("dcnv4", "triton_fused") - SHARED == {"dcnv4_fused", "dcnv4_fused_triton"}
+    assert kernels_of("dcnv4_lightweight", "triton_fused") - SHARED == {"dcnv4_fused", "dcnv4_fused_triton"}
     assert kernels_of("conv3x3", "torch") == set()
 
 

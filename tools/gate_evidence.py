@@ -19,7 +19,7 @@ from scipy import stats
 
 from opbench.compare.rules import Rules, decide, moved, screen
 from opbench.compare.verdicts import Verdict, overall_verdict
-from opbench.gate.process import Arm
+from opbench.gate.process import GateArm
 from opbench.gate.selftest import rate, read_outcomes, summarise
 from opbench.gate.session import SessionSettings, run_session
 
@@ -198,7 +198,7 @@ def simulated_table(noises, sizes):
                 slow = cells[seed % len(cells)].key
                 changes = {slow: math.log1p(size)} if size else {}
                 processes = SimulatedProcesses(cells, noise, seed=seed, slower=changes)
-                session = run_session(Arm("base"), Arm("head"), processes, SessionSettings(settle=False))
+                session = run_session(GateArm("base"), GateArm("head"), processes, SessionSettings(settle=False))
                 alarmed = session.comparison.verdict is Verdict.SLOWER
                 hits += alarmed and (not size or _verdict(session, slow) is Verdict.SLOWER)
             row.append(rate(hits, SESSIONS))

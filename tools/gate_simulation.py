@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from opbench.gate.process import Arm, ArmProcess
+from opbench.gate.process import ArmProcess, GateArm
 from opbench.results.measurement import Measurement, Status
 from opbench.workload.case import Case, Cell, Direction, Dtype, Level, Shape
 
@@ -80,11 +80,11 @@ class SimulatedProcesses:
     def __post_init__(self) -> None:
         self._random = np.random.default_rng(self.seed)
 
-    def __call__(self, arms: Mapping[str, Arm], cells: Sequence[Cell] | None, first: str) -> dict[str, ArmProcess]:
+    def __call__(self, arms: Mapping[str, GateArm], cells: Sequence[Cell] | None, first: str) -> dict[str, ArmProcess]:
         """One round, the first arm's process before the other's."""
         return {name: self.process(arms[name], cells) for name in sorted(arms, key=lambda name: name != first)}
 
-    def process(self, arm: Arm, cells: Sequence[Cell] | None) -> ArmProcess:
+    def process(self, arm: GateArm, cells: Sequence[Cell] | None) -> ArmProcess:
         """One process."""
         chosen = self.cells if cells is None else cells
         drift = self.noise.drift * np.sin(self.count / 20)
