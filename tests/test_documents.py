@@ -290,3 +290,5 @@ def test_contributing_says_what_each_folder_builds_on():
 def test_what_contributing_names_exists():
     for name in re.findall(r"`((?:opbench|tests|tools|docs|kernels|shapes|examples|results)/[\w./-]*)`", CONTRIBUTING):
         assert (ROOT / name).exists() or name == "docs/kernels.md", name
+    for name, file in re.findall(r"`(\w+)` (?:in|of) `([\w/]+\.py)`", CONTRIBUTING):
+        assert re.search(rf"\b{name}\b", (ROOT / file).read_text()), (name, file)
