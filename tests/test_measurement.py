@@ -58,8 +58,9 @@ def test_a_line_gives_back_what_was_measured():
 
 @pytest.mark.parametrize(("error", "kept"), [(0.5, 0.5), (None, None), (math.inf, None), (math.nan, None)])
 def test_an_error_that_is_not_finite_becomes_null(error, kept):
-    line = json.loads(Measurement(OK.cell, Status.WRONG, "wrong", max_rel_error=error).to_json_line())
-    assert line["max_rel_error"] == kept
+    wrong = Measurement(OK.cell, Status.WRONG, "wrong", max_rel_error=error, mean_rel_error=error)
+    line = json.loads(wrong.to_json_line())
+    assert (line["max_rel_error"], line["mean_rel_error"]) == (kept, kept)
 
 
 def test_a_cell_that_is_not_ok_needs_a_reason_and_no_samples():

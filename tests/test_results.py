@@ -5,6 +5,7 @@ import dataclasses
 import json
 import re
 import shutil
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -240,11 +241,21 @@ def test_samples_are_a_long_frame_in_the_order_of_time(run):
     assert tuple(frame.columns) == columns.names(columns.SAMPLE_COLUMNS)
     assert frame.latency_ms.tolist() == list(LATENCIES)  # as measured, and of the ok cell alone
     assert frame["sample"].tolist() == list(range(41))
-    [cell] = frame.drop(columns=["sample", "latency_ms"]).drop_duplicates().to_dict("records")
+    assert set(frame.repetition) == {1}
+    [cell] = frame.drop(columns=["repetition", "sample", "latency_ms"]).drop_duplicates().to_dict("records")
     row = load_results(run.path).iloc[0]
     assert cell == {name: row[name] for name in cell}
     assert load_samples([run.path, run.path]).shape[0] == 2 * 41
     assert load_samples("published").empty
+
+
+def test_samples_of_a_repeated_cell_are_those_of_every_process(run):
+    again = replace(next(iter(run.measurements())), repetition=2, latencies_ms=(3.0, 1.0))
+    with run.append() as journal:
+        journal.write(again)
+    frame = load_samples(run.path)
+    assert frame.groupby("repetition").latency_ms.apply(list).to_dict() == {1: list(LATENCIES), 2: [3.0, 1.0]}
+    assert frame["sample"].tolist() == [*range(41), 0, 1]
 
 
 def test_a_run_opens_from_a_text_and_says_what_it_is(run):

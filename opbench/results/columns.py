@@ -11,7 +11,8 @@ SAMPLE_COLUMNS = (
     *(column for column in COLUMNS if column.name in (
         "run_id", "operator", "provider", "level", "direction", "shape_list", "shape", "dtype", "settings",
     )),
-    Column("sample", "place of the sample in its cell, from 0, in the order of time", kind=int),
+    Column("repetition", "which of the fresh processes of the cell (`--repeat`), from 1", kind=int),
+    Column("sample", "place of the sample in its process, from 0, in the order of time", kind=int),
     Column("latency_ms", "latency of one launch: of several that shared a sample, their mean", "ms", kind=float),
 )  # fmt: skip
 

@@ -1,10 +1,12 @@
 """Runs as tidy data frames. Only this module needs pandas, and only when it is called."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opbench.results.columns import SAMPLE_COLUMNS, names
+from opbench.results.measurement import Measurement, Status
 from opbench.results.published import open_run
 from opbench.results.row import COLUMN_NAMES, COLUMNS, Column
 from opbench.results.run import Run
@@ -49,8 +51,8 @@ def load_samples(path: str | Path | Iterable[str | Path]) -> "pandas.DataFrame":
         path: as for load_results.
 
     Returns:
-        pandas.DataFrame: what names the cell, as in load_results; `sample`, its place in the order of time; and
-        `latency_ms`, milliseconds per launch, as measured.
+        pandas.DataFrame: what names the cell, as in load_results; `repetition`, which of its processes; `sample`, its
+        place there in the order of time; and `latency_ms`, milliseconds per launch, as measured.
 
     Raises:
         ResultsError: there is no run at `path`, or it is damaged.
@@ -59,14 +61,18 @@ def load_samples(path: str | Path | Iterable[str | Path]) -> "pandas.DataFrame":
 
     labels: dict[str, list[Any]] = {name: [] for name in names(SAMPLE_COLUMNS)}
     for run in _open_all(path):
-        finished = {measurement.cell.key: measurement for measurement in run.measurements()}
+        finished: defaultdict[str, dict[int, Measurement]] = defaultdict(dict)
+        for measurement in run.measurements():  # of a cell that was tried again, the last line
+            finished[measurement.cell.key][measurement.repetition] = measurement
         for cell in run.plan():
-            latencies = finished[cell.key].latencies_ms if cell.key in finished else ()
             of_cell = {"run_id": run.run_id, "provider": cell.provider, **cell.case.labels()}
-            for name in labels.keys() - {"sample", "latency_ms"}:
-                labels[name] += [of_cell[name]] * len(latencies)
-            labels["sample"] += range(len(latencies))
-            labels["latency_ms"] += latencies
+            for repetition, measurement in sorted(finished[cell.key].items()):
+                latencies = measurement.latencies_ms if measurement.status == Status.OK else ()
+                values = of_cell | {"repetition": repetition}
+                for name in labels.keys() - {"sample", "latency_ms"}:
+                    labels[name] += [values[name]] * len(latencies)
+                labels["sample"] += range(len(latencies))
+                labels["latency_ms"] += latencies
     return pd.DataFrame(labels).astype(_types(SAMPLE_COLUMNS))
 
 

@@ -107,8 +107,9 @@ class Measurement:
         """One line of strict JSON; a non-finite error becomes null (the reason says what it was)."""
         data = asdict(self) | {"cell": self.cell.to_json(), "warnings": [*map(str, self.warnings)]}
         del data["processes"]
-        if self.max_rel_error is not None and not math.isfinite(self.max_rel_error):
-            data["max_rel_error"] = None
+        for name in ("max_rel_error", "mean_rel_error"):
+            if data[name] is not None and not math.isfinite(data[name]):
+                data[name] = None
         return json.dumps(data, allow_nan=False, ensure_ascii=False)
 
     @classmethod
@@ -146,7 +147,7 @@ class Measurement:
             if number is not None and not _is_number(number):
                 raise ValueError(f"must be a number, got {number!r:.60}")
         for count in (self.launches_per_sample, self.peak_memory_bytes):
-            if count is not None and not (isinstance(count, int) and 0 <= count < MAX_COUNT):
+            if count is not None and not (type(count) is int and 0 <= count < MAX_COUNT):
                 raise ValueError(f"must be a count, got {count!r:.60}")
         if not (type(self.repetition) is int and self.repetition >= 1):
             raise ValueError(f"repetition must be a positive integer, got {self.repetition!r:.60}")
