@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,12 @@ def test_a_folder_imports_only_from_those_before_it():
         and room(imported) not in ORDER[: ORDER.index(room(name)) + 1]
     ]
     assert wrong == []
+
+
+def test_no_two_modules_need_each_other():
+    known = modules()
+    graph = {name: set(imported_anywhere(file, known)) - {name, "opbench"} for name, file in known.items()}
+    TopologicalSorter(graph).prepare()  # which raises CycleError with the modules of a circle
 
 
 @pytest.mark.parametrize("folder", ORDER)

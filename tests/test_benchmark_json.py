@@ -13,7 +13,7 @@ from test_compare_command import LARGE, conv
 from test_fuzz import call
 
 from opbench.compare.benchmark_json import _statistics, run_as_benchmark_json
-from opbench.compare.readings import open_arm
+from opbench.compare.open_arm import open_arm
 from opbench.results.measurement import Status
 
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_fixtures import make_run, measurement
 
-from opbench.compare.readings import Arm, Reading, open_arm
+from opbench.compare.open_arm import open_arm
+from opbench.compare.readings import Arm, Reading
 from opbench.compare.runs import compare_runs, geometric_mean, judge, ratio_interval
 from opbench.compare.verdicts import Verdict
 from opbench.device.identity import Identity

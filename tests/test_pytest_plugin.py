@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 
 import pytest
 
-from opbench.compare.readings import open_arm
+from opbench.compare.open_arm import open_arm
 from opbench.pytest_plugin.device_benchmark import DeviceClock, EventStamp
 
 # The fixture's clock on the CPU moves by what a launch says that it takes, so that a busy machine slows nothing down.

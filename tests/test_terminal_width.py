@@ -14,7 +14,7 @@ from rich.console import Console
 from test_fuzz import call
 
 from opbench.cli.app import app
-from opbench.compare.readings import open_arm
+from opbench.compare.open_arm import open_arm
 from opbench.compare.runs import compare_runs
 from opbench.device.ceilings import Ceilings
 from opbench.gate.selftest import Rate

@@ -2,20 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 from opbench.cell_warning import CellWarning
 from opbench.compare.verdicts import Benchmark
 from opbench.device.identity import Identity
-from opbench.errors import ResultsError
 from opbench.estimate import Estimate, Unit
 from opbench.results.measurement import Measurement, Status
 from opbench.results.run import Run
 from opbench.stats import median, median_interval
 from opbench.workload.case import Cell
 
-__all__ = ["Arm", "Reading", "open_arm", "reading_of"]
+__all__ = ["Arm", "Reading", "reading_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,17 +99,3 @@ def reading_of(measurement: Measurement, identity: Identity) -> Reading:
         warnings=measurement.warnings,
         process_ms=samples if measurement.processes > 1 else (),
     )
-
-
-def open_arm(path: Path) -> Arm:
-    """The arm in a run's folder or in a file of pytest-benchmark's.
-
-    Raises:
-        ResultsError: neither is there, or it is damaged.
-    """
-    from opbench.compare.benchmark_json import read_benchmark_json
-    from opbench.results.published import open_run
-
-    if path.suffix == ".csv":
-        raise ResultsError(f"{path}: tables are derived and not read; give the folder of the run")
-    return read_benchmark_json(path) if path.is_file() else Arm.of_run(open_run(path), str(path))

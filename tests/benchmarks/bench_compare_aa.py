@@ -17,7 +17,7 @@ from pathlib import Path
 
 from opbench.cell_warning import disturb_comparison
 from opbench.compare.noise import known_noise
-from opbench.compare.readings import open_arm
+from opbench.compare.open_arm import open_arm
 from opbench.compare.runs import DEFAULT_TOLERANCE, compare_runs, judge, ratio_interval
 from opbench.compare.verdicts import Verdict
 from opbench.results.run import Run

@@ -52,7 +52,7 @@ def compare(
     """
     from opbench.compare.baselines import is_baseline_folder, newest_baseline, no_baseline
     from opbench.compare.noise import known_noise
-    from opbench.compare.readings import open_arm
+    from opbench.compare.open_arm import open_arm
     from opbench.compare.runs import compare_runs
     from opbench.text import parse_percent
 
