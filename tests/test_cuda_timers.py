@@ -14,6 +14,7 @@ from opbench.stats import median
 from opbench.sweeps.request import RunOptions
 from opbench.sweeps.runner import CellRunner
 from opbench.timing import SpoiledProcessError, WallClockTimer, cuda
+from opbench.timing.launch_sync import LaunchSyncTimer
 from opbench.workload.case import Direction, Level
 
 
@@ -102,6 +103,7 @@ class FakeDevice:
         self.free = max(self.free, self.host) + device_ms
 
     def _synchronize(self, device):
+        self.order.append(("synchronizes", device))
         self.host = max(self.host, self.free)
 
     def _sleep(self, cycles):
@@ -319,7 +321,7 @@ def test_streams_wait_for_each_other_around_the_warm_up_of_a_graph(device):
     """The side stream for the tensors that were made before, the stream of the cell for the warm-up's work."""
     cuda.CudaGraphTimer("cuda:0", "cold").prepare(device.launch, 0.0)
     side = device.captured
-    assert device.order == [
+    assert [entry for entry in device.order if entry[0] != "synchronizes"] == [
         ("waits", side, device.default),
         ("launches", side),
         ("waits", device.default, side),
@@ -349,6 +351,41 @@ def test_a_cell_timed_by_graphs_has_a_stream_of_its_own(device, timer, own):
     with runner._current_device():
         assert (device.current is not device.default) == own
     assert device.current is device.default
+
+
+def launch_sync(device):
+    """The timer on the fake device's clock, and what is called in turn."""
+    return LaunchSyncTimer("cuda:0", clock=lambda: device.host / 1e3), lambda: [entry[0] for entry in device.order]
+
+
+def test_a_launch_and_a_wait_for_it_follow_each_other(device):
+    """As published: 100 launches before, then each alone; nothing is flushed, and no lead runs."""
+    timer, called = launch_sync(device)
+    timer.prepare(device.launch, 0.0)
+    assert called() == ["synchronizes", *["launches", "synchronizes"] * 100]
+    device.order.clear()
+    timer.sample(device.launch, 3)
+    assert called() == ["launches", "synchronizes"] * 3
+    assert {waited for name, waited in device.order if name == "synchronizes"} == {torch.device("cuda:0")}
+    assert (device.flushes, device.spins, timer.launches_per_sample, timer.cache) == (0, [], 1, "warm")
+
+
+def test_each_launch_has_its_own_latency_with_the_hosts_time_in_it(device):
+    timer, _ = launch_sync(device)
+    device.kernels_ms = [0.25, 0.5]  # the host queues the second in 0.2 ms, while the first runs
+    assert timer.sample(device.launch, 2) == pytest.approx([0.2 + 0.25 + 0.5] * 2)
+    lengths = iter([[0.25], [1.25]])
+    assert timer.sample(lambda: device.queue(0.2, *next(lengths)), 2) == pytest.approx([0.45, 1.45])
+
+
+def test_the_budget_does_not_change_the_warm_up_but_ten_seconds_end_it(device):
+    timer, called = launch_sync(device)
+    timer.prepare(device.launch, 60.0)
+    assert called().count("launches") == 100
+    device.order.clear()
+    device.host_ms, device.kernels_ms = 0.0, [4000.0]
+    timer.prepare(device.launch, 0.0)
+    assert called().count("launches") == 3
 
 
 @pytest.mark.gpu

@@ -46,6 +46,15 @@ def test_a_right_cell_is_checked_then_timed():
     assert len(measurement.kernel_source_hash) == 16
 
 
+@pytest.mark.parametrize(
+    ("timer", "latency_ms", "count"), [("launch-sync", 1.0, 200), ("launch-sync", 3.0, 6), ("wall-clock", 1.0, 30)]
+)
+def test_a_timer_says_how_many_samples_it_takes_at_least(timer, latency_ms, count):
+    """Also where the budget, 10 ms, is spent before; of a launch that takes a fifth of that it is six by any timer."""
+    runner = CellRunner(replace(OPTIONS, timer=timer), {"double": doubling()}.__getitem__, FakeTimer([latency_ms]))
+    assert len(runner.run(make_cell()).latencies_ms) == count
+
+
 @pytest.mark.parametrize("direction", list(Direction))
 def test_every_direction_is_timed(direction):
     measurement, _ = run(direction=direction)

@@ -223,6 +223,7 @@ def test_wall_clock_waits_for_the_device_inside_the_timing():
         ("auto", None, "cuda", ("cuda-event", "cold")),
         ("auto", "warm", "cuda", ("cuda-event", "warm")),
         ("cuda-graph", None, "cuda", ("cuda-graph", "cold")),
+        ("launch-sync", None, "cuda", ("launch-sync", "warm")),
         ("wall-clock", None, "cuda", ("wall-clock", "warm")),
     ],
 )
@@ -236,7 +237,9 @@ def test_names_are_resolved(timer, cache, device_type, expected):
         ("sundial", None, "cpu", "--timer must be one of auto, cuda-event"),
         ("auto", "tepid", "cpu", "--cache must be one of cold, warm"),
         ("cuda-event", None, "cpu", "needs a CUDA device"),
-        ("auto", "cold", "cpu", "--cache cold needs a CUDA timer"),
+        ("launch-sync", None, "cpu", "--timer launch-sync needs a CUDA device, this is cpu"),
+        ("launch-sync", "cold", "cuda", "--cache cold needs cuda-event or cuda-graph"),
+        ("auto", "cold", "cpu", "--cache cold needs cuda-event or cuda-graph"),
     ],
 )
 def test_what_cannot_be_is_refused(timer, cache, device_type, message):

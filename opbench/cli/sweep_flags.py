@@ -99,8 +99,8 @@ SWEEP_FLAGS = (
         "gate": f"{', '.join(TIMERS)} or auto. [default: auto]",
     }, completion=complete.timers),
     Flag("cache", "cold|warm", {
-        "sweep": "Flush the L2 before each launch, or not. [default: cold with a CUDA timer]",
-        "gate": "The L2 before each launch. [default: cold with a CUDA timer]",
+        "sweep": "Flush the L2 before each launch, or not. [default: cold with cuda-event and cuda-graph]",
+        "gate": "The L2 before each launch. [default: cold with cuda-event and cuda-graph]",
     }, completion=complete.caches),
     Flag("settings", "op.param=value", {
         "sweep": "A setting of an operator; repeat for several. [default: the operator's]",

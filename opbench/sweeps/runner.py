@@ -164,7 +164,7 @@ class CellRunner:
                 )
             peak = self._peak_memory_bytes(launch)
             enter("timing")
-            rule = StoppingRule(self.options.time_budget_s)
+            rule = StoppingRule(self.options.time_budget_s, TIMERS[self.options.timer].min_samples)
             busy = busy_counters()  # before the warm-up: the samples alone are often too short to judge the load by
             timer.prepare(launch, WARM_UP_FRACTION * rule.time_budget_s)
             before = {**conditions(device), **busy}

@@ -70,7 +70,7 @@ def sweep(
         level: of module, core.
         direction: of fwd, bwd, fwd_bwd.
         device: auto, cpu, cuda or cuda:N.
-        timer: auto, cuda-event, cuda-graph or wall-clock.
+        timer: auto, cuda-event, cuda-graph, launch-sync or wall-clock.
         cache: cold or warm.
         settings: "operator.name=value" texts.
         time_budget: sampling time per cell, seconds; 1 on CUDA, 0.5 on the CPU.

@@ -7,8 +7,11 @@ from enum import StrEnum
 from opbench.stats import median, relative_half_width
 from opbench.timing.timer import Timer
 
-__all__ = ["Samples", "StopReason", "StoppingRule", "collect_samples"]
+__all__ = ["MIN_SAMPLES", "Samples", "StopReason", "StoppingRule", "collect_samples"]
 
+
+MIN_SAMPLES = 30
+"""Of a timer that needs no more."""
 
 LONG_LAUNCH_SHARE = 0.2
 """Of the budget: launches that take longer are timed LEAST_SAMPLES times and no more."""
@@ -41,7 +44,7 @@ class StoppingRule:
     """
 
     time_budget_s: float
-    min_samples: int = 30
+    min_samples: int = MIN_SAMPLES
     relative_half_width: float = 0.01
 
 

@@ -38,7 +38,7 @@ class Timer(Protocol):
         ...
 
     def prepare(self, launch: Launch, seconds: float) -> None:
-        """Warm up for at least `seconds` (and one launch), then calibrate or capture."""
+        """Warm up, for at least `seconds` (and one launch) or by the timer's own count; then calibrate or capture."""
         ...
 
     def sample(self, launch: Launch, count: int) -> list[float]:

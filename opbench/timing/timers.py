@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from opbench.errors import UsageError
+from opbench.timing.stopping import MIN_SAMPLES
 from opbench.timing.timer import Timer
 from opbench.timing.wall_clock import WallClockTimer
 
@@ -24,6 +25,7 @@ class TimerEntry:
         make: from a device and a cache state to the timer.
         cold_needs: what `--cache cold` needs instead, where this timer cannot flush the cache between launches.
         captures: it captures launches in a graph, which needs a stream other than the default one.
+        min_samples: that it takes of a launch that is not long, whatever the time budget.
     """
 
     name: str
@@ -32,6 +34,7 @@ class TimerEntry:
     make: Callable[[str, str], Timer]
     cold_needs: str = ""
     captures: bool = False
+    min_samples: int = MIN_SAMPLES
 
 
 def _cuda_event(device: str, cache: str) -> Timer:
@@ -44,6 +47,12 @@ def _cuda_graph(device: str, cache: str) -> Timer:
     from opbench.timing.cuda import CudaGraphTimer
 
     return CudaGraphTimer(device, cache)
+
+
+def _launch_sync(device: str, cache: str) -> Timer:
+    from opbench.timing.launch_sync import LaunchSyncTimer
+
+    return LaunchSyncTimer(device)
 
 
 def _wall_clock(device: str, cache: str) -> Timer:
@@ -62,11 +71,19 @@ TIMERS = {
             "cuda-graph", "replays of launches that a CUDA graph captured", ("cuda",), _cuda_graph, captures=True
         ),
         TimerEntry(
+            "launch-sync",
+            "the host's clock around each launch and the wait for the GPU, as the published scripts",
+            ("cuda",),
+            _launch_sync,
+            cold_needs="cuda-event or cuda-graph: launch-sync launches without a flush between, as published",
+            min_samples=200,
+        ),
+        TimerEntry(
             "wall-clock",
             "the host's clock around many launches",
             ("cuda", "cpu"),
             _wall_clock,
-            cold_needs="a CUDA timer: the wall clock repeats launches without a flush between",
+            cold_needs="cuda-event or cuda-graph: the wall clock repeats launches without a flush between",
         ),
     )
 }
@@ -80,7 +97,8 @@ def resolve_timer(timer: str, cache: str | None, device_type: str) -> tuple[str,
     flush the cache between launches.
 
     Raises:
-        UsageError: an unknown name, a CUDA timer without a CUDA device, or a cold cache with the wall clock.
+        UsageError: an unknown name, a CUDA timer without a CUDA device, or a cold cache that the timer cannot
+            make.
     """
     if timer not in ("auto", *TIMERS):
         raise UsageError(f"--timer must be one of auto, {', '.join(TIMERS)}, got {timer!r}")
