@@ -8,8 +8,9 @@ from opbench.registry import registry
 from opbench.results.journal import JOURNAL
 from opbench.results.run import Run
 from opbench.sweeps import reproduction
+from opbench.sweeps.as_paper import AS_PAPER
 from opbench.sweeps.plan import plan_cells
-from opbench.sweeps.reproduction import SHAPES, parts_for
+from opbench.sweeps.reproduction import Part, chosen_parts, parts_for
 from opbench.sweeps.request import make_request
 from opbench.workload.shapes import load_shape_lists
 
@@ -19,28 +20,35 @@ TINY = "description: tiny\nshapes:\n  - {batch: 1, height: 4, width: 4, channels
 def test_the_parts_on_a_gpu_are_what_the_paper_has_and_more(monkeypatch):
     monkeypatch.setattr("opbench.sweeps.request.resolve_device", lambda name: name)
     operators = registry.registered()
-    lists = load_shape_lists(SHAPES)
     cells, ways = set(), set()
     for part in parts_for("cuda"):
-        request = make_request({**part.options, "device": "cuda:0", "shapes": list(SHAPES)}, operators)
+        request = make_request({**part.options, "device": "cuda:0"}, operators)
         ways.add((request.timer, request.cache))
-        for cell in plan_cells(request, lists, operators):
+        for cell in plan_cells(request, load_shape_lists(request.shapes), operators):
             case = cell.case
             entry = (request.timer, request.cache, case.operator, case.level, case.direction, case.shape, case.dtype)
             assert entry not in cells  # measured once
             cells.add(entry)
-    assert ways == {("cuda-event", "cold"), ("cuda-event", "warm"), ("cuda-graph", "cold")}
-    # 7 operators forward and 3 backward, 10 shapes, 2 levels, 4 dtypes, 3 timers
-    assert len(cells) == (7 + 3) * 10 * 2 * 4 * 3
+    assert ways == {("cuda-event", "cold"), ("cuda-event", "warm"), ("cuda-graph", "cold"), ("launch-sync", "warm")}
+    # As published 7 operators, 15 shapes, 2 dtypes; 7 forward and 3 backward, 10 shapes, 2 levels, 4 dtypes, 3 timers
+    assert len(cells) == 7 * 15 * 2 + (7 + 3) * 10 * 2 * 4 * 3
     assert {name for _, _, name, _, direction, _, _ in cells if direction == "bwd"} == set(reproduction.DEFORMABLE)
     assert {name for _, _, name, *_ in cells} == set(operators)
 
 
 def test_the_first_part_is_the_papers():
-    first = parts_for("cuda")[0]
-    assert first.name == "module-event-cold"
-    assert first.options["level"] == ["module"]
-    assert first.options["direction"] == ["fwd"]
+    first, second = parts_for("cuda")[:2]
+    assert (first.name, second.name) == ("as-paper", "module-event-cold")
+    assert first.options == {**AS_PAPER, "direction": ["fwd"]}
+    assert (second.options["level"], second.options["direction"]) == (["module"], ["fwd"])
+    assert "as-paper" not in [part.name for part in parts_for("cpu")]
+
+
+def test_what_is_given_for_every_part_stands_in_place_of_its_own():
+    parts = chosen_parts(["as-paper"], "cuda:0", {"shapes": ["smoke"], "time_budget": 0.1})
+    assert parts == [
+        Part("as-paper", {**parts_for("cuda")[0].options, "shapes": ["smoke"], "time_budget": 0.1, "device": "cuda:0"})
+    ]
 
 
 def test_it_runs_and_goes_on(tmp_path, monkeypatch):

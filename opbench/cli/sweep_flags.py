@@ -70,7 +70,8 @@ SWEEP_FLAGS = (
         "[default: standard and high_resolution on CUDA, standard_batch1 on the CPU]",
         "gate": "Like all that follow, as for sweep. [default: standard and high_resolution on CUDA, smoke on the CPU]",
         "check": "Shape list; repeat for several. [default: smoke]",
-        "reproduce": "Shape list; repeat for several. [default: standard and high_resolution]",
+        "reproduce": "Shape list; repeat for several. "
+        "[default: standard and high_resolution; of the part as-paper, standard_batch1 too]",
     }, kind=list, completion=complete.shapes),
     Flag("ops", "LIST", {
         "sweep": "Operators, such as dcnv3,dcnv4; also FILE.py and MODULE:OPERATOR. [default: all]",

@@ -11,6 +11,7 @@ from typing import Any
 
 from opbench.errors import UnknownNameError
 from opbench.files import write_whole
+from opbench.sweeps.as_paper import AS_PAPER
 from opbench.sweeps.conduct import Conduct
 from opbench.sweeps.progress import Progress
 from opbench.sweeps.request import make_request
@@ -19,7 +20,7 @@ from opbench.sweeps.start import continue_run, start_run
 from opbench.sweeps.sweep import finish
 from opbench.workload.operator import Operator
 
-__all__ = ["SHAPES", "Part", "chosen_parts", "parts_for", "run_part"]
+__all__ = ["Part", "chosen_parts", "parts_for", "run_part"]
 
 SHAPES = ("standard", "high_resolution")
 DEFORMABLE = ("dcnv3", "dcnv4_lightweight", "dcnv4")
@@ -49,8 +50,10 @@ class Part:
 
 def parts_for(device_type: str) -> list[Part]:
     """Every part for "cpu" or "cuda", what the paper has first."""
-    return [
-        Part(f"{name}-{way}", {**options, "timer": timer, "cache": cache, "dtypes": list(DTYPES[device_type])})
+    as_paper = [Part("as-paper", {**AS_PAPER, "direction": ["fwd"]})] if device_type == "cuda" else []
+    common = {"shapes": SHAPES, "dtypes": list(DTYPES[device_type])}
+    return as_paper + [
+        Part(f"{name}-{way}", {**common, **options, "timer": timer, "cache": cache})
         for way, (timer, cache) in TIMERS[device_type].items()
         for name, options in PASSES.items()
     ]
@@ -62,7 +65,7 @@ def chosen_parts(names: Sequence[str] | None, device: str, options: Mapping[str,
     Args:
         names: of parts; None for all.
         device: "cpu" or "cuda:N".
-        options: keyword arguments as `opbench.sweep` takes them, for every part.
+        options: keyword arguments as `opbench.sweep` takes them, for every part, in place of its own.
 
     Raises:
         UnknownNameError: a part that the device does not have.
@@ -72,7 +75,7 @@ def chosen_parts(names: Sequence[str] | None, device: str, options: Mapping[str,
     for name in chosen:
         if name not in known:
             raise UnknownNameError("part", name, known)
-    return [Part(name, {**options, "device": device, **known[name].options}) for name in chosen]
+    return [Part(name, {**known[name].options, **options, "device": device}) for name in chosen]
 
 
 def run_part(

@@ -9,6 +9,7 @@ from opbench.registry import registry
 from opbench.registry.places import resolve_ops
 from opbench.report import write_plots, write_tables
 from opbench.results.run import Run
+from opbench.sweeps.as_paper import as_paper_options
 from opbench.sweeps.conduct import Conduct, Isolation, make_conduct
 from opbench.sweeps.option_fields import items, options_of
 from opbench.sweeps.progress import NULL_PROGRESS, Progress
@@ -30,6 +31,7 @@ def finish(run: Run, *, plots: bool = True) -> None:
 
 def sweep(
     *,
+    as_paper: bool = False,
     shapes: str | Sequence[str] | None = None,
     ops: str | Sequence[str] | None = None,
     providers: str | Sequence[str] | None = None,
@@ -61,6 +63,8 @@ def sweep(
     A list may also be one text: `ops="dcnv3,dcnv4"` as on the command line, `shapes="standard"` for one shape list.
 
     Args:
+        as_paper: measure as the published scripts do: what opbench.sweeps.as_paper.AS_PAPER has, where the argument of
+            that name is not given.
         shapes: shape lists by name or path of a YAML file; standard and high_resolution on CUDA, standard_batch1 on the
             CPU.
         ops: operators by name, or as FILE.py or MODULE:OPERATOR; all registered ones, or those of `operators` where
@@ -101,6 +105,8 @@ def sweep(
         {option.keyword: given.get(option.keyword) for option in options_of(kind).values()}
         for kind in (SweepRequest, Conduct)
     )
+    if as_paper:
+        options |= as_paper_options(options)
     options, registered = resolve_ops({**options, "ops": None if ops is None else items("--ops", ops)})
     known = registry.collect(
         [(registry.operator_module(operator), operator) for operator in (*registered.values(), *operators)]

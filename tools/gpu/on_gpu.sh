@@ -41,13 +41,15 @@ step operators 120 580 "$python" -m pytest tests/test_operators.py tests/test_mo
 step kernels 180 580 "$python" -m pytest tests/test_kernels.py tests/test_tuning.py \
     -m "not gpu and not slow" -p no:cacheprovider
 
-# 2400 cells, some 0.2 s each; the first part also measures the ceilings and compiles kernels.
+# 210 cells, some 0.5 s each: 100 launches and 200 more. The first part also measures the ceilings and compiles kernels.
+step as-paper 140 400 "$python" -m opbench reproduce --out "$out/reproduce" --parts as-paper "$@"
+# 2400 cells, some 0.2 s each.
 for way in event-cold event-warm graph; do
     for part in module core backward; do
         step "$part-$way" 80 400 "$python" -m opbench reproduce --out "$out/reproduce" --parts "$part-$way" "$@"
     done
 done
-step paper-report 10 60 "$python" -m opbench report "$out/reproduce/module-event-cold" --paper
+step paper-report 10 60 "$python" -m opbench report "$out/reproduce/as-paper" --paper
 for op in dcnv4 dcnv4_lightweight; do
     resume=$([ ! -e "$out/fused-$op/run.json" ] || echo --resume)
     step "fused-$op" 60 300 "$python" -m opbench sweep --ops $op --providers $op=triton,$op=triton_fused,$op=torch \

@@ -38,9 +38,9 @@ def reproduce(
 
     Both published shape lists, every operator, every dtype that the device has, module and core, forward; the
     deformable operators backward too. On a GPU each by CUDA events, with a cold and with a warm cache, and by CUDA
-    graphs. Each part is a run of its own, DIR/PART, without plots: `opbench report DIR/PART --write` draws them, on any
-    machine. DIR/PART/tables has the published figures beside the measured; DIR/reproduce.json says how long each part
-    took.
+    graphs; before them the part as-paper, which is what `opbench sweep --as-paper` measures. Each part is a run of its
+    own, DIR/PART, without plots: `opbench report DIR/PART --write` draws them, on any machine. DIR/PART/tables has the
+    published figures beside the measured; DIR/reproduce.json says how long each part took.
 
     Cells share one process, because starting one for each operator and shape of every part would take longer than
     measuring: after a crash, go on with --isolation process. A cell that breaks the GPU's context ends the command: the
@@ -55,12 +55,12 @@ def reproduce(
     from opbench.results.measurement import is_failure
     from opbench.sweeps.conduct import make_conduct
     from opbench.sweeps.console_progress import ConsoleProgress
-    from opbench.sweeps.reproduction import SHAPES, chosen_parts, run_part
+    from opbench.sweeps.reproduction import chosen_parts, run_part
     from opbench.sweeps.request import make_request
     from opbench.sweeps.start import plan
 
     device = resolve_device(options.get("device", "auto"))
-    chosen = chosen_parts(split("--parts", parts), device, {"shapes": SHAPES, **options})
+    chosen = chosen_parts(split("--parts", parts), device, options)
     # To a part that begins, --retry says nothing: none of its cells has a status.
     conduct = make_conduct({**options, "retry": split("--retry", retry)}, resume=True)
     operators = known_operators()

@@ -34,6 +34,14 @@ def register(app: typer.Typer) -> None:
 
 def sweep(
     *,
+    as_paper: Annotated[
+        bool,
+        typer.Option(
+            "--as-paper",
+            help="Measure as the published scripts do: launch-sync, warm, tf32 and fp16, batch 64 and 1; what is "
+            "given as well wins. --dry-run prints the flags that it stands for.",
+        ),
+    ] = False,
     options: dict[str, Any],
     out: Annotated[
         Path | None,
@@ -86,7 +94,7 @@ def sweep(
         from opbench.sweeps.sweep import finish
 
         known_operators()
-        options, known = resolve_ops(options)
+        options, known = resolve_ops(_as_paper(options, say=dry_run) if as_paper else options)
         conduct = make_conduct({**options, "retry": split("--retry", retry)}, resume=resume)
         if dry_run:
             _print_plan(plan(make_request(options, known), known))
@@ -117,6 +125,16 @@ def sweep(
     if plots and not refused:
         refused = draw_plots(run, quiet=quiet, no_color=no_color)
     conclude(run, interrupted=interrupted, refused=refused, quiet=quiet)
+
+
+def _as_paper(options: dict[str, Any], *, say: bool) -> dict[str, Any]:
+    """Options, and what --as-paper adds to them."""
+    from opbench.sweeps.as_paper import as_flags, as_paper_options
+
+    added = as_paper_options(options)
+    if say:
+        print(f"--as-paper adds {as_flags(added) or 'nothing'}")
+    return {**options, **added}
 
 
 def _print_plan(cells: "list[Cell]") -> None:
