@@ -97,7 +97,7 @@ SWEEP_FLAGS = (
          completion=complete.devices),
     Flag("timer", "TIMER", {
         "sweep": f"auto, {one_of(TIMERS)}. [default: auto: cuda-event on CUDA, else the wall clock]",
-        "gate": f"{', '.join(TIMERS)} or auto. [default: auto]",
+        "gate": "As for sweep. [default: auto]",
     }, completion=complete.timers),
     Flag("cache", "cold|warm", {
         "sweep": "Flush the L2 before each launch, or not. [default: cold with cuda-event and cuda-graph]",

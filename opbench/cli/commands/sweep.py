@@ -34,6 +34,7 @@ def register(app: typer.Typer) -> None:
 
 def sweep(
     *,
+    options: dict[str, Any],
     as_paper: Annotated[
         bool,
         typer.Option(
@@ -42,7 +43,6 @@ def sweep(
             "given as well wins. --dry-run prints the flags that it stands for.",
         ),
     ] = False,
-    options: dict[str, Any],
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Results folder. [default: a new one in results/, named by date and device]"),
