@@ -1,0 +1,101 @@
+"""The built-in operators on a CUDA device that only knows shapes, dtypes and devices: tests/fake_cuda.py."""
+
+import pytest
+import torch
+from builders import make_case
+from fake_cuda import DEVICE, HostTensors, fake_cuda
+
+from opbench.registry.registry import find, registered
+from opbench.sweeps.check import make_tensors, reference_values
+from opbench.sweeps.plan import applicability
+from opbench.sweeps.runner import _launch
+from opbench.workload.case import Direction, Dtype, Level
+
+NOT_COVERED = ("torch_compile", "flash_attn")
+"""The compiler asks the device what it is, and the package's operators have a CUDA implementation alone."""
+DIRECTIONS = (Direction.FWD, Direction.BWD)
+DTYPES = (Dtype.FP32, Dtype.FP16, Dtype.BF16)
+
+
+def case_of(name, level, direction, dtype, **given):
+    settings = find(name).resolve_settings(given)
+    return make_case(name, (2, 9, 13, 64), level=level, direction=direction, dtype=dtype, settings=settings)
+
+
+CASES = [
+    case_of(name, level, direction, dtype)
+    for name in registered()
+    for level in Level
+    for direction in DIRECTIONS
+    for dtype in DTYPES
+]
+CASES += [case_of("dcnv4", Level.MODULE, direction, Dtype.FP16, dw_kernel_size="3") for direction in DIRECTIONS]
+CELLS = [
+    (case, provider)
+    for case in CASES
+    for provider in find(case.operator).providers
+    if provider.name not in NOT_COVERED and applicability(find(case.operator), provider, case, "cuda") is None
+]
+
+
+@pytest.fixture(autouse=True)
+def launches():
+    with fake_cuda() as launches:
+        yield launches
+
+
+def inputs_of(case):
+    operator = find(case.operator)
+    tensors = make_tensors(operator, case, str(DEVICE), 0)
+    return tensors if case.direction is Direction.FWD else operator.smooth_inputs(case, tensors)
+
+
+def expected_of(case, dtype):
+    """Sizes, dtype and device of the output."""
+    return (case.shape.batch, case.shape.height, case.shape.width, case.shape.channels), dtype, DEVICE
+
+
+def kind(tensor):
+    return tuple(tensor.shape), tensor.dtype, tensor.device
+
+
+@pytest.mark.parametrize(("case", "provider"), CELLS, ids=lambda each: getattr(each, "key", None) or each.name)
+def test_a_provider_builds_and_launches(case, provider, launches):
+    """The second launch touches nothing of the host's: it can be captured in a CUDA graph."""
+    dtype = getattr(torch, case.dtype.torch_name)
+    tensors = inputs_of(case)
+    assert {(tensor.dtype, tensor.device) for tensor in tensors.values()} == {(dtype, DEVICE)}
+    with torch.set_grad_enabled(case.direction is not Direction.FWD):
+        launch, outcome = _launch(case, provider, tensors)
+        given = outcome()
+        launches.clear()
+        with HostTensors() as host:
+            launch()
+    expected = [expected_of(case, dtype)] if case.direction is Direction.FWD else [*map(kind, tensors.values())]
+    assert [*map(kind, given)] == expected
+    assert host.operations == []
+    assert len(launches) == provider.name.startswith("triton")
+    for operands in launches:
+        for name, tensor in operands.items():
+            summed = name in ("grad_value_ptr", "fixed_point_ptr")
+            assert (tensor.dtype, tensor.device) == (torch.float32 if summed else dtype, DEVICE), name
+
+
+@pytest.mark.parametrize("name", ["dcnv3", "dcnv4"])
+def test_a_deterministic_backward_pass_adds_integers(name, launches, monkeypatch):
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    case = case_of(name, Level.CORE, Direction.BWD, Dtype.FP16)
+    launch, _ = _launch(case, find(name).provider("triton"), inputs_of(case))
+    launch()
+    dtypes = {name: tensor.dtype for name, tensor in launches[-1].items()}
+    assert (dtypes["grad_value_ptr"], dtypes["fixed_point_ptr"]) == (torch.int64, torch.float32)
+
+
+@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("name", registered())
+def test_a_reference_and_its_gradients_are_in_float64(name, level):
+    case = case_of(name, level, Direction.BWD, Dtype.FP16)
+    tensors = inputs_of(case)
+    expected = [expected_of(case, torch.float64)]
+    expected += [(tuple(tensor.shape), torch.float64, DEVICE) for tensor in tensors.values()]
+    assert [*map(kind, reference_values(find(name), case, tensors).values())] == expected
