@@ -397,7 +397,7 @@ def test_a_gate_says_when_the_selftest_knows_that_it_asks_too_much(repository, t
     processes = SimulatedProcesses(CELLS, Noise(0.02, 0.02))
     simulated(monkeypatch, processes)
     # The self-test speaks of this machine, the simulated gate of the simulated one.
-    monkeypatch.setattr(gate_command, "collect_environment", lambda device: ENVIRONMENT)
+    monkeypatch.setattr(gate_command, "collect_environment", lambda device, threads=None: ENVIRONMENT)
 
     def notes(*arguments):
         out = tmp_path / f"out-{len(list(tmp_path.iterdir()))}"

@@ -170,11 +170,18 @@ def test_in_a_container_one_unknown_process_is_this_one(nvml, monkeypatch, names
 
 @pytest.fixture
 def gate(monkeypatch):
-    """This process is an arm of a gate, and its sibling runs: gives the sibling's pid."""
-    sibling = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    monkeypatch.setenv(conditions.GATE_VARIABLE, str(os.getpid()))  # this process plays the gate, too
-    yield sibling.pid
-    sibling.communicate(b"\n")
+    """This process is an arm of a gate, and the other arm runs: gives the other arm's pid."""
+    arm = "input()"
+    code = (
+        "import subprocess, sys\n"
+        f"arm = subprocess.Popen([sys.executable, '-c', {arm!r}], stdin=subprocess.PIPE)\n"
+        "print(arm.pid, flush=True); input(); arm.communicate(b'\\n')"
+    )
+    # A process of its own: the one that runs the tests may have other children.
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        monkeypatch.setenv(conditions.GATE_VARIABLE, str(process.pid))
+        yield int(process.stdout.readline())
+        process.communicate(b"\n")
 
 
 def test_the_other_arm_of_a_gate_is_no_other_process(nvml, gate, monkeypatch):  # noqa: F811
