@@ -13,7 +13,7 @@ from opbench.registry.registry import find
 from opbench.stats import median
 from opbench.sweeps.request import RunOptions
 from opbench.sweeps.runner import CellRunner
-from opbench.timing import SpoiledProcessError, WallClockTimer, cuda
+from opbench.timing import SpoiledProcessError, WallClockTimer, cuda, make_timer
 from opbench.timing.launch_sync import LaunchSyncTimer
 from opbench.workload.case import Direction, Level
 
@@ -360,6 +360,7 @@ def launch_sync(device):
 
 def test_a_launch_and_a_wait_for_it_follow_each_other(device):
     """As published: 100 launches before, then each alone; nothing is flushed, and no lead runs."""
+    assert isinstance(make_timer("launch-sync", "warm", "cuda:0"), LaunchSyncTimer)
     timer, called = launch_sync(device)
     timer.prepare(device.launch, 0.0)
     assert called() == ["synchronizes", *["launches", "synchronizes"] * 100]

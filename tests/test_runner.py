@@ -46,6 +46,19 @@ def test_a_right_cell_is_checked_then_timed():
     assert len(measurement.kernel_source_hash) == 16
 
 
+@pytest.mark.parametrize("direction", list(Direction))
+def test_a_forward_pass_is_timed_without_gradients(direction):
+    enabled = set()
+
+    class Watching(FakeTimer):
+        def sample(self, launch, count):
+            enabled.add(torch.is_grad_enabled())
+            return super().sample(launch, count)
+
+    run(timer=Watching([1.0]), direction=direction)
+    assert enabled == {direction is not Direction.FWD}
+
+
 @pytest.mark.parametrize(
     ("timer", "latency_ms", "count"), [("launch-sync", 1.0, 200), ("launch-sync", 3.0, 6), ("wall-clock", 1.0, 30)]
 )
