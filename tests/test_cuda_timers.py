@@ -1,12 +1,11 @@
 """The CUDA timers' logic on a fake device: what lies between the events, and what does not. Not their timing."""
 
 import time
-from contextlib import contextmanager, nullcontext
-from types import SimpleNamespace
 
 import pytest
 import torch
 from builders import make_case, make_cell
+from fake_device import FakeDevice
 
 from opbench.gate import slowdown
 from opbench.registry.registry import find
@@ -16,126 +15,6 @@ from opbench.sweeps.runner import CellRunner
 from opbench.timing import SpoiledProcessError, WallClockTimer, cuda, make_timer
 from opbench.timing.launch_sync import LaunchSyncTimer
 from opbench.workload.case import Direction, Level
-
-
-class FakeDevice:
-    """A device that does what is queued in order, and a host that needs time to queue it; in milliseconds.
-
-    An event passes when all that was queued before it is done, but not before it is queued itself.
-    """
-
-    FLUSH_MS = 0.035
-
-    def __init__(self, monkeypatch):
-        device = self
-        self.host, self.free = 0.0, 0.0
-        self.host_ms, self.kernels_ms = 0.2, [0.25]  # of a launch: the host's, before each of its kernels
-        self.flushes, self.spins, self.capturing, self.captures = 0, [], None, []
-        self.refusal = self.end_failure = None
-
-        class Event:
-            def __init__(self, enable_timing):
-                assert enable_timing
-
-            def record(self):
-                device.queue(0.001, 0.0)
-                self.ms = device.free
-
-            def synchronize(self):
-                device.host = max(device.host, self.ms)
-
-            def query(self):
-                return self.ms <= device.host
-
-            def elapsed_time(self, end):
-                assert end.ms <= device.host, "read before it passed"
-                return end.ms - self.ms
-
-        class Graph:
-            def __init__(self):
-                self.work = []
-
-            def replay(self):
-                device.queue(0.02, sum(self.work))
-
-        @contextmanager
-        def capture(graph, stream):
-            assert stream is not device.default
-            device.capturing, device.captured = graph.work, stream
-            device.order.append(("captures", stream))
-            try:
-                yield
-            finally:
-                device.capturing = None
-                device.captures.append(len(graph.work))
-                if device.end_failure:
-                    raise device.end_failure
-
-        class Stream:
-            def __init__(self, device_of_stream=None):
-                pass
-
-            def wait_stream(self, other):
-                device.order.append(("waits", self, other))
-
-        self.order = []  # of launches, waits and captures, with their streams
-        self.default, self.captured = Stream(), None
-        self.current = self.default
-        for name, fake in {
-            "Event": Event,
-            "CUDAGraph": Graph,
-            "graph": capture,
-            "Stream": Stream,
-            "stream": self._on,
-            "current_stream": lambda device: self.current,
-            "default_stream": lambda device: self.default,
-            "device": lambda device: nullcontext(),
-            "synchronize": self._synchronize,
-            "get_device_properties": lambda device: SimpleNamespace(L2_cache_size=1000),
-            "_sleep": self._sleep,
-        }.items():
-            monkeypatch.setattr(torch.cuda, name, fake)
-        monkeypatch.setattr(torch, "empty", self._flush_buffer)
-        monkeypatch.setattr(cuda, "time", SimpleNamespace(perf_counter=lambda: self.host / 1e3))
-
-    def queue(self, host_ms, device_ms):
-        self.host += host_ms
-        self.free = max(self.free, self.host) + device_ms
-
-    def _synchronize(self, device):
-        self.order.append(("synchronizes", device))
-        self.host = max(self.host, self.free)
-
-    def _sleep(self, cycles):
-        self.spins.append(cycles)
-        self.queue(0.003, cycles / 2e9 * 1e3)
-
-    @contextmanager
-    def _on(self, stream):
-        before, self.current = self.current, stream
-        yield
-        self.current = before
-
-    def _flush_buffer(self, size, dtype, device):
-        assert (size, dtype) == (2000, torch.uint8)  # twice the L2
-        self.buffers = getattr(self, "buffers", 0) + 1
-
-        def zero():
-            self.flushes += 1
-            self.queue(0.003, self.FLUSH_MS)
-
-        return SimpleNamespace(zero_=zero)
-
-    def launch(self):
-        if self.capturing is None:
-            self.order.append(("launches", self.current))
-        if self.refusal and self.capturing is not None:
-            raise self.refusal
-        if self.capturing is not None:
-            self.capturing.append(sum(self.kernels_ms))
-            return
-        for milliseconds in self.kernels_ms:
-            self.queue(self.host_ms, milliseconds)
 
 
 @pytest.fixture
@@ -165,7 +44,8 @@ def test_events_hold_none_of_the_hosts_time(device, cache, host_ms):
     assert timer.warnings == ()
 
 
-def test_the_device_spins_between_the_flush_and_the_first_event(device, monkeypatch):
+@pytest.mark.parametrize(("made", "host_ms"), [(cuda.CudaEventTimer, 0.2), (cuda.CudaGraphTimer, 0.02)])
+def test_the_device_spins_between_the_flush_and_the_first_event(device, monkeypatch, made, host_ms):
     """The flush first, or the cache would not be as it left it; then the lead, so that no event passes too soon."""
     order, queue = [], device.queue
 
@@ -174,13 +54,13 @@ def test_the_device_spins_between_the_flush_and_the_first_event(device, monkeypa
         queue(host_ms, device_ms)
 
     monkeypatch.setattr(device, "queue", recorded)
-    timer = cuda.CudaEventTimer("cuda:0", "cold")
+    timer = made("cuda:0", "cold")
     timer.prepare(device.launch, 0.0)
     order.clear()
     timer.sample(device.launch, 2)
     lead_ms = device.spins[-1] / 2e9 * 1e3
     assert device.spins[:6] == [0] * 6  # no lead while the host's time is read
-    assert lead_ms == pytest.approx(2 * 0.208)  # of the launch 0.2 ms, the flush and the lead 0.003, two events 0.001
+    assert lead_ms == pytest.approx(2 * (host_ms + 0.008))  # of the flush and the lead 0.003, two events 0.001
     assert order == [device.FLUSH_MS, lead_ms, 0.0, 0.25, 0.0] * 2
 
 
