@@ -3,6 +3,12 @@
 TIE = "a p-value equal to the level to the last bit: a continuous quantity, and no error rate depends on that case"
 
 EQUIVALENT: dict[str, dict[str, str]] = {
+    "compare/change_points": {
+        "ends = search.fit_predict(np.asarray(values, dtype=float).reshape(- 2, 1), pen=penalty)": (
+            "numpy takes any negative length as the one that it works out"
+        ),
+        "settled = [ -1]": "the first start is at least MIN_SEGMENT, so that places begin at 1 or later",
+    },
     "compare/verdicts": {
         "exit_code: int = 4,": "every verdict names its own exit code",
         "exit_code: int = 6,": "every verdict names its own exit code",

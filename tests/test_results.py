@@ -376,3 +376,17 @@ def test_a_cell_that_was_not_run_says_so_with_the_timer_that_was_asked_for(run):
     row = run.rows()[2]
     assert (row.status, row.reason) == ("not_run", "the run ended before this cell")
     assert (row.timer, row.cache, run.rows()[0].timer) == ("wall-clock", "warm", "fake")
+
+
+def test_a_row_tells_the_source_and_the_configuration_that_its_measurement_names(run):
+    with run.append() as journal:
+        journal.write(dataclasses.replace(ok(CELLS[2]), kernel_source_hash="", configuration="BLOCK_P=64"))
+    told = [(row.kernel_source_hash, row.configuration) for row in run.rows()]
+    assert told == [("abc", None), (None, None), (None, "BLOCK_P=64"), (None, None)]
+
+
+def test_what_is_no_json_is_refused_before_anything_is_written(tmp_path):
+    for number in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            Run.create(tmp_path / "run", command=COMMAND, environment={"clock_mhz": number}, plan=CELLS)
+    assert not (tmp_path / "run").exists()
