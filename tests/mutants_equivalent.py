@@ -57,6 +57,9 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         'tensors["bias_table"] = -0.5 * normal(generator, distances, heads)': "a normal distribution is symmetric",
         "out = attend_exactly(q, k, v, bias).transpose(1, 2).flatten(+2)": "of four axes, 2 is -2",
     },
+    "results/run": {
+        "if (path / RUN).exists() or journal.read( 2):": "a journal that is not empty gives one byte or two",
+    },
     "sweeps/check": {
         "generator.manual_seed( -1)": "any fixed seed gives as good a gradient",
         "generator.manual_seed( 1)": "any fixed seed gives as good a gradient",

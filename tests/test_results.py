@@ -390,3 +390,7 @@ def test_what_is_no_json_is_refused_before_anything_is_written(tmp_path):
         with pytest.raises(ValueError, match="not JSON compliant"):
             Run.create(tmp_path / "run", command=COMMAND, environment={"clock_mhz": number}, plan=CELLS)
     assert not (tmp_path / "run").exists()
+    made = Run.create(tmp_path / "not" / "there" / "yet", command=COMMAND, environment=ENVIRONMENT, plan=CELLS)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        made.write_ceilings(dataclasses.replace(example_ceilings(), cache_bytes=float("nan")))
+    assert not (made.path / "ceilings.json").exists()
