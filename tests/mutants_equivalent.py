@@ -57,6 +57,15 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         'tensors["bias_table"] = -0.5 * normal(generator, distances, heads)': "a normal distribution is symmetric",
         "out = attend_exactly(q, k, v, bias).transpose(1, 2).flatten(+2)": "of four axes, 2 is -2",
     },
+    "report/analysis": {
+        "exponent = sum((a - mean_x) * (b + mean_y) for a, b in zip(x, y, strict=True)) / spread": (
+            "the deviations of x from their mean add up to 0, so that any constant beside b is multiplied by 0"
+        ),
+    },
+    "results/journal": {
+        "whole_bytes: int = -1": "of a journal that was not read yet, which the first reading replaces",
+        "whole_bytes: int = 1": "of a journal that was not read yet, which the first reading replaces",
+    },
     "results/run": {
         "if (path / RUN).exists() or journal.read( 2):": "a journal that is not empty gives one byte or two",
     },
