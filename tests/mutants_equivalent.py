@@ -66,6 +66,9 @@ EQUIVALENT: dict[str, dict[str, str]] = {
         "whole_bytes: int = -1": "of a journal that was not read yet, which the first reading replaces",
         "whole_bytes: int = 1": "of a journal that was not read yet, which the first reading replaces",
     },
+    "results/repetitions": {
+        "return lines[ -1]": "of one line the first is the last",
+    },
     "results/run": {
         "if (path / RUN).exists() or journal.read( 2):": "a journal that is not empty gives one byte or two",
     },
