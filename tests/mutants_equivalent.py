@@ -3,6 +3,12 @@
 TIE = "a p-value equal to the level to the last bit: a continuous quantity, and no error rate depends on that case"
 
 EQUIVALENT: dict[str, dict[str, str]] = {
+    "compare/change_points": {
+        "ends = search.fit_predict(np.asarray(values, dtype=float).reshape(- 2, 1), pen=penalty)": (
+            "numpy takes any negative length as the one that it works out"
+        ),
+        "settled = [ -1]": "the first start is at least MIN_SEGMENT, so that places begin at 1 or later",
+    },
     "compare/verdicts": {
         "exit_code: int = 4,": "every verdict names its own exit code",
         "exit_code: int = 6,": "every verdict names its own exit code",
@@ -50,6 +56,21 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     "operators/window_attention": {
         'tensors["bias_table"] = -0.5 * normal(generator, distances, heads)': "a normal distribution is symmetric",
         "out = attend_exactly(q, k, v, bias).transpose(1, 2).flatten(+2)": "of four axes, 2 is -2",
+    },
+    "report/analysis": {
+        "exponent = sum((a - mean_x) * (b + mean_y) for a, b in zip(x, y, strict=True)) / spread": (
+            "the deviations of x from their mean add up to 0, so that any constant beside b is multiplied by 0"
+        ),
+    },
+    "results/journal": {
+        "whole_bytes: int = -1": "of a journal that was not read yet, which the first reading replaces",
+        "whole_bytes: int = 1": "of a journal that was not read yet, which the first reading replaces",
+    },
+    "results/repetitions": {
+        "return lines[ -1]": "of one line the first is the last",
+    },
+    "results/run": {
+        "if (path / RUN).exists() or journal.read( 2):": "a journal that is not empty gives one byte or two",
     },
     "sweeps/check": {
         "generator.manual_seed( -1)": "any fixed seed gives as good a gradient",

@@ -1,17 +1,19 @@
 """Step changes in series whose truth is known: found where they are, and not found in noise."""
 
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from opbench.compare.change_points import change_points, noise_scale
+from opbench.compare.change_points import LEAST_RUNS, MIN_SEGMENT, _settled, change_points, noise_scale
 from opbench.errors import UsageError
+from opbench.stats import median
 
 
 @pytest.mark.parametrize(
     ("runs", "after", "small", "large"),
-    [(8, 4, 0.00162, 0.00164), (20, 8, 0.00117, 0.00118), (40, 20, 0.00057, 0.00058)],
+    [(8, 4, 0.00162, 0.00164), (9, 4, 0.00172, 0.00173), (20, 8, 0.00117, 0.00118), (40, 20, 0.00057, 0.00058)],
 )
 def test_a_step_is_what_saves_more_than_the_penalty(runs, after, small, large):
     """Without noise sigma is the floor, 0.001: 5 log(8) 0.001 / 1.596 are 0.00652, in each of four runs 0.00163."""
@@ -47,6 +49,36 @@ def test_short_and_still_series():
     assert change_points([0.0] * 4 + [5.0] * 4) == [4]
     assert change_points([1.0] * 30) == []
     assert change_points([0.0] * 15 + [0.0005] * 15) == []  # within what a timer's step makes of equal medians
+
+
+def test_the_shortest_series_with_a_step_has_four_runs_on_each_side():
+    with_step = [runs for runs in range(1, 12) if change_points([0.0] * (runs - runs // 2) + [5.0] * (runs // 2))]
+    assert min(with_step) == LEAST_RUNS == 8
+
+
+def nearest_starts(values, starts):
+    """As _settled: by trying every place, and with whole numbers, so that equal sums are equal."""
+    ends = [0, *starts, len(values)]
+    levels = [median(values[low:high]) for low, high in pairwise(ends)]
+    settled = [0]
+    for n, start in enumerate(starts):
+        places = [place for place in range(settled[-1] + 1, ends[n + 2]) if abs(place - start) < MIN_SEGMENT]
+        cost = {
+            place: sum(abs(value - levels[n]) for value in values[:place])
+            + sum(abs(value - levels[n + 1]) for value in values[place : ends[n + 2]])
+            for place in places
+        }
+        settled.append(min(places, key=lambda place: (cost[place], abs(place - start))))
+    return settled[1:]
+
+
+def test_a_start_is_the_place_nearby_with_the_smallest_deviations():
+    rng = np.random.default_rng(7)
+    for _ in range(500):
+        lengths = rng.integers(MIN_SEGMENT, 7, 3)
+        values = rng.integers(0, 6, lengths.sum()).tolist()
+        starts = np.cumsum(lengths)[:-1].tolist()
+        assert _settled(values, starts) == nearest_starts(values, starts), (values, starts)
 
 
 def test_the_noise_is_that_of_the_differences_whatever_the_steps():

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 import shutil
 import sys
 from datetime import UTC, datetime, timedelta
@@ -13,7 +14,8 @@ import pytest
 from report_fixtures import make_run, measurement
 from test_fuzz import call
 
-from opbench.compare.history import read_history
+from opbench.compare.history import Point, RunEntry, RunSeries, Trend, read_history
+from opbench.device.identity import Identity
 from opbench.errors import ResultsError
 from opbench.report.history_tables import HISTORY_COLUMNS
 from opbench.report.plots.history import TICKS, _ticks, history_figure
@@ -172,12 +174,13 @@ def test_nothing_to_show_is_one_line_and_exit_code_2(tmp_path):
     empty, failed, broken = tmp_path / "empty", tmp_path / "failed", tmp_path / "broken"
     empty.mkdir()
     add_run(failed, 1, [measurement("dcnv4", SHAPE, "fp16", Status.ERROR)])
-    (add_run(broken, 1, cells_of(1, np.random.default_rng(1))) / "run.json").write_text("[")
+    for day in (1, 2):
+        (add_run(broken, day, cells_of(day, np.random.default_rng(1))) / "run.json").write_text("[")
     for folder, message in (
         (tmp_path / "gone", "gone: no such folder"),
         (empty, "empty: no run there"),
         (failed, "failed: no cell was measured in the runs there (1)"),
-        (broken, "broken: no run there that can be read; "),
+        (broken, f"broken: no run there that can be read; {broken / 'night-01'}"),
     ):
         code, text, err = call("history", str(folder))
         assert (code, text) == (2, "")
@@ -220,6 +223,49 @@ def test_runs_that_do_not_tell_their_card_are_in_the_series_of_the_only_one(copi
     assert [one.identity.parts.get("gpu uuid") for one in (second, unknown, first)] == ["GPU-2", None, "GPU-1"]
 
 
+def trend_of(latencies_ms, starts=()):
+    """One cell in one run a day."""
+    runs = [RunEntry(f"night-{day}", str(day), BEGIN + timedelta(days=day), "") for day in range(len(latencies_ms))]
+    points = [Point(run, ms, ms, ms) for run, ms in zip(runs, latencies_ms, strict=True)]
+    return Trend(measurement("dcnv4", SHAPE, "fp16", 1.0).cell, tuple(points), starts)
+
+
+def test_a_trend_of_eight_points_is_long_enough_for_a_step_and_of_two_for_noise():
+    assert [trend_of([1.0] * count).is_long_enough for count in (7, 8, 9)] == [False, True, True]
+    assert trend_of([1.0]).noise is None
+    # Logarithms 0 and 0.1: the median difference is 0.1, its standard deviation 0.1 / 0.67449 / sqrt(2) = 0.10483.
+    assert trend_of([1.0, math.exp(0.1)]).noise == pytest.approx(math.expm1(0.10483), rel=1e-4)
+
+
+def test_a_step_counts_the_runs_of_the_levels_before_and_after_it():
+    first, second = trend_of([1.0] * 4 + [2.0] * 5 + [3.0] * 6, (4, 9)).steps
+    assert (first.index, first.runs_before, first.runs_after, first.change) == (4, 4, 5, 1.0)
+    assert (second.index, second.runs_before, second.runs_after, second.change) == (9, 5, 6, 0.5)
+    assert second.run.name == "night-9"
+
+
+def test_steps_are_in_the_order_of_time_and_the_largest_of_a_run_is_the_first():
+    later, small, large, halved = (
+        trend_of([1.0] * at + [level] * (12 - at), (at,)) for at, level in ((6, 9.0), (4, 1.1), (4, 1.5), (4, 0.5))
+    )
+    found = RunSeries(Identity({}), (), (later, small, large, halved)).steps  # 0.5 is a factor of 2
+    assert [trend for trend, _ in found] == [halved, large, small, later]
+
+
+def test_long_texts_of_a_run_are_cut(tmp_path):
+    """A revision where several projects were measured may have 100 letters, opbench's 60, a part of the identity 100."""
+    for length in (59, 60, 61, 99, 100, 101):
+        text = "r" * length
+        folder = tmp_path / str(length)
+        environment = {"git_revision": text, "operator_revisions": {"conv3x3": text}, "device_name": text}
+        add_run(folder, 1, [measurement("conv3x3", SHAPE, "fp16", 1.0)], environment=environment)
+        [series] = read_history(folder).series
+        [run] = series.runs
+        assert run.opbench_revision == (text if length <= 60 else "r" * 59 + "…")
+        expected = text if length <= 100 else "r" * 99 + "…"
+        assert (run.revision, series.identity.parts["device"]) == (expected, expected)
+
+
 def test_a_copy_of_a_run_counts_once(copied):
     shutil.copytree(copied / "week-0" / "night-03", copied / "z-copy")
     found = read_history(copied)
@@ -231,10 +277,10 @@ def test_figures_from_a_run_that_went_on_elsewhere_are_left_out(copied):
     path = add_run(copied, 20, cells_of(20, np.random.default_rng(1)))
     journal = path / "journal.jsonl"
     first, second = (json.loads(line) for line in journal.read_text().splitlines())
-    second["warnings"] = ["resumed elsewhere: torch: 2.1 there, 2.2 here"]
+    first["warnings"] = ["resumed elsewhere: torch: 2.1 there, 2.2 here"]
     journal.write_text("".join(json.dumps(line) + "\n" for line in (first, second)))
     found = read_history(copied)
-    assert [len(trend.points) for trend in found.series[0].trends] == [21, 20]
+    assert [len(trend.points) for trend in found.series[0].trends] == [20, 21]
     assert found.notes == ("1 figures are left out: their runs went on on another set-up than they began on.",)
 
 
@@ -251,13 +297,10 @@ def test_a_warning_that_only_mentions_those_words_leaves_no_figure_out(copied):
 
 
 def test_a_failed_cell_is_a_gap(copied):
-    cells = [
-        cells_of(20, np.random.default_rng(1))[0],
-        measurement("dcnv4", SHAPE, "fp16", Status.ERROR, provider="triton"),
-    ]
+    cells = [measurement("conv3x3", SHAPE, "fp16", Status.ERROR), cells_of(20, np.random.default_rng(1))[1]]
     add_run(copied, 20, cells)
     [series] = read_history(copied).series
-    assert [len(trend.points) for trend in series.trends] == [21, 20]
+    assert [len(trend.points) for trend in series.trends] == [20, 21]
     assert len(series.steps) == 1
 
 

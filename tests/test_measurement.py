@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from builders import make_case, make_cell
 
-from opbench.results.measurement import LONGEST_MS, MAX_REASON_LENGTH, SHORTEST_MS, Measurement, Status
+from opbench.results.measurement import MAX_REASON_LENGTH, Measurement, Status, is_failure
 from opbench.workload.case import MAX_COUNT, Dtype
 
 OK = Measurement(make_cell(), Status.OK, latencies_ms=(1.0, 2.0))
@@ -28,8 +28,8 @@ def read(**changes):
         (COUNTS, (None, 0, 1, MAX_COUNT - 1), (-1, MAX_COUNT, 1.0, "1")),
         (("repetition",), (1, 2), (0, -1, True, 1.0, None)),
         (("latencies_ms",),
-         ([1.0], [0.0, 1], [SHORTEST_MS], [LONGEST_MS], [0]),
-         ([], ["1"], [True], 1.0, "1", [math.nan], [-1.0], [SHORTEST_MS * 0.99, 1.0], [1.0, LONGEST_MS * 1.01])),
+         ([1.0], [0.0, 1], [1e-9], [1e12], [0]),
+         ([], ["1"], [True], 1.0, "1", [math.nan], [-1.0], [0.99e-9, 1.0], [1.0, 1e12 + 0.5])),
         (("conditions",), ({}, {"before": {}}), ([], None)),
         (("warnings",), ([], ["CPU load: 20 %"]), ([3], ["CPU\nload"])),
         (("traceback",), ("", "one\ntwo"), ("one\x1btwo", None)),
@@ -61,6 +61,22 @@ def test_an_error_that_is_not_finite_becomes_null(error, kept):
     wrong = Measurement(OK.cell, Status.WRONG, "wrong", max_rel_error=error, mean_rel_error=error)
     line = json.loads(wrong.to_json_line())
     assert (line["max_rel_error"], line["mean_rel_error"]) == (kept, kept)
+
+
+def test_a_line_is_strict_json_with_its_letters_as_they_are():
+    assert '"reason": "2×2"' in replace(OK, reason="2×2").to_json_line()
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        replace(OK, seconds=math.nan).to_json_line()
+
+
+def test_a_line_from_before_a_field_was_kept_has_its_default():
+    old = Measurement.from_json({name: LINE[name] for name in ("cell", "status", "latencies_ms", "stop_reason")})
+    assert (old.seconds, old.repetition, old.warnings, old.conditions) == (0.0, 1, (), {})
+
+
+def test_a_failure_is_what_was_not_measured_though_it_was_asked_for():
+    failures = [status for status in (*Status, "melted") if is_failure(status)]
+    assert failures == ["unavailable", "wrong", "error", "timeout", "melted"]
 
 
 def test_a_cell_that_is_not_ok_needs_a_reason_and_no_samples():

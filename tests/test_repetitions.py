@@ -31,6 +31,12 @@ def conv(value, repetition, **changes):
     return replace(measurement("conv3x3", SMALL, "fp32", value), repetition=repetition, **changes)
 
 
+def test_what_the_processes_chose_is_told_of_the_last_one():
+    lines = [conv(1.0, number, configuration=f"num_warps={number}") for number in (4, 1, 2)]
+    [found] = by_cell(lines).values()
+    assert (found.configuration, found.repetition) == ("num_warps=4", 4)
+
+
 def test_a_row_is_the_median_of_the_processes_medians(tmp_path):
     lines = [
         conv(value, number, max_rel_error=1e-7 * number, warnings=split_warnings("CPU load: 20 %" * (number == 2)))

@@ -2,7 +2,9 @@
 
 import csv
 import dataclasses
+import errno
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -18,6 +20,7 @@ import opbench
 from opbench.errors import ResultsError, StorageError
 from opbench.results import columns
 from opbench.results.frames import load_results, load_samples
+from opbench.results.journal import open_journal
 from opbench.results.measurement import Measurement, Status
 from opbench.results.row import COLUMN_NAMES, COLUMNS, NEVER, NOT_OK, is_ok
 from opbench.results.run import Run
@@ -113,6 +116,36 @@ def test_an_interrupt_while_the_disk_is_waited_for_keeps_the_line(run, monkeypat
                 journal.write(measurement)
         journal.write(measurement)
     assert len(list(run.measurements())) == before + 2
+
+
+def test_a_line_that_the_disk_refuses_is_cut_off_and_the_next_one_follows_the_whole_ones(run, monkeypatch):
+    def refused(descriptor):
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = run.path / "journal.jsonl"
+    whole = path.read_bytes()
+    with run.append() as journal:
+        with monkeypatch.context() as patch:
+            patch.setattr("os.fsync", refused)
+            with pytest.raises(StorageError, match="Input/output error"):
+                journal.write(ok(CELLS[2]))
+        assert path.read_bytes() == whole
+        journal.write(ok(CELLS[3]))
+        assert path.read_bytes() == whole + ok(CELLS[3]).to_json_line().encode() + b"\n"  # before it is closed
+
+
+def test_a_journal_is_a_file_of_its_own_that_the_umask_alone_restricts(run, tmp_path):
+    (tmp_path / "link").symlink_to(run.path / "journal.jsonl")
+    with pytest.raises(StorageError, match="cannot be written"):
+        open_journal(tmp_path / "link")
+    old = os.umask(0o022)
+    try:
+        open_journal(tmp_path / "new").close()
+        os.umask(0o077)
+        open_journal(tmp_path / "private").close()
+    finally:
+        os.umask(old)
+    assert [(tmp_path / name).stat().st_mode & 0o777 for name in ("new", "private")] == [0o644, 0o600]
 
 
 def test_a_line_cut_short_is_left_out_and_then_overwritten(run):
@@ -376,3 +409,21 @@ def test_a_cell_that_was_not_run_says_so_with_the_timer_that_was_asked_for(run):
     row = run.rows()[2]
     assert (row.status, row.reason) == ("not_run", "the run ended before this cell")
     assert (row.timer, row.cache, run.rows()[0].timer) == ("wall-clock", "warm", "fake")
+
+
+def test_a_row_tells_the_source_and_the_configuration_that_its_measurement_names(run):
+    with run.append() as journal:
+        journal.write(dataclasses.replace(ok(CELLS[2]), kernel_source_hash="", configuration="BLOCK_P=64"))
+    told = [(row.kernel_source_hash, row.configuration) for row in run.rows()]
+    assert told == [("abc", None), (None, None), (None, "BLOCK_P=64"), (None, None)]
+
+
+def test_what_is_no_json_is_refused_before_anything_is_written(tmp_path):
+    for number in (float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            Run.create(tmp_path / "run", command=COMMAND, environment={"clock_mhz": number}, plan=CELLS)
+    assert not (tmp_path / "run").exists()
+    made = Run.create(tmp_path / "not" / "there" / "yet", command=COMMAND, environment=ENVIRONMENT, plan=CELLS)
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        made.write_ceilings(dataclasses.replace(example_ceilings(), cache_bytes=float("nan")))
+    assert not (made.path / "ceilings.json").exists()
