@@ -253,7 +253,7 @@ def test_steps_are_in_the_order_of_time_and_the_largest_of_a_run_is_the_first():
 
 
 def test_long_texts_of_a_run_are_cut(tmp_path):
-    """A revision where several projects were measured may have 100 letters, opbench's 60, a part of the identity 100."""
+    """A revision of several projects may have 100 letters, opbench's 60, a part of the identity 100."""
     for length in (59, 60, 61, 99, 100, 101):
         text = "r" * length
         folder = tmp_path / str(length)
