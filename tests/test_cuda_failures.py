@@ -13,11 +13,13 @@ from opbench.sweeps.isolation.worker_process import Workers
 from opbench.sweeps.request import RunOptions
 from opbench.sweeps.runner import CellRunner
 from opbench.timing import cuda
+from opbench.timing.launch_sync import LaunchSyncTimer
 
-EVENT, GRAPH = "cuda-event", "cuda-graph"
+EVENT, GRAPH, LAUNCH_SYNC = "cuda-event", "cuda-graph", "launch-sync"
 SAMPLER = cuda._EventSampler
 WARM_UP, CAPTURE, FLUSH = (cuda, "_warm_up"), (cuda, "_captured"), (cuda, "_flusher")
 CALIBRATION, SAMPLES = (SAMPLER, "calibrate"), (SAMPLER, "times_ms")
+ALONE, SAMPLES_ALONE = (LaunchSyncTimer, "prepare"), (LaunchSyncTimer, "sample")
 
 
 @pytest.fixture
@@ -36,7 +38,8 @@ def fault_in(place, fault, device, monkeypatch):
     monkeypatch.setattr(*place, entered)
 
 
-def runner_on(device, monkeypatch, timer, cache="cold"):
+def runner_on(device, monkeypatch, timer, cache=None):
+    cache = cache or ("warm" if timer == LAUNCH_SYNC else "cold")
     operator = measure_on(device, monkeypatch, right=device.launch)
     return CellRunner(RunOptions("cuda:0", timer, cache, 0.01, None, 0), lambda name: operator)
 
@@ -54,7 +57,7 @@ def test_a_cell_without_a_fault_is_measured(device, monkeypatch, timer, cache):
 @pytest.mark.parametrize(
     ("timer", "place"),
     [(EVENT, WARM_UP), (EVENT, FLUSH), (EVENT, CALIBRATION), (EVENT, SAMPLES),
-     (GRAPH, WARM_UP), (GRAPH, CAPTURE), (GRAPH, FLUSH)],
+     (GRAPH, WARM_UP), (GRAPH, CAPTURE), (GRAPH, FLUSH), (LAUNCH_SYNC, ALONE), (LAUNCH_SYNC, SAMPLES_ALONE)],
 )  # fmt: skip
 def test_a_launch_that_runs_out_of_memory_costs_its_own_row(device, monkeypatch, timer, place):
     runner = runner_on(device, monkeypatch, timer)
@@ -80,7 +83,7 @@ def test_memory_that_runs_out_before_the_timing_is_a_row_too(device, monkeypatch
 @pytest.mark.parametrize(
     ("timer", "place"),
     [(timer, place) for timer in (EVENT, GRAPH) for place in (WARM_UP, FLUSH, CALIBRATION, SAMPLES)]
-    + [(GRAPH, CAPTURE)],
+    + [(GRAPH, CAPTURE), (LAUNCH_SYNC, ALONE), (LAUNCH_SYNC, SAMPLES_ALONE)],
 )
 def test_an_illegal_access_is_an_error_and_ends_the_process(device, monkeypatch, timer, place):
     runner = runner_on(device, monkeypatch, timer)
