@@ -63,6 +63,7 @@ MODULES = {  # module: the files of tests/ that belong to it, the quickest first
     "timing/stopping": ("timing",),
     "timing/wall_clock": ("timing",),
     "timing/cuda": ("cuda_timers",),
+    "timing/launch_sync": ("cuda_timers",),
     "sweeps/check": ("check", "runner"),
     "sweeps/deviation": ("deviation", "check"),
     "sweeps/plan": ("plan", "cost_mistakes", "costs", "run"),
@@ -85,7 +86,7 @@ CHANGES = re.compile(
 
 PRELOADED = (
     *("torch", "torch.utils.flop_counter", "numpy", "scipy.stats", "pandas", "rich.console", "typer", "psutil"),
-    *("pytest", "pytest_benchmark.plugin", "hypothesis", "ruptures.detection"),
+    *("pytest", "pytest_benchmark.plugin", "hypothesis", "ruptures.detection", "timm.models.swin_transformer"),
 )
 Tests = dict[str, tuple[str, ...]]
 Line = tuple[int, str, str]

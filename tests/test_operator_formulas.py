@@ -345,3 +345,12 @@ def test_only_odd_grids_keep_the_image_size(name):
         assert reason(case_of(name, (1, 4, 4, 64), kernel_size=size)) == even
         assert reason(case_of(name, (1, 4, 4, 64), dw_kernel_size=size)) == f"dw_{even}"
     assert reason(case_of(name, (1, 4, 4, 64), kernel_size=1, dw_kernel_size=1)) is None
+
+
+def test_the_triton_providers_need_a_gpu_and_tell_the_last_choice(monkeypatch):
+    provider = registry.find("dcnv4").provider("triton")
+    assert provider.unavailable("cuda") is None
+    assert provider.unavailable("cpu") == "the Triton kernels need a CUDA device, this is cpu"
+    for choice, text in ((None, ""), (SimpleNamespace(vectors=2, num_warps=8), "vectors=2;num_warps=8")):
+        monkeypatch.setattr("opbench_kernels.tuning.last_choice", lambda choice=choice: choice)
+        assert provider.configuration() == text
