@@ -10,7 +10,7 @@ from fake_timer import FakeTimer
 import opbench
 from opbench.cli.completion import timers
 from opbench.errors import UsageError
-from opbench.timing import TIMERS, StoppingRule, WallClockTimer, collect_samples, make_timer, resolve_timer
+from opbench.timing import CACHES, TIMERS, StoppingRule, WallClockTimer, collect_samples, make_timer, resolve_timer
 from opbench.timing.stopping import LEAST_SAMPLES, StopReason
 from opbench.timing.timers import TimerEntry
 
@@ -255,9 +255,20 @@ def test_a_timer_is_known_by_its_entry_alone(name):
     for device_type in ("cuda", "cpu"):
         if device_type in entry.device_types:
             assert resolve_timer(name, "warm", device_type) == (name, "warm")
-    assert name in inspect.getdoc(opbench.sweep).partition("timer: ")[2].partition("\n")[0]
-    documents = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    assert any(name in path.read_text() for path in documents if path.name != "columns.md")
+    said = inspect.getdoc(opbench.sweep).partition("timer: ")[2].partition("\n")[0]
+    assert name in said, f"{name} is missing in the docstring of sweep, opbench/sweeps/sweep.py"
+    assert f"`--timer {name}`" in (ROOT / "docs" / "timing.md").read_text(), f"{name} is missing in docs/timing.md"
+
+
+@pytest.mark.parametrize("cache", CACHES)
+@pytest.mark.parametrize("name", [name for name, entry in TIMERS.items() if "cpu" in entry.device_types])
+def test_a_timer_makes_the_cache_state_that_it_accepts(name, cache):
+    try:
+        resolved = resolve_timer(name, cache, "cpu")
+    except UsageError:
+        assert TIMERS[name].cold_needs
+    else:
+        assert make_timer(*resolved, "cpu").cache == cache, f"{name} cannot flush: say so in `cold_needs` of its entry"
 
 
 def test_a_new_entry_is_a_timer_everywhere(monkeypatch):
@@ -276,10 +287,15 @@ def test_the_cpu_gets_the_wall_clock():
     assert isinstance(make_timer("wall-clock", "warm", "cpu"), WallClockTimer)
 
 
-ON_GPU = [pytest.param(name, "cuda:0", marks=pytest.mark.gpu) for name in TIMERS]
+WORKING = [
+    pytest.param(name, device, marks=[pytest.mark.gpu] if device != "cpu" else [])
+    for name, entry in TIMERS.items()
+    for device in ("cpu", "cuda:0")
+    if device.partition(":")[0] in entry.device_types
+]
 
 
-@pytest.mark.parametrize(("name", "device"), [("wall-clock", "cpu"), *ON_GPU])
+@pytest.mark.parametrize(("name", "device"), WORKING)
 def test_a_sample_runs_as_many_launches_as_its_time_is_divided_by(name, device):
     import torch
 

@@ -12,7 +12,7 @@ from opbench.results.measurement import Status
 from opbench.text import one_of
 from opbench.timing import TIMERS
 
-__all__ = ["COLUMNS", "COLUMN_NAMES", "NEVER", "NOT_OK", "Column", "MeasuredRow", "Row", "is_ok"]
+__all__ = ["COLUMNS", "COLUMN_NAMES", "NEVER", "NOT_OK", "NO_RATE", "Column", "MeasuredRow", "Row", "is_ok"]
 
 NEVER = "never"
 NOT_OK = "the cell is not `ok`"
