@@ -194,7 +194,7 @@ def _reading(entry: Mapping[str, Any], machine: Mapping[str, str]) -> Reading:
         high_ms=1e3 * high,
         samples=count,
         identity=Identity(_texts(ours["circumstances"]) if ours else {**machine, "timer": timer}),
-        source=_text(ours.get("source", "")) if ours else "",
+        kernel_source_hash=_text(ours.get("source", "")) if ours else "",
         warnings=tuple(CellWarning.parse(_text(text)) for text in ours.get("warnings", ())) if ours else (),
         process_ms=tuple(1e3 * _seconds(ms / 1e3, name) for ms in ours.get("process_ms", ())) if ours else (),
     )

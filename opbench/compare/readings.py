@@ -27,7 +27,7 @@ class Reading:
         median_ms, low_ms, high_ms: of the latency, with the ends of the median's 95 % interval; None unless ok.
         samples: how many there are.
         identity: what must be equal in both arms: device, versions, timer, cache.
-        source: hash of operator and kernel source; empty where unknown.
+        kernel_source_hash: hash of operator and kernel source; empty where unknown.
         warnings: what disturbed the samples.
         process_ms: medians of the processes, where there are several, in the order of the repetitions.
     """
@@ -40,7 +40,7 @@ class Reading:
     high_ms: float | None = None
     samples: int = 0
     identity: Identity = field(default_factory=Identity)
-    source: str = ""
+    kernel_source_hash: str = ""
     warnings: tuple[CellWarning, ...] = ()
     process_ms: tuple[float, ...] = ()
 
@@ -95,7 +95,7 @@ def reading_of(measurement: Measurement, identity: Identity) -> Reading:
         high_ms=high,
         samples=len(samples),
         identity=identity,
-        source=measurement.kernel_source_hash,
+        kernel_source_hash=measurement.kernel_source_hash,
         warnings=measurement.warnings,
         process_ms=samples if measurement.processes > 1 else (),
     )

@@ -220,13 +220,14 @@ def _compare(
 ) -> CellComparison:
     if head is None:
         return CellComparison(
-            base.cell, Verdict.MISSING, "the head does not have it", base.median_ms, base_source=base.source,
-            warnings=base.warnings,
+            base.cell, Verdict.MISSING, "the head does not have it", base.median_ms,
+            base_source=base.kernel_source_hash, warnings=base.warnings,
         )  # fmt: skip
 
     def outcome(verdict: Verdict, reason: str = "", change: Estimate | None = None) -> CellComparison:
         return CellComparison(
-            base.cell, verdict, reason, base.median_ms, head.median_ms, change, base.source, head.source,
+            base.cell, verdict, reason, base.median_ms, head.median_ms, change,
+            base.kernel_source_hash, head.kernel_source_hash,
             tuple(dict.fromkeys((*base.warnings, *head.warnings))),
         )  # fmt: skip
 

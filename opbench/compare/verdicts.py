@@ -104,7 +104,7 @@ class CellComparison:
         reason: why, in one line; may be empty for slower, faster and same.
         base_ms, head_ms: medians, milliseconds per launch; None where there is no measurement.
         change: the ratio head / base; None likewise.
-        base_source, head_source: hashes of operator and kernel source; empty where unknown.
+        base_source, head_source: the kernel_source_hash of either; empty where unknown.
         warnings: what disturbed either arm.
     """
 
