@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from opbench_kernels import DCNv3, DCNv4
 
 from opbench.errors import UsageError
-from opbench.operators import _attention, _dcn, window_attention
+from opbench.operators import _attention, _dcn, _dcnv4, window_attention
 from opbench.registry import registry
 from opbench.sweeps.check import make_tensors
 from opbench.workload.case import Case, Direction, Dtype, Level, Shape
@@ -241,10 +241,10 @@ def spreads_of(name):
         "attention": attention,
         "window_attention": {level: tensors | table for level, tensors in attention.items()},
         "dcnv3": {
-            "core": {"value": (image, 1, 0), "offset": ((2, 20, 10, 36), 3, 0), "mask": ((2, 20, 10, 18), None, 1 / 9)},
+            "core": {"value": (image, 1, 0), "offset": ((2, 20, 10, 36), 0.5, 0), "mask": ((2, 20, 10, 18), None, 1 / 9)},
             "module": {
                 "x": (image, 1, 0), "dw_conv_weight": ((64, 1, 5, 5), 1 / 5, 0), "dw_conv_bias": ((64,), 0.1, 0),
-                "norm_weight": ((64,), 0, 1), "norm_bias": ((64,), 0, 0), "offset_weight": ((36, 64), 3 * gain, 0),
+                "norm_weight": ((64,), 0, 1), "norm_bias": ((64,), 0, 0), "offset_weight": ((36, 64), 0.5 * gain, 0),
                 "offset_bias": ((36,), 0, 0), "mask_weight": ((18, 64), gain, 0), "mask_bias": ((18,), 0, 0),
                 **{f"{side}put_proj_{kind}": spread for side in ("in", "out") for kind, spread in projections.items()},
             },
@@ -267,7 +267,7 @@ def spreads_of(name):
         ("conv3x3", {}),
         ("attention", {}),
         ("window_attention", {"window_size": 5, "head_dim": 16}),
-        ("dcnv3", {"offset_std_px": 3, "dw_kernel_size": 5}),
+        ("dcnv3", {"offset_std_px": 0.5, "dw_kernel_size": 5}),
         ("dcnv4", {"offset_std_px": 3, "dw_kernel_size": 5}),
     ],
 )
@@ -354,3 +354,32 @@ def test_the_triton_providers_need_a_gpu_and_tell_the_last_choice(monkeypatch):
     for choice, text in ((None, ""), (SimpleNamespace(vectors=2, num_warps=8), "vectors=2;num_warps=8")):
         monkeypatch.setattr("opbench_kernels.tuning.last_choice", lambda choice=choice: choice)
         assert provider.configuration() == text
+
+
+@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("name", ["dcnv3", "dcnv4", "dcnv4_lightweight"])
+def test_what_a_provider_builds_is_the_reference_and_triton_alone_is_tuned(name, level, monkeypatch):
+    case = case_of(name, (2, 5, 6, 64), level, kernel_size=5)
+    tensors, operator = random_like(case), registry.find(name)
+    tuned = []
+    monkeypatch.setattr(_dcn, "tune_triton", lambda: tuned.append(name))
+    assert_same(operator.provider("torch").build(case, tensors)(), reference(case, tensors))
+    assert tuned == []
+    operator.provider("triton").build(case, tensors)
+    assert tuned == [name]
+
+
+def test_the_fused_product_is_divided_into_value_and_offset_mask(monkeypatch):
+    case = case_of("dcnv4", (2, 5, 6, 64))
+    tensors, core = random_like(case), _dcnv4.core
+    monkeypatch.setattr(_dcnv4, "core", lambda case, _: core(case, "torch"))
+    fused = registry.find("dcnv4").provider("triton_fused")
+    assert_same(fused.build(case, tensors)(), reference(case, tensors))
+    for changes, reason in (
+        ({}, None),
+        ({"direction": Direction.BWD}, "it is an inference path"),
+        ({"level": Level.CORE}, "it fuses the module's projections"),
+        ({"settings": case_of("dcnv4", dw_kernel_size=3).settings}, "offsets come from the depthwise"),
+    ):
+        told = fused.not_applicable(replace(case, **changes), "cuda")
+        assert told is None if reason is None else told.startswith(reason)
