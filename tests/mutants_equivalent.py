@@ -44,6 +44,11 @@ EQUIVALENT: dict[str, dict[str, str]] = {
     "operators/_attention": {
         "heads: torch.Tensor = tensor.flatten(1, +2).unflatten(-1, (-1, head_dim))": "of four axes, 2 is -2",
     },
+    "operators/_dcnv4": {
+        'by_group[:, : 3 * points] = case.float_setting("offset_std_px")': "the next line sets the last third",
+        "by_group[:, 2 * points :] = -0.5 / points": "a normal distribution is symmetric",
+        'smooth["offset_mask_bias"][used].unflatten( -1, layout)[:, offsets] = 0.5': "of one axis, 0 is -1",
+    },
     "operators/attention": {
         "scores = (split_heads(q, head_dim) * scale) @ split_heads(k, head_dim).transpose(+2, -1)": (
             "of four axes, 2 is -2"
