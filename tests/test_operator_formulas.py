@@ -383,3 +383,10 @@ def test_the_fused_product_is_divided_into_value_and_offset_mask(monkeypatch):
     ):
         told = fused.not_applicable(replace(case, **changes), "cuda")
         assert told is None if reason is None else told.startswith(reason)
+
+
+@pytest.mark.parametrize("installed", [False, True])
+def test_timm_is_there_where_it_is_installed(installed, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "timm" and installed or None)
+    told = registry.find("window_attention").provider("timm").unavailable("cpu")
+    assert told == (None if installed else "the package timm is not installed (pip install timm)")
