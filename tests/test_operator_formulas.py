@@ -241,7 +241,9 @@ def spreads_of(name):
         "attention": attention,
         "window_attention": {level: tensors | table for level, tensors in attention.items()},
         "dcnv3": {
-            "core": {"value": (image, 1, 0), "offset": ((2, 20, 10, 36), 0.5, 0), "mask": ((2, 20, 10, 18), None, 1 / 9)},
+            "core": {
+                "value": (image, 1, 0), "offset": ((2, 20, 10, 36), 0.5, 0), "mask": ((2, 20, 10, 18), None, 1 / 9),
+            },
             "module": {
                 "x": (image, 1, 0), "dw_conv_weight": ((64, 1, 5, 5), 1 / 5, 0), "dw_conv_bias": ((64,), 0.1, 0),
                 "norm_weight": ((64,), 0, 1), "norm_bias": ((64,), 0, 0), "offset_weight": ((36, 64), 0.5 * gain, 0),
@@ -387,6 +389,6 @@ def test_the_fused_product_is_divided_into_value_and_offset_mask(monkeypatch):
 
 @pytest.mark.parametrize("installed", [False, True])
 def test_timm_is_there_where_it_is_installed(installed, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: name == "timm" and installed or None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: (name == "timm" and installed) or None)
     told = registry.find("window_attention").provider("timm").unavailable("cpu")
     assert told == (None if installed else "the package timm is not installed (pip install timm)")
