@@ -170,7 +170,7 @@ def test_tf32_on_a_cpu_is_not_applicable_and_exit_code_0(folder, monkeypatch):
     ("arguments", "message"),
     [
         (("--ops", "conv9x9"), "opbench: unknown operator 'conv9x9'; known: conv3x3, attention"),
-        (("--ops", "dcn4"), "dcnv4; did you mean 'dcnv4'?"),
+        (("--ops", "dcn4"), "; did you mean 'dcnv4'?"),
         (("--ops", "dcnv4", "--providers", "dcnv4=tritn"), "torch_compile; did you mean 'triton'?"),
         (("--ops", "dcnv4", "--providers", "dcn4=torch"), "did you mean 'dcnv4'?"),
         (("--ops", "dcnv4", "--set", "dcnv4.offset=2"), "did you mean 'offset_std_px'?"),

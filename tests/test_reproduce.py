@@ -1,7 +1,9 @@
 """The parts of `opbench reproduce`, and that it goes on where it stopped."""
 
 import json
+from dataclasses import replace
 
+import pytest
 from test_fuzz import call
 
 from opbench.registry import registry
@@ -33,15 +35,23 @@ def test_the_parts_on_a_gpu_are_what_the_paper_has_and_more(monkeypatch):
     # As published 7 operators, 15 shapes, 2 dtypes; 7 forward and 3 backward, 10 shapes, 2 levels, 4 dtypes, 3 timers
     assert len(cells) == 7 * 15 * 2 + (7 + 3) * 10 * 2 * 4 * 3
     assert {name for _, _, name, _, direction, _, _ in cells if direction == "bwd"} == set(reproduction.DEFORMABLE)
-    assert {name for _, _, name, *_ in cells} == set(operators)
+    assert {name for _, _, name, *_ in cells} == set(registry.PAPER_ORDER)
 
 
 def test_the_first_part_is_the_papers():
     first, second = parts_for("cuda")[:2]
     assert (first.name, second.name) == ("as-paper", "module-event-cold")
-    assert first.options == {**AS_PAPER, "direction": ["fwd"]}
+    assert first.options == {**AS_PAPER, "ops": list(registry.PAPER_ORDER), "direction": ["fwd"]}
     assert (second.options["level"], second.options["direction"]) == (["module"], ["fwd"])
     assert "as-paper" not in [part.name for part in parts_for("cpu")]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0"])
+def test_an_operator_that_is_not_the_papers_is_in_no_part(device, monkeypatch):
+    monkeypatch.setattr("opbench.sweeps.request.resolve_device", lambda name: name)
+    operators = {**registry.registered(), "mine": replace(registry.find("conv3x3"), name="mine")}
+    for part in chosen_parts(None, device, {}):
+        assert set(make_request(part.options, operators).ops) <= set(registry.PAPER_ORDER), part.name
 
 
 def test_what_is_given_for_every_part_stands_in_place_of_its_own():

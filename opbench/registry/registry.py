@@ -14,7 +14,16 @@ from opbench.errors import RegistryError, UnknownNameError
 from opbench.text import one_line
 from opbench.workload.operator import Operator
 
-__all__ = ["ENTRY_POINT_GROUP", "collect", "find", "left_out", "operator_module", "registered", "revisions"]
+__all__ = [
+    "ENTRY_POINT_GROUP",
+    "PAPER_ORDER",
+    "collect",
+    "find",
+    "left_out",
+    "operator_module",
+    "registered",
+    "revisions",
+]
 
 ENTRY_POINT_GROUP = "opbench.operators"
 
@@ -23,6 +32,7 @@ _left_out: list[str] = []
 PAPER_ORDER = (
     "conv3x3", "attention", "flash_attention_2", "window_attention", "dcnv3", "dcnv4_lightweight", "dcnv4",
 )  # fmt: skip
+"""The operators of the paper's tables."""
 
 
 @cache

@@ -11,6 +11,7 @@ from typing import Any
 
 from opbench.errors import UnknownNameError
 from opbench.files import write_whole
+from opbench.registry.registry import PAPER_ORDER
 from opbench.sweeps.as_paper import AS_PAPER
 from opbench.sweeps.conduct import Conduct
 from opbench.sweeps.progress import Progress
@@ -50,8 +51,9 @@ class Part:
 
 def parts_for(device_type: str) -> list[Part]:
     """Every part for "cpu" or "cuda", what the paper has first."""
-    as_paper = [Part("as-paper", {**AS_PAPER, "direction": ["fwd"]})] if device_type == "cuda" else []
-    common = {"shapes": SHAPES, "dtypes": list(DTYPES[device_type])}
+    ops = list(PAPER_ORDER)
+    as_paper = [Part("as-paper", {**AS_PAPER, "ops": ops, "direction": ["fwd"]})] if device_type == "cuda" else []
+    common = {"ops": ops, "shapes": SHAPES, "dtypes": list(DTYPES[device_type])}
     return as_paper + [
         Part(f"{name}-{way}", {**common, **options, "timer": timer, "cache": cache})
         for way, (timer, cache) in TIMERS[device_type].items()

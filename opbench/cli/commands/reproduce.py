@@ -36,11 +36,11 @@ def reproduce(
 ) -> None:
     """Measure the paper's tables, and more, in parts that resume.
 
-    Both published shape lists, every operator, every dtype that the device has, module and core, forward; the
+    Both published shape lists, the paper's operators, every dtype that the device has, module and core, forward; the
     deformable operators backward too. On a GPU each by CUDA events, with a cold and with a warm cache, and by CUDA
-    graphs; before them the part as-paper, which is what `opbench sweep --as-paper` measures. Each part is a run of its
-    own, DIR/PART, without plots: `opbench report DIR/PART --write` draws them, on any machine. DIR/PART/tables has the
-    published figures beside the measured; DIR/reproduce.json says how long each part took.
+    graphs; before them the part as-paper, which is what `opbench sweep --as-paper` measures of them. Each part is a run
+    of its own, DIR/PART, without plots: `opbench report DIR/PART --write` draws them, on any machine. DIR/PART/tables
+    has the published figures beside the measured; DIR/reproduce.json says how long each part took.
 
     Cells share one process, because starting one for each operator and shape of every part would take longer than
     measuring: after a crash, go on with --isolation process. A cell that breaks the GPU's context ends the command: the
