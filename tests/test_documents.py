@@ -213,8 +213,19 @@ def test_operators_and_providers_are_those_of_the_registry():
         [re.findall(r"`(\w+)`", cell) for cell in row.split(" | ")] for row in re.findall(r"^\| (`.*) \|$", page, re.M)
     ]
     known = {name: [provider.name for provider in operator.providers] for name, operator in registered().items()}
-    assert {name for names, what in rows if not what for name in names} == set(known)
-    assert {name: providers for names, providers in rows if providers for name in names} == known
+    assert {name for names, what in rows if not what for name in names} == set(known), (
+        "docs/list.md, Operators: a row each"
+    )
+    listed = {name: providers for names, providers in rows if providers for name in names}
+    assert listed == known, "docs/list.md, Providers: the operator's row, in the order of its file"
+
+
+@pytest.mark.parametrize("name", registered())
+def test_an_operator_has_a_row_of_costs(name):
+    table = (ROOT / "docs" / "costs.md").read_text().partition("## Per operator")[2]
+    first_cells = re.findall(r"^\| (\w[^|]*) \|", table, re.M)
+    named = {operator for cell in first_cells for operator in cell.split(", ")}
+    assert name in named, f"docs/costs.md, Per operator, has no row of {name}"
 
 
 def anchors(text):

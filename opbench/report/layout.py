@@ -20,7 +20,7 @@ OPERATOR_LABELS = {
     "dcnv4_lightweight": "DCNv4 (lightweight)",
     "dcnv4": "DCNv4",
 }
-"""Row labels of the published tables, in their order."""
+"""Row labels: those of the published tables, in their order; after them any of other operators."""
 
 DTYPE_ORDER = tuple(str(dtype) for dtype in Dtype)
 MAX_STEM_BYTES = 150

@@ -184,7 +184,9 @@ def _source_notes(comparison: MeasuredAndPublished) -> list[str]:
 
 
 def _nothing_matches() -> Table:
-    shapes = dict.fromkeys((cell.table, cell.shape_list, cell.shape) for cell in published_cells().values())
+    published = published_cells().values()
+    shapes = dict.fromkeys((cell.table, cell.shape_list, cell.shape) for cell in published)
+    operators = dict.fromkeys(cell.operator for cell in published)
     return Table(
         name="paper",
         title=f"No row of this run has a published counterpart ({PUBLISHED_LABEL})",
@@ -192,6 +194,6 @@ def _nothing_matches() -> Table:
         rows=tuple((f"Table {table}", name, shape_text(shape, batch=True)) for table, name, shape in shapes),
         notes=(
             f"A counterpart needs level module, direction fwd, dtype {', '.join(PUBLISHED_DTYPE)}, one of the "
-            f"operators {', '.join(OPERATOR_LABELS)}, and one of the shapes above, with any batch.",
+            f"operators {', '.join(operators)}, and one of the shapes above, with any batch.",
         ),
     )
