@@ -201,7 +201,7 @@ def test_the_tolerance_of_a_convolution_of_a_large_image_is_that_of_its_weights_
 
 def test_settings_by_default():
     dcn = {"group_channels": 32, "kernel_size": 3, "offset_std_px": 1.0}
-    assert {name: dict(registry.find(name).resolve_settings({})) for name in registry.registered()} == {
+    assert {name: dict(registry.find(name).resolve_settings({})) for name in registry.PAPER_ORDER} == {
         "conv3x3": {},
         "attention": {"head_dim": 32},
         "flash_attention_2": {"head_dim": 32},
@@ -211,7 +211,7 @@ def test_settings_by_default():
         "dcnv4_lightweight": dcn | {"dw_kernel_size": 0},
     }
     least = {"head_dim": 1, "window_size": 1, "group_channels": 1, "kernel_size": 1, "offset_std_px": 0}
-    for name in registry.registered():
+    for name in registry.PAPER_ORDER:
         operator = registry.find(name)
         least["dw_kernel_size"] = 1 if name == "dcnv3" else 0
         for setting in operator.settings:
