@@ -253,8 +253,9 @@ def tensors_of(name, level, direction=Direction.FWD):
 def output_of(name, level, tensors):
     """The output, from a provider that every machine has."""
     operator = registry.find(name)
-    provider = next(p for p in operator.providers if p.name != "torch_compile" and p.unavailable("cpu") is None)
-    return provider.build(case_of(name, level), tensors)()
+    on_cpu = [p for p in operator.providers if p.name != "torch_compile" and p.unavailable("cpu") is None]
+    assert on_cpu, f"{name} has no provider but torch_compile on the CPU"
+    return on_cpu[0].build(case_of(name, level), tensors)()
 
 
 COUNTED_BY_TORCH = [  # not FlashAttention-2's own, nor the sampling of a deformable core

@@ -232,6 +232,9 @@ def test_the_readmes_operator_runs(tmp_path, monkeypatch, one_plot):
     assert set(frame.status) == {"ok"}
     assert frame.latency_ms.gt(0).all()
     assert frame.operator.nunique() == 1
+    for row in frame.query("dtype == 'fp32'").itertuples():  # forward: input, output and the 7x7 weight, each once
+        pixels = row.batch * row.height * row.width
+        assert row.bytes_moved == 4 * row.channels * (2 * pixels + 49)
 
 
 def test_an_operator_of_one_level_is_timed_once_and_says_why():
