@@ -23,9 +23,9 @@ from ceiling_fixtures import example_ceilings
 from report_fixtures import make_run, measurement
 
 from opbench.errors import UsageError
+from opbench.registry.registry import PAPER_ORDER
 from opbench.report import write_page
 from opbench.report.cell_text import cell_text
-from opbench.registry.registry import PAPER_ORDER
 from opbench.report.layout import OPERATOR_LABELS
 from opbench.report.page.data import MOST_SAMPLES, page_data
 from opbench.report.page.environment import in_words
