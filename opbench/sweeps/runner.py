@@ -25,6 +25,7 @@ from opbench.system import available_memory_bytes, data_limit, says_out_of_memor
 from opbench.text import one_line
 from opbench.timing import TIMERS, Launch, SpoiledProcessError, StoppingRule, Timer, collect_samples, make_timer
 from opbench.timing.precision import torch_precision
+from opbench.timing.stopping import MIN_SAMPLES
 from opbench.workload.case import Case, Cell, Direction
 from opbench.workload.operator import Operator, Provider, Tensors
 
@@ -164,7 +165,8 @@ class CellRunner:
                 )
             peak = self._peak_memory_bytes(launch)
             enter("timing")
-            rule = StoppingRule(self.options.time_budget_s, TIMERS[self.options.timer].min_samples)
+            entry = TIMERS.get(self.options.timer)  # None for a timer that was handed over
+            rule = StoppingRule(self.options.time_budget_s, entry.min_samples if entry else MIN_SAMPLES)
             busy = busy_counters()  # before the warm-up: the samples alone are often too short to judge the load by
             timer.prepare(launch, WARM_UP_FRACTION * rule.time_budget_s)
             before = {**conditions(device), **busy}
