@@ -269,7 +269,7 @@ def test_a_page_of_two_thousand_rows_is_under_five_megabytes(large_page):
 
 
 def two_thousand_rows(path):
-    """2,016 rows, each with 400 samples: the paper's operators, ten shapes, four dtypes, both levels, each direction."""
+    """2,016 rows of 400 samples: the paper's operators, twelve shapes, four dtypes, both levels, three directions."""
     cells = []
     shapes = [*SHAPES, *(Shape(1, 8 * n, 8 * n, 64) for n in range(1, 10))]
     for (rank, operator), shape, dtype, level, direction in itertools.product(
