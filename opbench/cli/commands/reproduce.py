@@ -38,7 +38,7 @@ def reproduce(
 
     Both published shape lists, the paper's operators, every dtype that the device has, module and core, forward; the
     deformable operators backward too. On a GPU each by CUDA events, with a cold and with a warm cache, and by CUDA
-    graphs; before them the part as-paper, which is what `opbench sweep --as-paper` measures of them. Each part is a run
+    graphs; before them the part as-paper, timed as the published scripts do. Each part is a run
     of its own, DIR/PART, without plots: `opbench report DIR/PART --write` draws them, on any machine. DIR/PART/tables
     has the published figures beside the measured; DIR/reproduce.json says how long each part took.
 
