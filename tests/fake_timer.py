@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator
 from itertools import cycle
 
-from opbench.cell_warning import CellWarning
 from opbench.timing.timer import Launch
+from opbench.workload.cell_warning import CellWarning
 
 __all__ = ["FakeTimer"]
 

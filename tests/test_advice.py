@@ -9,7 +9,6 @@ from builders import doubling, make_case, make_cell
 from report_fixtures import make_run, measurement
 from test_run import Recorder
 
-from opbench.cell_warning import CellWarning
 from opbench.device.environment import collect_environment
 from opbench.device.identity import Identity
 from opbench.device.interference import others_share
@@ -24,6 +23,7 @@ from opbench.sweeps.run_cells import run_cells
 from opbench.sweeps.runner import CellRunner, torch_threads
 from opbench.sweeps.start import start_run
 from opbench.workload.case import Shape
+from opbench.workload.cell_warning import CellWarning
 
 TWO = {"device": "cpu", "cpu": {"torch_threads": 2}}
 LOADED = CellWarning.parse("CPU load: other processes used 83% of all cores during warm-up and samples")

@@ -18,15 +18,15 @@ from rich.console import Console
 from test_runner import OPTIONS
 from test_terminal import in_a_terminal, show_progress
 
-from opbench import system, user_cache
 from opbench.device import environment
 from opbench.device import snapshots as conditions
 from opbench.device.ceiling_cache import device_cache_path
 from opbench.errors import StorageError, UsageError
+from opbench.host import system, user_cache
+from opbench.host.standard_streams import ASCII, plain
 from opbench.results.measurement import Status
 from opbench.results.run import Run
 from opbench.results.run_json import free_run_path
-from opbench.standard_streams import ASCII, plain
 from opbench.sweeps.console_progress import ConsoleProgress
 from opbench.sweeps.isolation import worker
 from opbench.sweeps.isolation.executor import WorkerExecutor
@@ -85,8 +85,8 @@ for name in ("fork", "posix_spawn", "O_NOFOLLOW", "O_CLOEXEC", "getloadavg", "sc
 for name in ("send_fds", "recv_fds"):
     delattr(socket, name)
 sys.modules.update(fcntl=None, resource=None, termios=None, pwd=None)
-import opbench.system
-opbench.system.POSIX = False
+import opbench.host.system
+opbench.host.system.POSIX = False
 """
 
 
@@ -185,7 +185,8 @@ def test_without_fork_a_hang_ends_with_what_it_started(measure):
 def test_where_processes_cannot_be_listed_the_worker_s_group_is_killed(measure, folder):
     # The supervisor lists nobody, and adopts nobody.
     (folder / "sitecustomize.py").write_text(
-        f"{NO_FORK}import opbench.system as s, opbench.sweeps.isolation.supervisor as v\ns.child_pids = lambda: None\n"
+        f"{NO_FORK}import opbench.host.system as s, opbench.sweeps.isolation.supervisor as v\n"
+        "s.child_pids = lambda: None\n"
         "v.prctl = lambda *_: None\n"
     )
     test_without_fork_a_hang_ends_with_what_it_started(measure)

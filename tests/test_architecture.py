@@ -23,7 +23,7 @@ PURE = (
     "device.identity",
     "device.resolve",
     "errors",
-    "estimate",
+    "compare.estimate",
     "pytest_plugin.device_benchmark",
     "results.measurement",
     "results.metrics",
@@ -67,7 +67,7 @@ GROUND = "ground"
 FACES = {"__init__", "__main__", "plots"}
 """Modules directly in opbench/ that name what others hold, for users: nothing imports them."""
 ORDER = (
-    GROUND, "workload", "operators", "registry", "timing", "device", "results", "compare", "report", "sweeps",
+    GROUND, "host", "workload", "operators", "registry", "timing", "device", "results", "compare", "report", "sweeps",
     "contract", "gate", "inspection", "pytest_plugin", "cli",
 )  # fmt: skip
 """Each imports only from those before it; CONTRIBUTING.md draws them."""
@@ -105,6 +105,11 @@ def imported_anywhere(file, known):
 
 def test_every_folder_has_its_place_in_the_order():
     assert {room(name) for name in modules()} == {"faces", *ORDER}
+
+
+def test_only_what_every_folder_may_need_lies_flat():
+    flat = {file.stem for file in (ROOT / "opbench").glob("*.py")}
+    assert flat == FACES | {"errors", "files", "stats", "text"}
 
 
 def test_a_folder_imports_only_from_those_before_it():

@@ -8,12 +8,19 @@ from pathlib import Path
 import pytest
 from report_fixtures import make_run, measurement
 
-from opbench.cell_warning import CellWarning, Effect, WarningKind, disturb_comparison, join_warnings, split_warnings
 from opbench.compare.readings import Arm
 from opbench.compare.runs import compare_runs
 from opbench.compare.verdicts import Verdict
 from opbench.results.measurement import Measurement
 from opbench.workload.case import Shape
+from opbench.workload.cell_warning import (
+    CellWarning,
+    Effect,
+    WarningKind,
+    disturb_comparison,
+    join_warnings,
+    split_warnings,
+)
 
 NEWER = CellWarning("GPU moonlight", "by a newer opbench: 3 %")
 DOCS = Path(__file__).parents[1] / "docs"

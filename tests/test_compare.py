@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from report_fixtures import make_run, measurement
 
+from opbench.compare.estimate import Estimate, Unit
 from opbench.compare.open_arm import open_arm
 from opbench.compare.readings import Arm, Reading
 from opbench.compare.runs import compare_runs, geometric_mean, judge, ratio_interval
 from opbench.compare.verdicts import Verdict
 from opbench.device.identity import Identity
 from opbench.errors import UsageError
-from opbench.estimate import Estimate, Unit
 from opbench.results.measurement import Status
 from opbench.stats import median, median_interval
 from opbench.text import parse_percent

@@ -12,7 +12,6 @@ import pytest
 from report_fixtures import made_noise, make_run, measurement
 from test_fuzz import call
 
-from opbench.cell_warning import split_warnings
 from opbench.cli.commands.report import Format
 from opbench.cli.shared import ComparisonFormats
 from opbench.compare.noise import keep_noise
@@ -21,6 +20,7 @@ from opbench.report.render import TABLE_FORMATS
 from opbench.results.measurement import Status
 from opbench.results.run import Run
 from opbench.workload.case import Shape
+from opbench.workload.cell_warning import split_warnings
 
 SMALL, LARGE = Shape(1, 28, 28, 64), Shape(1, 56, 56, 64)
 

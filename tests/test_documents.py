@@ -16,13 +16,13 @@ from test_architecture import ORDER, imported_anywhere, modules, room
 from test_fuzz import call
 
 import opbench
-from opbench.cell_warning import Effect, WarningKind
 from opbench.cli import app as cli
 from opbench.errors import ShapeFileError
 from opbench.pytest_plugin.device_benchmark import DeviceBenchmark
 from opbench.registry.registry import registered
 from opbench.report import render, run_tables
 from opbench.workload.case import Dtype
+from opbench.workload.cell_warning import Effect, WarningKind
 from opbench.workload.shapes import load_shape_list
 
 ROOT = Path(__file__).parents[1]

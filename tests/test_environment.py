@@ -14,7 +14,6 @@ import pytest
 import torch
 from builders import doubling
 
-from opbench.checkout import git_revision
 from opbench.device import environment, resolve
 from opbench.device.environment import collect_environment, collect_machine
 from opbench.device.identity import Identity, device_slug, measured_revision
@@ -22,6 +21,7 @@ from opbench.device.nvml import CLOCK_EVENT_REASONS
 from opbench.device.resolve import resolve_device
 from opbench.device.snapshots import gpu_conditions
 from opbench.errors import UsageError
+from opbench.host.checkout import git_revision
 from opbench.registry import registry
 from opbench.report.environment_lines import environment_lines, machine_lines
 from opbench.report.page.warnings import _environment_warnings

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from opbench.estimate import Estimate, Unit
+from opbench.compare.estimate import Estimate, Unit
 
 
 @pytest.mark.parametrize("unit", [Unit.MS, Unit.RATIO])

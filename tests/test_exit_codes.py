@@ -146,7 +146,7 @@ def test_a_sweep_without_any_stream_writes_its_run_and_nothing_into_it(folder):
 
 def test_a_closed_descriptor_is_the_null_device_before_a_file_can_take_its_number():
     script = (
-        "from opbench.standard_streams import fill_closed_descriptors as fill; fill(); "
+        "from opbench.host.standard_streams import fill_closed_descriptors as fill; fill(); "
         "print(open('/dev/null').fileno())"
     )
     done = subprocess.run(

@@ -10,7 +10,6 @@ from builders import doubling, make_case, make_cell
 from test_environment import HANDLE, nvml  # noqa: F401 - a fixture
 from test_results import CELLS, COMMAND, ENVIRONMENT, ok
 
-from opbench.cell_warning import split_warnings
 from opbench.device import snapshots as conditions
 from opbench.device.interference import interference, others_share
 from opbench.device.snapshots import cpu_conditions
@@ -23,6 +22,7 @@ from opbench.results.run import Run
 from opbench.sweeps import runner
 from opbench.sweeps.request import RunOptions
 from opbench.sweeps.runner import CellRunner
+from opbench.workload.cell_warning import split_warnings
 
 CPU = {"cores": 4, "clock_s": 100.0, "busy_s": 50.0, "own_busy_s": 7.0, "governor": "performance",
        "cpu_clock_mhz": 3000,

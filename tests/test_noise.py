@@ -11,7 +11,7 @@ from gate_evidence import read_rounds
 from report_fixtures import DEVICE, made_noise, make_run, measurement
 from test_fuzz import call
 
-from opbench.cell_warning import CellWarning
+from opbench.compare.estimate import Estimate, Unit
 from opbench.compare.noise import ASSUMED_SPREAD, Noise, keep_noise, known_noise, spread_of
 from opbench.compare.readings import Arm
 from opbench.compare.rules import Rules, decide, settle
@@ -19,12 +19,12 @@ from opbench.compare.runs import _weak_verdict, compare_runs, judge, ratio_inter
 from opbench.compare.verdicts import Verdict
 from opbench.device.environment import collect_environment
 from opbench.errors import UsageError
-from opbench.estimate import Estimate, Unit
 from opbench.results.measurement import Measurement, Status
 from opbench.stats import median, median_interval
 from opbench.sweeps.noise_step import measure_noise, noise_request
 from opbench.sweeps.progress import NullProgress
 from opbench.workload.case import Shape
+from opbench.workload.cell_warning import CellWarning
 
 SMALL, LARGE = Shape(1, 28, 28, 64), Shape(1, 56, 56, 64)
 RESULTS = Path(__file__).parents[1] / "results"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from opbench.cli.app import app
-from opbench.requirements import missing_requirement
+from opbench.cli.requirements import missing_requirement
 
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "results" / "epyc-2core"

@@ -9,7 +9,6 @@ from report_fixtures import make_run, measurement
 from test_fuzz import call
 
 import opbench
-from opbench.cell_warning import split_warnings
 from opbench.compare.benchmark_json import read_benchmark_json, run_as_benchmark_json
 from opbench.compare.readings import Arm
 from opbench.errors import ResultsError, UsageError
@@ -23,6 +22,7 @@ from opbench.sweeps.request import make_request
 from opbench.sweeps.run_cells import run_cells
 from opbench.sweeps.start import continue_run, start_run
 from opbench.workload.case import Shape
+from opbench.workload.cell_warning import split_warnings
 
 SMALL = Shape(1, 28, 28, 64)
 

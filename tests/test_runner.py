@@ -11,7 +11,6 @@ import torch
 from builders import doubling, make_case, make_cell
 from fake_timer import FakeTimer
 
-from opbench.cell_warning import CellWarning
 from opbench.results.measurement import Measurement, Status
 from opbench.sweeps.check import CheckResult
 from opbench.sweeps.global_state import seeded
@@ -21,6 +20,7 @@ from opbench.timing import SpoiledProcessError
 from opbench.timing.precision import BACKENDS, float32_precision, torch_precision
 from opbench.timing.stopping import StopReason
 from opbench.workload.case import Direction, Dtype, Shape
+from opbench.workload.cell_warning import CellWarning
 from opbench.workload.operator import Provider
 
 OPTIONS = RunOptions(device="cpu", timer="wall-clock", cache="warm", time_budget_s=0.01, memory_limit_gib=None, seed=0)

@@ -18,8 +18,8 @@ from opbench.cli.shared import (
     fail,
 )
 from opbench.errors import OpbenchError, StorageError
-from opbench.standard_streams import fill_closed_descriptors, guarded
-from opbench.user_cache import places_for_libraries
+from opbench.host.standard_streams import fill_closed_descriptors, guarded
+from opbench.host.user_cache import places_for_libraries
 
 __all__ = ["app", "main"]
 
@@ -82,7 +82,7 @@ def _run_app() -> None:
     except Exception as error:
         if os.environ.get(TRACEBACK_VARIABLE):
             raise
-        from opbench.requirements import missing_requirement
+        from opbench.cli.requirements import missing_requirement
         from opbench.text import one_line
 
         if isinstance(error, ModuleNotFoundError) and (missing := missing_requirement(error)):

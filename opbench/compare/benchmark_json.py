@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from opbench.cell_warning import CellWarning
 from opbench.compare.readings import Arm, Reading, reading_of
 from opbench.compare.verdicts import Benchmark
 from opbench.device.identity import Identity, measured_revision
@@ -22,6 +21,7 @@ from opbench.results.run import Run
 from opbench.stats import median, median_interval
 from opbench.text import one_line
 from opbench.workload.case import Cell
+from opbench.workload.cell_warning import CellWarning
 
 __all__ = ["EXTRA_KEY", "extra_info", "identity_info", "read_benchmark_json", "run_as_benchmark_json"]
 

@@ -13,7 +13,6 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
-from opbench.cell_warning import WarningKind, join_warnings
 from opbench.compare.change_points import LEAST_RUNS, change_points, noise_scale, require_ruptures
 from opbench.compare.readings import Arm, Reading
 from opbench.device.identity import GPU_UUID, Identity, measured_revision
@@ -23,6 +22,7 @@ from opbench.results.run import Run
 from opbench.stats import median
 from opbench.text import one_line
 from opbench.workload.case import Cell
+from opbench.workload.cell_warning import WarningKind, join_warnings
 
 __all__ = ["History", "Point", "RunEntry", "RunSeries", "Step", "Trend", "read_history"]
 

@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from opbench.cell_warning import CellWarning
+from opbench.compare.estimate import Estimate, Unit
 from opbench.compare.verdicts import Benchmark
 from opbench.device.identity import Identity
-from opbench.estimate import Estimate, Unit
 from opbench.results.measurement import Measurement, Status
 from opbench.results.run import Run
 from opbench.stats import median, median_interval
 from opbench.workload.case import Cell
+from opbench.workload.cell_warning import CellWarning
 
 __all__ = ["Arm", "Reading", "reading_of"]
 

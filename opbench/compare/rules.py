@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from opbench.compare.estimate import Estimate, Unit
 from opbench.compare.verdicts import Verdict
-from opbench.estimate import Estimate, Unit
 
 __all__ = ["Decision", "Rules", "Screen", "decide", "holm", "interval", "moved", "screen", "settle"]
 

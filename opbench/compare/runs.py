@@ -12,15 +12,15 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from opbench.cell_warning import disturb_comparison
+from opbench.compare.estimate import Estimate, Unit
 from opbench.compare.noise import ASSUMED_SPREAD, Noise
 from opbench.compare.readings import Arm, Reading
 from opbench.compare.verdicts import CellComparison, Comparison, Verdict, overall_verdict
 from opbench.device.identity import Identity
-from opbench.estimate import Estimate, Unit
 from opbench.results.measurement import Status
 from opbench.text import percent_text
 from opbench.workload.case import Case, Cell
+from opbench.workload.cell_warning import disturb_comparison
 
 __all__ = ["ALL_CELLS", "DEFAULT_TOLERANCE", "compare_runs", "geometric_mean", "judge", "ratio_interval"]
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Self
 
-from opbench.cell_warning import CellWarning
-from opbench.estimate import Estimate
+from opbench.compare.estimate import Estimate
 from opbench.workload.case import Cell
+from opbench.workload.cell_warning import CellWarning
 
 __all__ = ["Benchmark", "CellComparison", "Comparison", "JUnit", "Rank", "Verdict", "overall_verdict"]
 

@@ -9,7 +9,7 @@ from opbench.device.ceilings import Ceilings, read_ceilings
 from opbench.device.identity import Identity, device_slug
 from opbench.errors import ResultsError, StorageError
 from opbench.files import write_whole
-from opbench.user_cache import user_cache_folder
+from opbench.host.user_cache import user_cache_folder
 
 __all__ = ["ceilings_path", "device_cache_path", "keep", "known_ceilings"]
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from opbench.device.ceilings import Missing, Probe
+from opbench.host.system import available_memory_bytes
 from opbench.stats import median
-from opbench.system import available_memory_bytes
 from opbench.text import one_line
 from opbench.timing import CACHES, Launch, StoppingRule, Timer, collect_samples, make_timer
 from opbench.timing.precision import torch_precision

@@ -11,11 +11,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from opbench.checkout import git_revision
 from opbench.device.nvml import Nvml, nvml_of
 from opbench.device.resolve import resolve_device, unusable_gpu
 from opbench.device.snapshots import scaling_governor
-from opbench.system import total_memory_bytes
+from opbench.host.checkout import git_revision
+from opbench.host.system import total_memory_bytes
 from opbench.timing.precision import float32_precision
 
 __all__ = ["collect_environment", "collect_machine"]

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from opbench.cell_warning import CellWarning, WarningKind
+from opbench.workload.cell_warning import CellWarning, WarningKind
 
 __all__ = ["OTHER_LOAD", "interference", "others_share"]
 

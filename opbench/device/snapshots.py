@@ -8,7 +8,7 @@ from typing import Any
 
 from opbench.device.interference import others_share
 from opbench.device.nvml import nvml_of
-from opbench.system import SILENT
+from opbench.host.system import SILENT
 
 __all__ = [
     "GATE_VARIABLE",

@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from opbench.compare.estimate import Estimate
 from opbench.compare.verdicts import Comparison
 from opbench.device.ceiling_cache import device_cache_path
 from opbench.device.environment import collect_environment
 from opbench.device.resolve import resolve_device
 from opbench.errors import ResultsError, StorageError, UsageError
-from opbench.estimate import Estimate
 from opbench.files import storage_errors, write_whole
 from opbench.gate.process import GateArm, Launcher
 from opbench.gate.progress import GateProgress

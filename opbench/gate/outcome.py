@@ -9,14 +9,14 @@ from statistics import fmean
 import numpy as np
 from numpy.typing import NDArray
 
-from opbench.cell_warning import CellWarning
+from opbench.compare.estimate import Estimate
 from opbench.compare.rules import Decision, Rules, interval, moved
 from opbench.compare.verdicts import CellComparison, Comparison, Verdict, overall_verdict
-from opbench.estimate import Estimate
 from opbench.gate.process import ArmProcess, GateArm
 from opbench.results.measurement import Measurement, Status
 from opbench.stats import median
 from opbench.workload.case import Cell
+from opbench.workload.cell_warning import CellWarning
 
 __all__ = ["SAME_SOURCE", "Pair", "complete", "conclude", "undecided"]
 

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from opbench.cell_warning import CellWarning
 from opbench.compare.benchmark_json import EXTRA_KEY, extra_info, identity_info
 from opbench.results.measurement import Measurement, Status
+from opbench.workload.cell_warning import CellWarning
 
 if TYPE_CHECKING:
     import torch

@@ -9,8 +9,8 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from opbench import operators
-from opbench.checkout import git_revision
 from opbench.errors import RegistryError, UnknownNameError
+from opbench.host.checkout import git_revision
 from opbench.text import one_line
 from opbench.workload.operator import Operator
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from opbench.compare.estimate import Estimate
 from opbench.compare.verdicts import CellComparison, Comparison, Rank, Verdict
 from opbench.errors import UnknownNameError
-from opbench.estimate import Estimate
 from opbench.files import storage_errors, write_whole
 from opbench.report.annotations import append_job_summary, workflow_commands
 from opbench.report.junit import junit_xml

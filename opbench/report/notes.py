@@ -4,7 +4,6 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from opbench.cell_warning import split_warnings
 from opbench.report.advice import cells_advice
 from opbench.report.cell_text import SUSPICIOUS_MARK, WIDE_INTERVAL, WIDE_MARK, cell_text, half_width, is_wide
 from opbench.report.layout import OPERATOR_LABELS, Group, row_shape
@@ -12,6 +11,7 @@ from opbench.report.value_text import count_cells, shape_text
 from opbench.results.measurement import Status, is_failure
 from opbench.results.row import Row, is_ok
 from opbench.results.run import Run
+from opbench.workload.cell_warning import split_warnings
 
 __all__ = [
     "advice_notes",

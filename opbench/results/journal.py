@@ -12,9 +12,9 @@ from typing import IO
 
 from opbench.errors import ResultsError
 from opbench.files import storage_errors
+from opbench.host.system import require_unix
 from opbench.results.measurement import Measurement
 from opbench.results.repetitions import by_cell
-from opbench.system import require_unix
 from opbench.text import one_line
 
 __all__ = ["JOURNAL", "Journal", "JournalReader", "JournalWriter", "lock", "open_journal"]

@@ -8,10 +8,10 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
-from opbench.cell_warning import CellWarning
 from opbench.text import one_line
 from opbench.timing.stopping import StopReason
 from opbench.workload.case import MAX_COUNT, Cell
+from opbench.workload.cell_warning import CellWarning
 
 __all__ = ["FAILURES", "Measurement", "Status", "is_failure", "known_name"]
 

@@ -3,11 +3,11 @@
 from collections.abc import Mapping
 from typing import Any
 
-from opbench.cell_warning import join_warnings
 from opbench.device.ceilings import Ceilings, limit_columns
 from opbench.results.measurement import Measurement, Status
 from opbench.results.metrics import derived_metrics
 from opbench.results.row import Row
+from opbench.workload.cell_warning import join_warnings
 
 __all__ = ["row_of"]
 

@@ -11,9 +11,9 @@ from unittest.mock import patch
 import torch
 
 from opbench.errors import OperatorError
+from opbench.host.system import available_memory_bytes
 from opbench.sweeps.deviation import Deviation, deviation, relative_error, where_worst
 from opbench.sweeps.plan import cost
-from opbench.system import available_memory_bytes
 from opbench.workload.case import Case, Direction
 from opbench.workload.operator import Operator, Provider, Tensors
 from opbench.workload.tolerance import cancelled_scale, mean_budget

@@ -14,9 +14,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from opbench.host.standard_streams import plain
 from opbench.report.value_text import sparkline, three_digits
 from opbench.results.measurement import Measurement, Status
-from opbench.standard_streams import plain
 from opbench.stats import median, relative_half_width
 from opbench.workload.case import Cell
 

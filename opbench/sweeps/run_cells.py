@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import Any
 
-from opbench.cell_warning import CellWarning, WarningKind
 from opbench.device.ceilings import BUSY_LOAD, Ceilings, emulated_dtypes, missing_notes
 from opbench.device.interference import OTHER_LOAD
 from opbench.device.snapshots import others_now
@@ -18,9 +16,10 @@ from opbench.sweeps.ceiling_step import ceilings_for, default_budget_s
 from opbench.sweeps.conduct import DEFAULT_CONDUCT, Conduct, Isolation
 from opbench.sweeps.isolation.executor import Executor, InProcessExecutor, WorkerExecutor, cell_limit_s
 from opbench.sweeps.isolation.worker_process import Workers
-from opbench.sweeps.progress import Progress
+from opbench.sweeps.progress import OnStage, Progress
 from opbench.sweeps.start import require_processes
 from opbench.workload.case import Cell
+from opbench.workload.cell_warning import CellWarning, WarningKind
 from opbench.workload.operator import Operator
 
 __all__ = ["run_cells"]
@@ -140,7 +139,7 @@ def _executor(run: Run, operators: Mapping[str, Operator], conduct: Conduct, wor
         return WorkerExecutor({**options.to_json(), "sources": list(sources)}, limit_s, workers)
     runner = CellRunner(options, operators.__getitem__)
 
-    def run_cell(cell: Cell, on_stage: Any) -> Measurement:  # noqa: ANN401
+    def run_cell(cell: Cell, on_stage: OnStage) -> Measurement:
         if runner.device_broken:  # the cell before this one has its row; the others must not look measured
             raise DeviceLostError(
                 f"{options.device} no longer answers this process since the last cell; what is left was not measured: "

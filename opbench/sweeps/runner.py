@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import torch
 
-from opbench.cell_warning import CellWarning, WarningKind
 from opbench.device.interference import interference
 from opbench.device.snapshots import busy_counters, conditions
+from opbench.host.system import available_memory_bytes, data_limit, says_out_of_memory
 from opbench.registry.raised import place_of, traceback_text
 from opbench.registry.registry import operator_module
 from opbench.registry.sources import source_hash
@@ -21,12 +21,12 @@ from opbench.sweeps.global_state import restored_state, seeded
 from opbench.sweeps.plan import applicability
 from opbench.sweeps.progress import OnStage
 from opbench.sweeps.request import RunOptions
-from opbench.system import available_memory_bytes, data_limit, says_out_of_memory
 from opbench.text import one_line
 from opbench.timing import TIMERS, Launch, SpoiledProcessError, StoppingRule, Timer, collect_samples, make_timer
 from opbench.timing.precision import torch_precision
 from opbench.timing.stopping import MIN_SAMPLES
 from opbench.workload.case import Case, Cell, Direction
+from opbench.workload.cell_warning import CellWarning, WarningKind
 from opbench.workload.operator import Operator, Provider, Tensors
 
 __all__ = ["CellRunner", "memory_limit", "torch_threads"]

@@ -10,9 +10,9 @@ import time
 
 import torch
 
-from opbench.cell_warning import CellWarning, WarningKind
 from opbench.stats import median
 from opbench.timing.timer import Launch, SpoiledProcessError
+from opbench.workload.cell_warning import CellWarning, WarningKind
 
 __all__ = ["CudaEventTimer", "CudaGraphTimer"]
 

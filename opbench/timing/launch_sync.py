@@ -5,8 +5,8 @@ from collections.abc import Callable
 
 import torch
 
-from opbench.cell_warning import CellWarning
 from opbench.timing.timer import Launch
+from opbench.workload.cell_warning import CellWarning
 
 __all__ = ["LaunchSyncTimer"]
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Protocol
 
-from opbench.cell_warning import CellWarning
+from opbench.workload.cell_warning import CellWarning
 
 __all__ = ["Launch", "SpoiledProcessError", "Timer"]
 

@@ -3,8 +3,8 @@
 import time
 from collections.abc import Callable
 
-from opbench.cell_warning import CellWarning
 from opbench.timing.timer import Launch
+from opbench.workload.cell_warning import CellWarning
 
 __all__ = ["WallClockTimer"]
 

@@ -15,12 +15,12 @@ import tempfile
 from collections import Counter
 from pathlib import Path
 
-from opbench.cell_warning import disturb_comparison
 from opbench.compare.noise import known_noise
 from opbench.compare.open_arm import open_arm
 from opbench.compare.runs import DEFAULT_TOLERANCE, compare_runs, judge, ratio_interval
 from opbench.compare.verdicts import Verdict
 from opbench.results.run import Run
+from opbench.workload.cell_warning import disturb_comparison
 
 CELLS = ("--shapes", "smoke", "--ops", "conv3x3,dcnv4", "--level", "core", "--dtypes", "fp32", "--device", "cpu",
          "--time-budget", "0.1", "--ceilings-budget", "0", "--no-plots", "--quiet")  # fmt: skip

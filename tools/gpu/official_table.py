@@ -5,9 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from official_ops import PROVIDER
 
+from opbench.compare.estimate import Estimate, Unit
 from opbench.compare.readings import Arm, Reading
 from opbench.compare.runs import geometric_mean, ratio_interval
-from opbench.estimate import Estimate, Unit
 from opbench.results.measurement import Status
 from opbench.results.run import Run
 from opbench.workload.case import Case

@@ -16,7 +16,7 @@ from opbench.cli.shared import (
     stdout,
 )
 from opbench.cli.sweep_flags import takes_sweep_flags
-from opbench.system import require_unix
+from opbench.host.system import require_unix
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -23,7 +23,7 @@ from opbench.cli.shared import (
 )
 from opbench.cli.sweep_flags import takes_sweep_flags
 from opbench.errors import UsageError
-from opbench.system import require_unix
+from opbench.host.system import require_unix
 
 if TYPE_CHECKING:
     from opbench.compare.rules import Rules

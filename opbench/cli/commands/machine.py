@@ -65,12 +65,12 @@ def ceilings(
     from opbench.device.environment import collect_environment
     from opbench.device.resolve import resolve_device
     from opbench.errors import UsageError
+    from opbench.host.user_cache import say_if_nothing_is_kept
     from opbench.sweeps.ceiling_step import ceilings_for, default_budget_s
     from opbench.sweeps.console_progress import ConsoleProgress
     from opbench.sweeps.isolation.worker_process import Workers
     from opbench.sweeps.option_fields import read_options
     from opbench.sweeps.request import RunOptions
-    from opbench.user_cache import say_if_nothing_is_kept
 
     name = resolve_device(device)
     if budget is not None and not 0 < budget < float("inf"):

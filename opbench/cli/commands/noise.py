@@ -34,14 +34,14 @@ def noise(
     from opbench.compare.noise import keep_noise, known_noise
     from opbench.device.environment import collect_environment
     from opbench.errors import UsageError
+    from opbench.host.system import require_unix
+    from opbench.host.user_cache import say_if_nothing_is_kept
     from opbench.report import print_tables
     from opbench.report.noise_table import noise_table
     from opbench.sweeps.console_progress import ConsoleProgress
     from opbench.sweeps.isolation.executor import WorkerExecutor, cell_limit_s
     from opbench.sweeps.noise_step import measure_noise, noise_request
     from opbench.sweeps.request import RunOptions
-    from opbench.system import require_unix
-    from opbench.user_cache import say_if_nothing_is_kept
 
     require_unix("opbench noise")
     if processes < 2:

@@ -8,7 +8,7 @@ import typer
 
 from opbench.cli.shared import EXIT_FAILED_CELLS, EXIT_INTERRUPTED, interrupt_on_termination, known_operators, split
 from opbench.cli.sweep_flags import takes_sweep_flags
-from opbench.system import require_unix
+from opbench.host.system import require_unix
 
 __all__ = ["register"]
 

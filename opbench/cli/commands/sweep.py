@@ -18,8 +18,8 @@ from opbench.cli.shared import (
 from opbench.cli.sweep_end import conclude, draw_plots, print_results
 from opbench.cli.sweep_flags import takes_sweep_flags
 from opbench.errors import StorageError
-from opbench.system import require_unix
-from opbench.user_cache import say_if_nothing_is_kept
+from opbench.host.system import require_unix
+from opbench.host.user_cache import say_if_nothing_is_kept
 
 if TYPE_CHECKING:
     from opbench.workload.case import Cell

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from opbench.host.system import says_out_of_memory
 from opbench.results.measurement import Measurement, Status
 from opbench.sweeps.isolation.supervisor import can_fork
 from opbench.sweeps.isolation.worker_process import SupervisorLost, WorkerDied, Workers
 from opbench.sweeps.progress import OnStage
-from opbench.system import says_out_of_memory
 from opbench.workload.case import Case, Cell
 
 __all__ = ["Executor", "InProcessExecutor", "WorkerExecutor", "cell_limit_s"]

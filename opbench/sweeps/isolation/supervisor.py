@@ -25,7 +25,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
-from opbench.system import child_pids
+from opbench.host.system import child_pids
 
 __all__ = ["PR_SET_PDEATHSIG", "Supervisor", "can_fork", "main", "prctl"]
 
