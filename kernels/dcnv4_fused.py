@@ -67,7 +67,6 @@ def from_input_launch(
     """
     batch, height, width, channels = x.shape
     group_channels = channels // groups
-    kernel_h, kernel_w = geometry.kernel
     pixels = batch * height * width
     # A matrix product has at least 16 columns; with 32, float32 spills.
     block_g = max(4, min(8 if x.element_size() == 2 else 4, triton.next_power_of_2(groups)))
@@ -79,13 +78,7 @@ def from_input_launch(
         "C": channels,
         "G": groups,
         "DG": group_channels,
-        "K": geometry.points,
-        "KH": kernel_h,
-        "PAD_H": geometry.padding[0],
-        "PAD_W": geometry.padding[1],
-        "DILATION_H": geometry.dilation[0],
-        "DILATION_W": geometry.dilation[1],
-        "CENTER": kernel_w // 2 * kernel_h + kernel_h // 2 if geometry.remove_center else geometry.points,
+        **geometry.constants,
         "STRICT": min(height, width) < 2,
         "WIDE": is_wide((height, width), geometry, channels, pixels),
         "PRECISION": "tf32" if allow_tf32 else "ieee",

@@ -77,23 +77,15 @@ class Sampled(NamedTuple):
     def constants(self, vectors: int, num_warps: int) -> dict[str, Any]:
         """The compile-time constants that both kernels share."""
         geometry, groups, group_channels = self.geometry, *self.value.shape[1:]
-        kernel_h, kernel_w = geometry.kernel
         block_d = triton.next_power_of_2(group_channels) // vectors
         lanes = max(1, block_d * self.value.element_size() // VECTOR_BYTES)
         stride = self.value.stride(0)
         return {
             "G": groups,
             "DG": group_channels,
-            "K": geometry.points,
-            "KH": kernel_h,
+            **geometry.constants,
             "STRIDE_H": geometry.stride[0],
             "STRIDE_W": geometry.stride[1],
-            "PAD_H": geometry.padding[0],
-            "PAD_W": geometry.padding[1],
-            "DILATION_H": geometry.dilation[0],
-            "DILATION_W": geometry.dilation[1],
-            # The point from which on taps are counted one further; past the last where the centre is kept.
-            "CENTER": kernel_w // 2 * kernel_h + kernel_h // 2 if geometry.remove_center else geometry.points,
             "VALUE_STRIDE": stride,
             # The gradient of value is contiguous, whatever the stride of value.
             "WIDE": is_wide(self.size, geometry, max(stride, groups * group_channels), self.rows),

@@ -53,6 +53,23 @@ class Geometry:
             self.dilation[1] * (self.kernel[1] - 1) // 2,
         )
 
+    @property
+    def constants(self) -> dict[str, int]:
+        """What every Triton kernel is compiled with, by the names of its parameters.
+
+        CENTER is the point from which on taps are counted one further; past the last where the centre is kept.
+        """
+        kernel_h, kernel_w = self.kernel
+        return {
+            "K": self.points,
+            "KH": kernel_h,
+            "PAD_H": self.padding[0],
+            "PAD_W": self.padding[1],
+            "DILATION_H": self.dilation[0],
+            "DILATION_W": self.dilation[1],
+            "CENTER": kernel_w // 2 * kernel_h + kernel_h // 2 if self.remove_center else self.points,
+        }
+
     def taps(self) -> Iterator[tuple[int, int]]:
         """(row j, column i) of each point in order: columns outer, rows inner, the centre left out if removed."""
         for i in range(self.kernel[1]):

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from opbench.operators._random import normal
 from opbench.workload.case import Case, Level
-from opbench.workload.operator import Setting, Tensors, by_direction
+from opbench.workload.operator import Forward, Provider, Setting, Tensors, by_direction
 from opbench.workload.tolerance import rounding_budget
 
 if TYPE_CHECKING:
     import torch
+    from opbench_kernels.functional import Implementation
     from opbench_kernels.geometry import Geometry
 
 GROUP_CHANNELS = Setting(32, 1, "channels per group; each group has offsets and masks of its own")
@@ -74,6 +76,18 @@ def tune_triton() -> None:
 
 
 TRITON_NEEDS = "a CUDA device, and Triton"
+
+
+def triton_provider(build: Callable[[Implementation, Case, Tensors], Forward]) -> Provider:
+    """The provider that runs our Triton kernels; `build` is told which implementation of opbench_kernels to call."""
+    return Provider(
+        "triton",
+        partial(build, "triton"),
+        "opbench_kernels in Triton",
+        unavailable=triton_unavailable,
+        needs=TRITON_NEEDS,
+        configuration=triton_configuration,
+    )
 
 
 def triton_unavailable(device_type: str) -> str | None:

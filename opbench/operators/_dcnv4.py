@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from opbench.operators import _dcn
 from opbench.operators._random import normal
 from opbench.workload.case import Case, Direction, Level
-from opbench.workload.operator import Forward, Provider, Setting, Tensors, by_direction, compiled
+from opbench.workload.operator import Forward, Operator, Provider, Setting, Tensors, by_direction, compiled
 
 if TYPE_CHECKING:
     import torch
@@ -177,24 +177,26 @@ def _fused_not_applicable(case: Case, _device_type: str) -> str | None:
     return None
 
 
-def providers(
+def operator(
+    *,
+    name: str,
+    summary: str,
+    timed: str,
+    make_inputs: Callable[[Case, torch.Generator], Tensors],
+    reference: Callable[[Case, Tensors], torch.Tensor],
     build: Callable[[Implementation, Case, Tensors], Forward],
     build_fused: Callable[[Case, Tensors], Forward],
-) -> tuple[Provider, ...]:
-    """The providers of an operator.
+    projections: int,
+) -> Operator:
+    """DCNv4 or its lightweight variant, from what is its own.
 
     Args:
+        name, summary, timed, make_inputs, reference: as Operator takes them.
         build: (implementation of opbench_kernels.dcnv4, case, tensors) -> the closure to time.
         build_fused: the same for inference, the parameters rearranged once, untimed.
+        projections: Linears of C to C channels that the module has beside offset_mask.
     """
-    triton = Provider(
-        "triton",
-        partial(build, "triton"),
-        "opbench_kernels in Triton",
-        unavailable=_dcn.triton_unavailable,
-        needs=_dcn.TRITON_NEEDS,
-        configuration=_dcn.triton_configuration,
-    )
+    triton = _dcn.triton_provider(build)
     fused = replace(
         triton,
         name="triton_fused",
@@ -203,4 +205,19 @@ def providers(
         not_applicable=_fused_not_applicable,
     )
     torch = Provider("torch", partial(build, "torch"), "vectorised torch, embedding_bag")
-    return triton, fused, torch, compiled(torch)
+    return Operator(
+        name=name,
+        summary=summary,
+        timed=timed,
+        make_inputs=make_inputs,
+        reference=reference,
+        flop_count=partial(flop_count, projections=projections),
+        bytes_moved=partial(bytes_moved, projections=projections),
+        memory_bytes=partial(memory_bytes, projections=projections),
+        reference_elements=reference_elements,
+        smooth_inputs=smooth_inputs,
+        tolerance=_dcn.tolerance,
+        providers=(triton, fused, torch, compiled(torch)),
+        settings=SETTINGS,
+        not_applicable=_dcn.not_applicable,
+    )

@@ -167,14 +167,7 @@ OPERATOR = Operator(
     smooth_inputs=smooth_inputs,
     tolerance=_dcn.tolerance,
     providers=(
-        Provider(
-            "triton",
-            partial(_build, "triton"),
-            "opbench_kernels in Triton",
-            unavailable=_dcn.triton_unavailable,
-            needs=_dcn.TRITON_NEEDS,
-            configuration=_dcn.triton_configuration,
-        ),
+        _dcn.triton_provider(_build),
         TORCH,
         compiled(TORCH),
     ),

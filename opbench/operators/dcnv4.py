@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 from opbench.operators import _dcn, _dcnv4
 from opbench.operators._random import normal
 from opbench.workload.case import Case, Level
-from opbench.workload.operator import Forward, Operator, Tensors
+from opbench.workload.operator import Forward, Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -73,19 +72,13 @@ def build_fused(case: Case, tensors: Tensors) -> Forward:
     return module
 
 
-OPERATOR = Operator(
+OPERATOR = _dcnv4.operator(
     name="dcnv4",
     summary="deformable convolution v4; module adds value_proj, offset_mask and output_proj",
     timed="no layout conversion; module: the three Linears (and the depthwise convolution, if any)",
     make_inputs=make_inputs,
     reference=reference,
-    flop_count=partial(_dcnv4.flop_count, projections=len(PROJECTIONS)),
-    bytes_moved=partial(_dcnv4.bytes_moved, projections=len(PROJECTIONS)),
-    memory_bytes=partial(_dcnv4.memory_bytes, projections=len(PROJECTIONS)),
-    reference_elements=_dcnv4.reference_elements,
-    smooth_inputs=_dcnv4.smooth_inputs,
-    tolerance=_dcn.tolerance,
-    providers=_dcnv4.providers(build, build_fused),
-    settings=_dcnv4.SETTINGS,
-    not_applicable=_dcn.not_applicable,
+    build=build,
+    build_fused=build_fused,
+    projections=len(PROJECTIONS),
 )

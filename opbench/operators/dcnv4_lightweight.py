@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING
 
 from opbench.operators import _dcn, _dcnv4
 from opbench.workload.case import Case, Level
-from opbench.workload.operator import Forward, Operator, Tensors
+from opbench.workload.operator import Forward, Tensors
 
 if TYPE_CHECKING:
     import torch
@@ -45,19 +44,13 @@ def build_fused(case: Case, tensors: Tensors) -> Forward:
     return lambda: dcnv4_from_input(x, *packed, groups=groups, geometry=_dcn.geometry(case))
 
 
-OPERATOR = Operator(
+OPERATOR = _dcnv4.operator(
     name="dcnv4_lightweight",
     summary="deformable convolution v4 without the pointwise projections; module adds offset_mask only",
     timed="no layout conversion; module: the offset_mask Linear (and the depthwise convolution, if any)",
     make_inputs=make_inputs,
     reference=reference,
-    flop_count=partial(_dcnv4.flop_count, projections=0),
-    bytes_moved=partial(_dcnv4.bytes_moved, projections=0),
-    memory_bytes=partial(_dcnv4.memory_bytes, projections=0),
-    reference_elements=_dcnv4.reference_elements,
-    smooth_inputs=_dcnv4.smooth_inputs,
-    tolerance=_dcn.tolerance,
-    providers=_dcnv4.providers(build, build_fused),
-    settings=_dcnv4.SETTINGS,
-    not_applicable=_dcn.not_applicable,
+    build=build,
+    build_fused=build_fused,
+    projections=0,
 )

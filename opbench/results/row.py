@@ -11,6 +11,7 @@ from typing import Any, TypeGuard, get_args
 from opbench.results.measurement import Status
 from opbench.text import one_of
 from opbench.timing import TIMERS
+from opbench.timing.stopping import StopReason
 
 __all__ = ["COLUMNS", "COLUMN_NAMES", "NEVER", "NOT_OK", "NO_RATE", "Column", "MeasuredRow", "Row", "is_ok"]
 
@@ -72,9 +73,7 @@ class Row:
     timer: str = _column(f"{one_of(f'`{name}`' for name in TIMERS)}; of a cell that was not timed, what was asked for")
     cache: str = _column("`cold`: the L2 was overwritten before each launch; `warm`: it was not")
     settings: str = _column("the operator's, as `name=value;name=value`", empty="the operator has none", default="")
-    status: str = _column(
-        "`ok`, `not_applicable`, `unavailable`, `out_of_memory`, `wrong`, `error`, `timeout` or `not_run`"
-    )
+    status: str = _column(one_of(f"`{status}`" for status in Status))
     reason: str = _column(
         "why the cell is not `ok`; of an `ok` cell, what to know about it", empty="nothing to say", default=""
     )
@@ -94,7 +93,9 @@ class Row:
     samples: int | None = _column(
         "how many latencies were measured; short launches share one", unit="samples", empty=NOT_OK
     )
-    stop_reason: str | None = _column("why sampling ended: `converged`, `time_budget` or `long_launch`", empty=NOT_OK)
+    stop_reason: str | None = _column(
+        f"why sampling ended: {one_of(f'`{reason}`' for reason in StopReason)}", empty=NOT_OK
+    )
     flop_count: int | None = _column(
         "floating-point operations of one launch, by formula; a multiply-add counts two", unit="FLOP", default=None
     )

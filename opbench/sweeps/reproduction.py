@@ -26,7 +26,7 @@ __all__ = ["Part", "chosen_parts", "parts_for", "run_part"]
 SHAPES = ("standard", "high_resolution")
 DEFORMABLE = ("dcnv3", "dcnv4_lightweight", "dcnv4")
 DTYPES = {"cuda": ("fp32", "tf32", "fp16", "bf16"), "cpu": ("fp32", "bf16")}
-TIMERS = {
+WAYS = {
     "cuda": {
         "event-cold": ("cuda-event", "cold"),
         "event-warm": ("cuda-event", "warm"),
@@ -56,7 +56,7 @@ def parts_for(device_type: str) -> list[Part]:
     common = {"ops": ops, "shapes": SHAPES, "dtypes": list(DTYPES[device_type])}
     return as_paper + [
         Part(f"{name}-{way}", {**common, **options, "timer": timer, "cache": cache})
-        for way, (timer, cache) in TIMERS[device_type].items()
+        for way, (timer, cache) in WAYS[device_type].items()
         for name, options in PASSES.items()
     ]
 

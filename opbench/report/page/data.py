@@ -15,7 +15,7 @@ from opbench.report.page.environment import in_words
 from opbench.report.page.warnings import run_warnings
 from opbench.report.palette import identity_looks
 from opbench.report.value_text import shape_text
-from opbench.results.measurement import FAILURES, Status
+from opbench.results.measurement import Status, is_failure
 from opbench.results.row import COLUMN_NAMES, Row
 from opbench.results.run import Run
 from opbench.stats import quantile
@@ -56,7 +56,7 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
         "samples": _samples(runs, per_run, index),
         "charts": _charts(rows, index),
         "ceilings": [line for run, tag in zip(runs, tags, strict=True) for line in _ceiling_lines(run.ceilings, tag)],
-        "failed": [index[id(row)] for row in rows if row.status in FAILURES or row.status == Status.OUT_OF_MEMORY],
+        "failed": [index[id(row)] for row in rows if is_failure(row.status) or row.status == Status.OUT_OF_MEMORY],
         "suspicious": [index[id(row)] for row in rows if row.suspicious],
     }
 
