@@ -58,7 +58,9 @@ def test_a_sweep_from_start_to_report(folder, monkeypatch, one_plot):
     with (run / "measurements.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["status"] for row in rows} == {"ok"}
-    assert all(float(row["latency_ms"]) > 0 and int(row["samples"]) >= 6 for row in rows)
+    least = {"long_launch": 6}  # where a launch takes a fifth of the budget, as on a machine under load; else 30
+    assert all(float(row["latency_ms"]) > 0 for row in rows)
+    assert all(int(row["samples"]) >= least.get(row["stop_reason"], 30) for row in rows)
     assert json.loads((run / "run.json").read_text())["schema_version"] == 1
 
     for format_, mark in (
