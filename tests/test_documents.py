@@ -58,11 +58,16 @@ CONSOLE = [block for block in blocks("console") if commands_of(block.values[0])]
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A folder that looks like the checkout and may be written to."""
-    for name in ("results", "shapes", "examples"):
+    for name in ("shapes", "examples"):
         (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "results").mkdir()
+    for path in (ROOT / "results").iterdir():
+        (tmp_path / "results" / path.name).symlink_to(path)
+    before = {*(ROOT / "results").iterdir()}
     monkeypatch.chdir(tmp_path)
     with mpl.rc_context():
         yield
+    assert {*(ROOT / "results").iterdir()} == before, "a document's sweep left a run in results/"
 
 
 class Benchmark:
