@@ -1,4 +1,4 @@
-"""Bilinear samples inside Triton kernels: what deform_triton and dcnv4_fused_triton share.
+"""Bilinear samples inside Triton kernels: what the kernels of deform/ share.
 
 Two ways to add a point: `add_square` reads two neighbours in each direction that are always in the image and needs no
 comparison; `strict_add` compares each corner with the borders and reads no pixel that does not count.

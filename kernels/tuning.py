@@ -19,8 +19,11 @@ from pathlib import Path
 
 import torch
 import triton
-from opbench_kernels import bilinear_triton, deform_launch, deform_triton
-from opbench_kernels.deform_launch import Config, Launch, Sampled, forward_config, forward_launch
+from opbench_kernels import bilinear_triton, launch
+from opbench_kernels.deform import launch as deform_launch
+from opbench_kernels.deform import sampling_triton
+from opbench_kernels.deform.launch import Config, Sampled, forward_config, forward_launch
+from opbench_kernels.launch import VECTOR_BYTES, Launch
 
 __all__ = ["CONFIGS", "cache_path", "choose", "enable", "forget_choice", "is_enabled", "last_choice"]
 
@@ -98,7 +101,7 @@ def _tuned(sampled: Sampled, out: torch.Tensor, measure: Callable[[Launch], floa
 
 def _possible(sampled: Sampled) -> list[Config]:
     """Configurations whose second vector, if any, still has channels to load."""
-    most = triton.next_power_of_2(sampled.value.shape[-1]) * sampled.value.element_size() // deform_launch.VECTOR_BYTES
+    most = triton.next_power_of_2(sampled.value.shape[-1]) * sampled.value.element_size() // VECTOR_BYTES
     return [config for config in CONFIGS if config.vectors <= max(1, most)]
 
 
@@ -117,7 +120,7 @@ def _device(device: torch.device) -> str:
 @cache
 def _source() -> str:
     """Hash of the kernels' text."""
-    modules = (deform_launch, deform_triton, bilinear_triton)
+    modules = (launch, deform_launch, sampling_triton, bilinear_triton)
     return hashlib.sha256(b"".join(Path(inspect.getfile(module)).read_bytes() for module in modules)).hexdigest()[:12]
 
 

@@ -10,7 +10,8 @@ from inspect import signature
 from unittest.mock import patch
 
 import torch
-from opbench_kernels import dcnv4_fused, deform_launch, deform_operators, deform_torch, tuning
+from opbench_kernels import launch, tuning
+from opbench_kernels.deform import dcnv4_fused, operators, sampling_torch
 from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,10 +19,10 @@ from torch.utils._pytree import tree_leaves
 
 DEVICE = torch.device("cuda:0")
 OPERATORS = (
-    deform_operators._dcnv3,
-    deform_operators._dcnv3_backward,
-    deform_operators._dcnv4,
-    deform_operators._dcnv4_backward,
+    operators._dcnv3,
+    operators._dcnv3_backward,
+    operators._dcnv4,
+    operators._dcnv4_backward,
     dcnv4_fused._from_input,
 )
 
@@ -55,9 +56,9 @@ def fake_cuda():
             (torch.cuda, "device_of", lambda tensor: nullcontext()),
             (torch.nn.functional, "scaled_dot_product_attention", flash_attention),
             # What is kept for plain tensors of a shape is kept for these, by themselves.
-            (deform_torch, "_are_plain", lambda *tensors: True),
-            (deform_torch, "_kept_grids", cache(deform_torch._kept_grids.__wrapped__)),
-            (deform_launch.Launch, "__call__", lambda launch: launches.append(bound_tensors(launch))),
+            (sampling_torch, "_are_plain", lambda *tensors: True),
+            (sampling_torch, "_kept_grids", cache(sampling_torch._kept_grids.__wrapped__)),
+            (launch.Launch, "__call__", lambda launch: launches.append(bound_tensors(launch))),
             (tuning, "_device", str),
             (tuning, "_known", {}),
             (tuning, "_read", lambda path: {}),

@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from opbench_kernels import dcnv4, dcnv4_fused, reference
-from opbench_kernels.dcnv4_fused import dcnv4_from_input, pack_offset_mask
-from opbench_kernels.geometry import Geometry, padded_offset_mask_channels
+from opbench_kernels import dcnv4
+from opbench_kernels.deform import dcnv4_fused, reference
+from opbench_kernels.deform.dcnv4_fused import dcnv4_from_input, pack_offset_mask
+from opbench_kernels.deform.geometry import Geometry, padded_offset_mask_channels
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
@@ -68,7 +69,7 @@ def test_pixels_that_are_not_finite_stay_where_they_belong():
 
 def test_one_product_for_value_and_offset_mask_is_read_in_place():
     # The concatenated projection's halves are strided views; the kernel must take them without a copy.
-    from opbench_kernels.deform_launch import sampled_dcnv4
+    from opbench_kernels.deform.launch import sampled_dcnv4
 
     both = torch.randn(2, 5, 4, 64 + 56, device=DEVICE)
     value, offset_mask = both[..., :64], both[..., 64:]

@@ -10,8 +10,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from opbench_kernels import dcnv3, dcnv4, deform_launch, deform_torch, functional, reference
-from opbench_kernels.geometry import Geometry, padded_offset_mask_channels, pair
+from opbench_kernels import dcnv3, dcnv4
+from opbench_kernels.deform import functional, reference, sampling_torch
+from opbench_kernels.deform import launch as deform_launch
+from opbench_kernels.deform.geometry import Geometry, padded_offset_mask_channels
+from opbench_kernels.sizes import pair
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torchvision.ops import deform_conv2d
 from triton import next_power_of_2
@@ -245,7 +248,7 @@ def test_float32_does_not_lose_precision_with_the_coordinate():
 
 
 def test_indices_of_64_bits(monkeypatch):
-    from opbench_kernels import deform_launch
+    from opbench_kernels.deform import launch as deform_launch
 
     generator = torch.Generator().manual_seed(8)
     value, packed = (torch.randn(2, 5, 4, size, generator=generator) for size in (8, 32))
@@ -262,7 +265,7 @@ def test_indices_of_64_bits(monkeypatch):
 
 
 def test_indices_reach_from_the_padding_and_into_the_gradient():
-    from opbench_kernels.deform_launch import is_wide, sampled_dcnv4
+    from opbench_kernels.deform.launch import is_wide, sampled_dcnv4
 
     side, channels = 8191, 32
     assert side**2 * channels < 2**31
@@ -566,9 +569,9 @@ def operator_arguments(name, requires_grad):
 @pytest.mark.parametrize("requires_grad", [False, True])
 @pytest.mark.parametrize("name", ["dcnv3", "dcnv4"])
 def test_the_operator_keeps_torchs_contract(name, requires_grad):
-    from opbench_kernels import deform_operators
+    from opbench_kernels.deform import operators
 
-    torch.library.opcheck(getattr(deform_operators, f"_{name}"), operator_arguments(name, requires_grad))
+    torch.library.opcheck(getattr(operators, f"_{name}"), operator_arguments(name, requires_grad))
 
 
 def test_a_second_derivative_is_refused():
@@ -670,33 +673,33 @@ def test_offsets_in_half_precision_are_scaled_in_float32(requires_grad):
 
 def test_auto_goes_without_triton(monkeypatch):
     # The device does not matter here: what is asked is who computes.
-    monkeypatch.setattr(functional, "HAS_TRITON", False)
+    monkeypatch.setattr("opbench_kernels.implementation.HAS_TRITON", False)
     cuda = SimpleNamespace(type="cuda")
     value = SimpleNamespace(shape=(1, 4, 4, 8), device=cuda, dtype=torch.float16, dim=lambda: 4)
     monkeypatch.setattr(functional.torch, "Tensor", SimpleNamespace)
     _, triton = functional._checked_value(value, 1, Geometry(), "auto")
     assert not triton
-    monkeypatch.setattr(functional, "HAS_TRITON", True)
+    monkeypatch.setattr("opbench_kernels.implementation.HAS_TRITON", True)
     assert functional._checked_value(value, 1, Geometry(), "auto")[1]
 
 
 def test_plans_of_large_images_are_not_kept(monkeypatch):
     value, packed = torch.randn(1, 5, 6, 8), torch.randn(1, 5, 6, 32)
     expected = dcnv4(value, packed, groups=1, implementation="torch")
-    deform_torch._plan.cache_clear()
-    monkeypatch.setattr(deform_torch, "MOST_KEPT_BAGS", 30)
+    sampling_torch._plan.cache_clear()
+    monkeypatch.setattr(sampling_torch, "MOST_KEPT_BAGS", 30)
     torch.testing.assert_close(dcnv4(value, packed, groups=1, implementation="torch"), expected)
-    assert deform_torch._plan.cache_info().currsize == 0
-    monkeypatch.setattr(deform_torch, "MOST_KEPT_BAGS", 31)
+    assert sampling_torch._plan.cache_info().currsize == 0
+    monkeypatch.setattr(sampling_torch, "MOST_KEPT_BAGS", 31)
     dcnv4(value, packed, groups=1, implementation="torch")
-    assert deform_torch._plan.cache_info().currsize == 1
+    assert sampling_torch._plan.cache_info().currsize == 1
 
 
 def test_training_copies_nothing_to_the_device_in_later_calls(monkeypatch):
     # Such a copy waits for the device, and cannot be part of a CUDA graph.
     value, packed = torch.randn(1, 6, 5, 8, requires_grad=True), torch.randn(1, 6, 5, 32)
     first = dcnv4(value, packed, groups=1, implementation="torch")
-    monkeypatch.setattr(deform_torch.torch, "tensor", None)
+    monkeypatch.setattr(sampling_torch.torch, "tensor", None)
     torch.testing.assert_close(dcnv4(value, packed, groups=1, implementation="torch"), first)
 
 

@@ -13,9 +13,9 @@ from opbench.registry.places import load
 from opbench.registry.registry import find
 from opbench.registry.sources import source_files, source_hash
 
-SHARED = {"functional", "geometry", "deform_operators", "deform_torch", "deform_launch", "deform_triton",
-          "bilinear_triton", "tuning", "reference"}  # fmt: skip
-"""Of opbench_kernels: `functional` chooses the implementation at run time, and `_dcn` holds the reference too."""
+DEFORM = ("functional", "geometry", "operators", "sampling_torch", "launch", "sampling_triton", "reference")
+SHARED = {*(f"deform.{name}" for name in DEFORM), "bilinear_triton", "implementation", "launch", "sizes", "tuning"}
+"""Of opbench_kernels: `deform.functional` chooses at run time, and `_dcn` holds the reference too."""
 
 
 def kernels_of(operator, provider):
@@ -31,7 +31,10 @@ def test_the_kernels_that_a_provider_imports_are_its_sources(operator, provider)
 
 
 def test_what_another_function_of_the_file_imports_is_not():
-    assert kernels_of("dcnv4_lightweight", "triton_fused") - SHARED == {"dcnv4_fused", "dcnv4_fused_triton"}
+    assert kernels_of("dcnv4_lightweight", "triton_fused") - SHARED == {
+        "deform.dcnv4_fused",
+        "deform.dcnv4_fused_triton",
+    }
     assert kernels_of("conv3x3", "torch") == set()
 
 

@@ -6,8 +6,8 @@ import tempfile
 import pytest
 import torch
 from opbench_kernels import dcnv4, tuning
-from opbench_kernels.deform_launch import Config, sampled_dcnv4
-from opbench_kernels.geometry import Geometry
+from opbench_kernels.deform.geometry import Geometry
+from opbench_kernels.deform.launch import Config, sampled_dcnv4
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

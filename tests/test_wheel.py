@@ -36,7 +36,8 @@ def test_a_wheel_from_the_sdist_sweeps_outside_the_checkout(tmp_path):
 
     names = set(zipfile.ZipFile(wheel).namelist())
     wanted = {path.relative_to(source).as_posix() for path in (source / "opbench").rglob("*.py")}
-    wanted |= {f"opbench_kernels/{path.name}" for path in (source / "kernels").glob("*.py")}
+    kernels = source / "kernels"
+    wanted |= {f"opbench_kernels/{path.relative_to(kernels).as_posix()}" for path in kernels.rglob("*.py")}
     wanted |= {
         "opbench/py.typed", "opbench_kernels/py.typed", "opbench_shapes/smoke.yaml",
         "opbench_published/dcnv4_module_level.csv", "opbench/report/page/page.html.j2",

@@ -9,7 +9,7 @@ from opbench.errors import UsageError
 from opbench.inspection.sass import Instruction, parse_sass
 
 if TYPE_CHECKING:
-    from opbench_kernels.deform_launch import Launch
+    from opbench_kernels.launch import Launch
 
 __all__ = ["Binary", "compile_launch", "require_compiler"]
 

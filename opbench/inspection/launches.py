@@ -7,7 +7,7 @@ from opbench.workload.case import Case, Direction, Dtype, Level
 from opbench.workload.shapes import load_shape_list
 
 if TYPE_CHECKING:
-    from opbench_kernels.deform_launch import Launch
+    from opbench_kernels.launch import Launch
 
 __all__ = ["GROUP_CHANNELS", "KERNEL_SIZE", "POINTS", "is_fused", "launch", "uses"]
 
@@ -60,9 +60,9 @@ def _name(case: Case) -> str:
 def launch(case: Case) -> "Launch":
     """The launch of a case of `uses`; DCNv3's kernels are the core's, with other strides."""
     import torch
-    from opbench_kernels.dcnv4_fused import from_input_launch
-    from opbench_kernels.deform_launch import backward_launch, forward_launch, sampled_dcnv4
-    from opbench_kernels.geometry import Geometry, padded_offset_mask_channels
+    from opbench_kernels.deform.dcnv4_fused import from_input_launch
+    from opbench_kernels.deform.geometry import Geometry, padded_offset_mask_channels
+    from opbench_kernels.deform.launch import backward_launch, forward_launch, sampled_dcnv4
 
     channels = case.shape.channels
     groups = channels // GROUP_CHANNELS

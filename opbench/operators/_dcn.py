@@ -14,8 +14,8 @@ from opbench.workload.tolerance import rounding_budget
 
 if TYPE_CHECKING:
     import torch
-    from opbench_kernels.functional import Implementation
-    from opbench_kernels.geometry import Geometry
+    from opbench_kernels.deform.geometry import Geometry
+    from opbench_kernels.implementation import Implementation
 
 GROUP_CHANNELS = Setting(32, 1, "channels per group; each group has offsets and masks of its own")
 KERNEL_SIZE = Setting(3, 1, "side of the sampling grid, odd")
@@ -34,7 +34,7 @@ def points(case: Case) -> int:
 
 def geometry(case: Case) -> Geometry:
     """The sampling grid: stride 1, padded so that the output is as large as the input."""
-    from opbench_kernels.geometry import Geometry
+    from opbench_kernels.deform.geometry import Geometry
 
     size = case.int_setting("kernel_size")
     return Geometry(kernel=(size, size), padding=(size // 2, size // 2))
@@ -123,7 +123,7 @@ def depthwise(weight: torch.Tensor, bias: torch.Tensor) -> Callable[[torch.Tenso
 
 def sample_reference(case: Case, value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Reference sampling of NHWC `value` with offset (B, H, W, G, K, 2) and mask (B, H, W, G, K)."""
-    from opbench_kernels.reference import deformable_sample
+    from opbench_kernels.deform.reference import deformable_sample
 
     split = value.unflatten(-1, (groups(case), -1))
     out: torch.Tensor = deformable_sample(split, offset, mask, geometry(case))

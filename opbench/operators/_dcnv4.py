@@ -14,7 +14,7 @@ from opbench.workload.operator import Forward, Operator, Provider, Setting, Tens
 
 if TYPE_CHECKING:
     import torch
-    from opbench_kernels.functional import Implementation
+    from opbench_kernels.implementation import Implementation
 
 SETTINGS = {
     "group_channels": _dcn.GROUP_CHANNELS,
@@ -26,7 +26,7 @@ SETTINGS = {
 
 def packed_channels(case: Case) -> int:
     """M, channels of the packed offset_mask tensor."""
-    from opbench_kernels.geometry import padded_offset_mask_channels
+    from opbench_kernels.deform.geometry import padded_offset_mask_channels
 
     return padded_offset_mask_channels(_dcn.groups(case), _dcn.points(case))
 

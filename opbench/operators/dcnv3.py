@@ -13,7 +13,7 @@ from opbench.workload.operator import Forward, Operator, Provider, Setting, Tens
 
 if TYPE_CHECKING:
     import torch
-    from opbench_kernels.functional import Implementation
+    from opbench_kernels.implementation import Implementation
 
 GELU_SECOND_MOMENT = 0.4252
 """E[GELU(z)^2] for standard normal z, so that the offset Linear can be scaled to give offset_std_px."""

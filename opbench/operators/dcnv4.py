@@ -12,7 +12,7 @@ from opbench.workload.operator import Forward, Tensors
 
 if TYPE_CHECKING:
     import torch
-    from opbench_kernels.functional import Implementation
+    from opbench_kernels.implementation import Implementation
 
 PROJECTIONS = ("value_proj", "output_proj")
 """The module's Linears before and after the sampling, C to C channels."""

@@ -10,7 +10,7 @@ from opbench.workload.operator import Forward, Tensors
 
 if TYPE_CHECKING:
     import torch
-    from opbench_kernels.functional import Implementation
+    from opbench_kernels.implementation import Implementation
 
 
 def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
@@ -36,7 +36,7 @@ def build(implementation: Implementation, case: Case, tensors: Tensors) -> Forwa
 
 def build_fused(case: Case, tensors: Tensors) -> Forward:
     """For inference: the offset_mask product inside the sampling kernel, which reads a weight rearranged once."""
-    from opbench_kernels.dcnv4_fused import dcnv4_from_input, pack_offset_mask
+    from opbench_kernels.deform.dcnv4_fused import dcnv4_from_input, pack_offset_mask
 
     _dcn.tune_triton()
     groups, x = _dcn.groups(case), tensors["x"]

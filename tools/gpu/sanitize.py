@@ -62,8 +62,8 @@ def cases(shapes: Sequence[tuple[int, ...]] = SHAPES, reaches: Sequence[float] =
 def _run(generator: "torch.Generator", shape: tuple[int, ...], dtype: "torch.dtype", reach: float) -> None:
     import torch
     from opbench_kernels import dcnv3, dcnv4
-    from opbench_kernels.dcnv4_fused import dcnv4_from_input, pack_offset_mask
-    from opbench_kernels.geometry import Geometry, padded_offset_mask_channels
+    from opbench_kernels.deform.dcnv4_fused import dcnv4_from_input, pack_offset_mask
+    from opbench_kernels.deform.geometry import Geometry, padded_offset_mask_channels
 
     def normal(*sizes: int) -> torch.Tensor:
         return torch.randn(*sizes, generator=generator, device=generator.device).to(dtype)

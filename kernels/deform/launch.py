@@ -4,13 +4,12 @@ from typing import Any, NamedTuple
 
 import torch
 import triton
-from opbench_kernels.deform_triton import deform_bwd_kernel, deform_fwd_kernel
-from opbench_kernels.geometry import Geometry
+from opbench_kernels.deform.geometry import Geometry
+from opbench_kernels.deform.sampling_triton import deform_bwd_kernel, deform_fwd_kernel
+from opbench_kernels.launch import INDEX_LIMIT, VECTOR_BYTES, WARP_SIZE, Launch
 
 __all__ = [
-    "Arguments",
     "Config",
-    "Launch",
     "Sampled",
     "backward_launch",
     "forward_config",
@@ -21,11 +20,7 @@ __all__ = [
     "unpack",
 ]
 
-WARP_SIZE = 32
-VECTOR_BYTES = 16
 MAX_BLOCK_ROWS = 1024
-INDEX_LIMIT = 2**31
-"""Distances between two elements of an image, and counts of rows, of at least this are 64-bit."""
 MANY_ROWS = 2**18
 """At least this many give enough warps for two vectors a lane: 14 warps of 138 registers fill an SM three times."""
 
@@ -98,41 +93,6 @@ def is_wide(size: tuple[int, int], geometry: Geometry, stride: int, rows: int) -
     """Whether distances from the start of a grid, which may lie in the padding, or counts of rows need 64 bits."""
     pixels = (size[0] + geometry.padding[0]) * size[1] + geometry.padding[1]
     return max(pixels * stride, rows + MAX_BLOCK_ROWS) >= INDEX_LIMIT
-
-
-Arguments = tuple[torch.Tensor | int | float, ...]
-"""Tensors first, then scalars, in the kernel's order."""
-
-
-class Launch(NamedTuple):
-    """A kernel with everything that a launch takes.
-
-    Attributes:
-        kernel: of a *_triton module.
-        arguments: tensors, then scalars, in the kernel's order.
-        constants: compile-time constants by name.
-        options: of Triton's compiler, such as num_warps.
-        grid: programs along each axis.
-    """
-
-    kernel: Any
-    arguments: Arguments
-    constants: dict[str, Any]
-    options: dict[str, Any]
-    grid: tuple[int, ...]
-
-    @classmethod
-    def over_rows(cls, kernel: object, arguments: Arguments, constants: dict[str, Any], num_warps: int) -> "Launch":
-        """A launch whose first scalar argument is the number of rows."""
-        rows = next(argument for argument in arguments if isinstance(argument, int))
-        # Triton 3.9 warns where enable_fp_fusion is left to the default.
-        options = {"num_warps": num_warps, "enable_fp_fusion": True}
-        return cls(kernel, arguments, constants, options, (triton.cdiv(rows, constants["BLOCK_ROWS"]),))
-
-    def __call__(self) -> None:
-        """Launch on the device of the first tensor."""
-        with torch.cuda.device_of(self.arguments[0]):
-            self.kernel[self.grid](*self.arguments, **self.constants, **self.options)
 
 
 def forward_config(sampled: Sampled) -> Config:

@@ -1,12 +1,13 @@
 """What the DCNv3 and DCNv4 modules share: settings, image layouts, kernel centres, the centre-feature scale."""
 
 import math
-from typing import Any, get_args
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from opbench_kernels.functional import Implementation, Size
-from opbench_kernels.geometry import Geometry, pair
+from opbench_kernels.deform.geometry import Geometry
+from opbench_kernels.implementation import Implementation, check_implementation
+from opbench_kernels.sizes import Size, pair
 from torch import nn
 
 __all__ = ["DeformableConvolution"]
@@ -15,7 +16,7 @@ __all__ = ["DeformableConvolution"]
 class DeformableConvolution(nn.Module):
     """A module that samples an image at learned offsets; `_convolve` of a subclass says how.
 
-    Arguments and attributes are as DCNv4's in opbench_kernels.modules.
+    Arguments and attributes are as DCNv4's in opbench_kernels.deform.modules.
 
     Raises:
         ValueError: an argument that does not fit; the message names it.
@@ -50,8 +51,7 @@ class DeformableConvolution(nn.Module):
             raise ValueError(f"dw_kernel_size must be odd, to keep the image's size, got {dw_kernel_size!r}")
         if remove_center not in (False, True):
             raise ValueError(f"remove_center must be True or False, got {remove_center!r}")
-        if implementation not in get_args(Implementation):
-            raise ValueError(f"implementation must be one of {get_args(Implementation)}, got {implementation!r}")
+        check_implementation(implementation)
         self.channels = channels
         self.kernel_size = kernel_size
         self.stride = stride

@@ -2,7 +2,7 @@
 
 A program takes BLOCK_P pixels and BLOCK_G groups. For each point, one matrix product of the pixels' channels with the
 packed weight gives dx, dy and mask of every (pixel, group) row, in float32. They stay in registers, and the row is
-sampled as in deform_triton.
+sampled as in sampling_triton.
 """
 
 import triton

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from opbench_kernels.geometry import Geometry
+from opbench_kernels.deform.geometry import Geometry
 
 if TYPE_CHECKING:
-    from opbench_kernels.deform_launch import Sampled
+    from opbench_kernels.deform.launch import Sampled
     from torch._library.custom_ops import CustomOpDef
 
 __all__ = ["dcnv3", "dcnv4"]
@@ -22,7 +22,7 @@ __all__ = ["dcnv3", "dcnv4"]
 
 def _forward(sampled: Sampled, out_shape: tuple[int, ...]) -> torch.Tensor:
     from opbench_kernels import tuning
-    from opbench_kernels.deform_launch import forward_launch
+    from opbench_kernels.deform.launch import forward_launch
 
     out = torch.empty(out_shape, device=sampled.value.device, dtype=sampled.value.dtype)
     if out.numel():
@@ -34,7 +34,7 @@ def _backward(
     sampled: Sampled, grad_out: torch.Tensor, grad_offset: torch.Tensor, grad_mask: torch.Tensor, shape: torch.Size
 ) -> torch.Tensor:
     """Writes the gradients of offset and mask; returns that of value, contiguous, in value's dtype."""
-    from opbench_kernels.deform_launch import backward_launch
+    from opbench_kernels.deform.launch import backward_launch
 
     fixed_point = _fixed_point(sampled, grad_out) if torch.are_deterministic_algorithms_enabled() else None
     # Many points add to one pixel, so the sum is kept in 32 bits or more whatever the storage.
@@ -69,7 +69,7 @@ def _dcnv3(
     value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, groups: int, kernel: Sequence[int],
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], offset_scale: float, remove_center: bool,
 ) -> torch.Tensor:  # fmt: skip
-    from opbench_kernels.deform_launch import sampled_dcnv3
+    from opbench_kernels.deform.launch import sampled_dcnv3
 
     geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
     return _forward(sampled_dcnv3(value, offset, mask, groups, geometry), (*offset.shape[:3], value.shape[-1]))
@@ -81,7 +81,7 @@ def _dcnv3_backward(
     kernel: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
     offset_scale: float, remove_center: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
-    from opbench_kernels.deform_launch import sampled_dcnv3
+    from opbench_kernels.deform.launch import sampled_dcnv3
 
     geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
     grad_offset = torch.empty(offset.shape, device=offset.device, dtype=offset.dtype)
@@ -96,7 +96,7 @@ def _dcnv4(
     value: torch.Tensor, offset_mask: torch.Tensor, groups: int, kernel: Sequence[int], stride: Sequence[int],
     padding: Sequence[int], dilation: Sequence[int], offset_scale: float, remove_center: bool,
 ) -> torch.Tensor:  # fmt: skip
-    from opbench_kernels.deform_launch import sampled_dcnv4
+    from opbench_kernels.deform.launch import sampled_dcnv4
 
     geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
     sampled = sampled_dcnv4(value, offset_mask, groups, geometry)
@@ -108,7 +108,7 @@ def _dcnv4_backward(
     grad_out: torch.Tensor, value: torch.Tensor, offset_mask: torch.Tensor, groups: int, kernel: Sequence[int],
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], offset_scale: float, remove_center: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    from opbench_kernels.deform_launch import sampled_dcnv4, unpack
+    from opbench_kernels.deform.launch import sampled_dcnv4, unpack
 
     geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
     grad_packed = torch.empty(offset_mask.shape, device=offset_mask.device, dtype=offset_mask.dtype)

@@ -1,22 +1,14 @@
 """DCNv3 and DCNv4 as functions: Triton on a CUDA device, vectorised torch elsewhere."""
 
 import math
-import os
-from importlib.util import find_spec
-from typing import Literal
 
 import torch
-from opbench_kernels import deform_operators, deform_torch
-from opbench_kernels.geometry import Geometry, padded_offset_mask_channels, pair
+from opbench_kernels.deform import operators, sampling_torch
+from opbench_kernels.deform.geometry import Geometry, padded_offset_mask_channels
+from opbench_kernels.implementation import Implementation, in_autocast_dtype, takes_triton
+from opbench_kernels.sizes import Size, pair
 
 __all__ = ["dcnv3", "dcnv4"]
-
-Implementation = Literal["auto", "triton", "torch"]
-Size = int | tuple[int, int]
-
-HAS_TRITON = find_spec("triton") is not None
-"""Triton is not on every system that has CUDA."""
-HALF_OR_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def dcnv4(
@@ -60,12 +52,12 @@ def dcnv4(
     packed = padded_offset_mask_channels(groups, points)
     _check_companion("offset_mask", offset_mask, value, geometry, packed, f"3 * K * groups, K = {points}, padded to 8")
     if triton:
-        return deform_operators.dcnv4(value, offset_mask, groups, geometry)
+        return operators.dcnv4(value, offset_mask, groups, geometry)
     pixels = offset_mask.shape[:3]
     used = offset_mask[..., : 3 * points * groups].view(*pixels, groups, 3 * points)
     offset = used[..., : 2 * points].view(*pixels, groups, points, 2)
     split = value.view(*value.shape[:3], groups, value.shape[-1] // groups)
-    result = deform_torch.deformable_sample(split, offset, used[..., 2 * points :], geometry)
+    result = sampling_torch.deformable_sample(split, offset, used[..., 2 * points :], geometry)
     return result.view(*pixels, value.shape[-1])
 
 
@@ -107,11 +99,11 @@ def dcnv3(
     _check_companion("offset", offset, value, geometry, groups * points * 2, f"groups * K * 2, K = {points}")
     _check_companion("mask", mask, value, geometry, groups * points, f"groups * K, K = {points}")
     if triton:
-        return deform_operators.dcnv3(value, offset, mask, groups, geometry)
+        return operators.dcnv3(value, offset, mask, groups, geometry)
     pixels = mask.shape[:3]
     split = value.view(*value.shape[:3], groups, value.shape[-1] // groups)
     offset, mask = offset.view(*pixels, groups, points, 2), mask.view(*pixels, groups, points)
-    return deform_torch.deformable_sample(split, offset, mask, geometry).view(*pixels, value.shape[-1])
+    return sampling_torch.deformable_sample(split, offset, mask, geometry).view(*pixels, value.shape[-1])
 
 
 def _geometry(
@@ -138,8 +130,6 @@ def _checked_value(
     value: torch.Tensor, groups: int, geometry: Geometry, implementation: Implementation
 ) -> tuple[torch.Tensor, bool]:
     """`value` in autocast's dtype where that is on, and whether Triton computes."""
-    if implementation not in ("auto", "triton", "torch"):
-        raise ValueError(f"implementation must be 'auto', 'triton' or 'torch', got {implementation!r}")
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"value must be a tensor, got {type(value).__name__}")
     if value.dim() != 4 or 0 in value.shape[1:]:
@@ -147,18 +137,8 @@ def _checked_value(
     if isinstance(groups, bool) or not isinstance(groups, int) or groups < 1 or value.shape[-1] % groups:
         raise ValueError(f"groups must divide the {value.shape[-1]} channels of value, got {groups!r}")
     geometry.output_size(value.shape[1], value.shape[2])
-    kind = value.device.type
-    if value.dtype == torch.float32 and kind != "meta" and torch.is_autocast_enabled(kind):
-        value = value.to(torch.get_autocast_dtype(kind))
-    on_gpu = kind == "cuda" and value.dtype in HALF_OR_SINGLE
-    triton = implementation == "triton" or (implementation == "auto" and on_gpu and HAS_TRITON)
-    if triton and kind != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
-        raise ValueError(f"implementation 'triton' needs a CUDA tensor, got one on {value.device}")
-    allowed = HALF_OR_SINGLE if triton else (*HALF_OR_SINGLE, torch.float64)
-    if value.dtype not in allowed:
-        names = ", ".join(str(dtype).removeprefix("torch.") for dtype in allowed)
-        raise ValueError(f"value must be one of {names}, got {str(value.dtype).removeprefix('torch.')}")
-    return value, triton
+    value = in_autocast_dtype(value)
+    return value, takes_triton("value", value, implementation)
 
 
 def _check_companion(

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from opbench_kernels.geometry import Geometry
+from opbench_kernels.deform.geometry import Geometry
 
 __all__ = ["deformable_sample"]
 
@@ -27,7 +27,7 @@ MOST_KEPT_BAGS = 2**20
 def deformable_sample(
     value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: Geometry
 ) -> torch.Tensor:
-    """As opbench_kernels.reference.deformable_sample, differentiable, with coordinates in float32 or better.
+    """As opbench_kernels.deform.reference.deformable_sample, differentiable, with coordinates in float32 or better.
 
     Args:
         value: (N, H, W, G, Dg), float32, float16, bfloat16 or float64.

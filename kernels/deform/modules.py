@@ -27,9 +27,11 @@ out.square().mean().backward()
 """
 
 import torch
-from opbench_kernels.functional import Implementation, Size, dcnv3, dcnv4
-from opbench_kernels.geometry import padded_offset_mask_channels
-from opbench_kernels.module_base import DeformableConvolution
+from opbench_kernels.deform.functional import dcnv3, dcnv4
+from opbench_kernels.deform.geometry import padded_offset_mask_channels
+from opbench_kernels.deform.module_base import DeformableConvolution
+from opbench_kernels.implementation import Implementation
+from opbench_kernels.sizes import Size
 from torch import nn
 
 __all__ = ["DCNv3", "DCNv4"]

@@ -3,19 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Geometry", "padded_offset_mask_channels", "pair"]
-
-
-def pair(value: int | tuple[int, int], name: str, minimum: int) -> tuple[int, int]:
-    """`value` as (height, width).
-
-    Raises:
-        ValueError: not one or two integers of at least `minimum`; names the argument.
-    """
-    both = tuple(value) if isinstance(value, tuple | list) else (value, value)
-    if len(both) != 2 or any(not isinstance(v, int) or isinstance(v, bool) or v < minimum for v in both):
-        raise ValueError(f"{name} must be an integer of at least {minimum} or a pair of them, got {value!r}")
-    return both[0], both[1]
+__all__ = ["Geometry", "padded_offset_mask_channels"]
 
 
 @dataclass(frozen=True, slots=True)

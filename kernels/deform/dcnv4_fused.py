@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 import torch
 import triton
-from opbench_kernels.dcnv4_fused_triton import from_input_kernel
-from opbench_kernels.deform_launch import Arguments, Launch, is_wide
-from opbench_kernels.geometry import Geometry
+from opbench_kernels.deform.dcnv4_fused_triton import from_input_kernel
+from opbench_kernels.deform.geometry import Geometry
+from opbench_kernels.deform.launch import is_wide
+from opbench_kernels.launch import Arguments, Launch
 
 __all__ = ["dcnv4_from_input", "from_input_launch", "pack_offset_mask"]
 

@@ -5,7 +5,7 @@ bilinear sample of every pixel and group at a time.
 """
 
 import torch
-from opbench_kernels.geometry import Geometry
+from opbench_kernels.deform.geometry import Geometry
 
 __all__ = ["deformable_sample"]
 
