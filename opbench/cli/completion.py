@@ -18,9 +18,10 @@ def _listed(names: Callable[[], Iterable[str]]) -> Callable[[str], list[str]]:
 
 
 def _operators() -> Iterable[str]:
+    from opbench.registry.families import names_for_ops
     from opbench.registry.registry import registered
 
-    return registered()
+    return names_for_ops(registered())
 
 
 def _providers() -> Iterable[str]:

@@ -30,6 +30,7 @@ def operators(width: int, *, check: bool = False) -> Iterator[str]:
         described = [
             ("what", operator.summary),
             ("inside the timing", operator.timed),
+            ("family", operator.family or "none"),
             ("levels", ", ".join(operator.levels) if len(operator.levels) > 1 else f"one, called {operator.levels[0]}"),
             ("settings", settings or "none"),
         ]

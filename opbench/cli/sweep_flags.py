@@ -74,8 +74,9 @@ SWEEP_FLAGS = (
         "[default: standard and high_resolution; of the part as-paper, standard_batch1 too]",
     }, kind=list, completion=complete.shapes),
     Flag("ops", "LIST", {
-        "sweep": "Operators, such as dcnv3,dcnv4; also FILE.py and MODULE:OPERATOR. [default: all]",
-        "gate": "Operators. [default: all]",
+        "sweep": "Operators, such as dcnv3,dcnv4, families, such as dcn, or all; also FILE.py and MODULE:OPERATOR. "
+        "[default: those of the DCNv4 paper and of plug-ins]",
+        "gate": "Operators, families, or all. [default: as for sweep]",
     }, completion=complete.operators),
     Flag("providers", "LIST", {
         "sweep": "Implementations, such as dcnv4=torch; op=all for every one. [default: the first that works here]",

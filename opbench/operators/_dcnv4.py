@@ -207,6 +207,7 @@ def operator(
     torch = Provider("torch", partial(build, "torch"), "vectorised torch, embedding_bag")
     return Operator(
         name=name,
+        family="dcn",
         summary=summary,
         timed=timed,
         make_inputs=make_inputs,

@@ -74,6 +74,7 @@ TORCH = Provider("torch", _build, "matrix product, softmax, matrix product")
 
 OPERATOR = Operator(
     name="attention",
+    family="attention",
     summary="global self-attention, scores materialised; module adds the qkv and output Linears",
     timed="whatever copies torch makes to form the heads from NHWC; module: both projections",
     make_inputs=make_inputs,

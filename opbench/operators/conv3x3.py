@@ -70,6 +70,7 @@ TORCH = Provider("torch", _build, "torch.nn.functional.conv2d, channels_last")
 
 OPERATOR = Operator(
     name="conv3x3",
+    family="convolution",
     summary="3x3 convolution, C to C channels, padding 1; module adds the bias",
     timed="the convolution on channels_last views; no layout conversion",
     make_inputs=make_inputs,

@@ -156,6 +156,7 @@ TORCH = Provider("torch", partial(_build, "torch"), "vectorised torch, embedding
 
 OPERATOR = Operator(
     name="dcnv3",
+    family="dcn",
     summary="deformable convolution v3; module adds the projections, the depthwise branch and the softmax",
     timed="no layout conversion; module: input_proj, depthwise, LayerNorm, GELU, offset, mask, softmax, output_proj",
     make_inputs=make_inputs,

@@ -66,6 +66,7 @@ def _half_only_on_cuda(case: Case, device_type: str) -> str | None:
 
 OPERATOR = Operator(
     name="flash_attention_2",
+    family="attention",
     summary="global self-attention without materialised scores; module adds the qkv and output Linears",
     timed="the head split is a view; module: both projections",
     make_inputs=make_inputs,

@@ -156,6 +156,7 @@ TIMM = Provider(
 
 OPERATOR = Operator(
     name="window_attention",
+    family="attention",
     summary="self-attention inside 7x7 windows with a relative position bias; module adds both Linears",
     timed="padding to whole windows, partition and reverse; core: q, k and v joined first; module: both projections",
     make_inputs=make_inputs,

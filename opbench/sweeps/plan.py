@@ -7,9 +7,10 @@ from operator import index
 from typing import Any
 
 from opbench.errors import OperatorError, UnknownNameError, UsageError
+from opbench.registry.families import chosen_operators
 from opbench.registry.raised import place_of
 from opbench.results.measurement import Status
-from opbench.sweeps.request import SweepRequest, swept_operators
+from opbench.sweeps.request import SweepRequest
 from opbench.text import one_line
 from opbench.workload.case import MAX_COUNT, Case, Cell, Direction, Dtype
 from opbench.workload.operator import Operator, Provider
@@ -156,7 +157,7 @@ def plan_differences(there: Sequence[Cell], now: Sequence[Cell]) -> list[str]:
 
 
 def _choices(request: SweepRequest, operators: Mapping[str, Operator]) -> list[Choice]:
-    chosen = swept_operators(request.ops, operators)
+    chosen = chosen_operators(request.ops, operators)
     for option, names in (
         ("--set", [operator for operator, _, _ in request.settings]),
         ("--providers", [operator for operator, _ in request.providers]),

@@ -4,13 +4,13 @@ Each option is one field here and one flag in opbench/cli/sweep_flags.py. `opben
 signature and docstring, for editors; tests/test_sweep_options.py demands both.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from enum import StrEnum
 from typing import Any, Self
 
 from opbench.device.resolve import resolve_device
-from opbench.errors import UnknownNameError
+from opbench.registry.families import chosen_operators, default_names
 from opbench.sweeps.native_dtypes import default_dtypes
 from opbench.sweeps.option_fields import (
     Options,
@@ -36,7 +36,6 @@ __all__ = [
     "make_request",
     "request_differences",
     "request_of_command",
-    "swept_operators",
 ]
 
 DEFAULT_SHAPES = {"cuda": ("standard", "high_resolution"), "cpu": ("standard_batch1",)}
@@ -134,7 +133,7 @@ def make_request(options: Options, operators: Mapping[str, Operator]) -> SweepRe
     """
     # First what needs no torch: such a mistake is then said at once.
     values = read_options(SweepRequest, options)
-    values["ops"] = tuple(swept_operators(values.get("ops", operators), operators))
+    values["ops"] = tuple(chosen_operators(values.get("ops") or default_names(operators), operators))
     if "shapes" in values:
         load_shape_lists(values["shapes"])
     values["device"] = resolve_device(values.get("device", "auto"))
@@ -144,18 +143,6 @@ def make_request(options: Options, operators: Mapping[str, Operator]) -> SweepRe
         values["dtypes"] = default_dtypes(device_type).dtypes
     by_device = {name: option.by_device for name, option in options_of(SweepRequest).items() if option.by_device}
     return SweepRequest(**{name: choice[device_type] for name, choice in by_device.items()} | values)
-
-
-def swept_operators(names: Iterable[str], operators: Mapping[str, Operator]) -> dict[str, Operator]:
-    """The operators of these names, each once.
-
-    Raises:
-        UnknownNameError: one that does not exist.
-    """
-    for name in names:
-        if name not in operators:
-            raise UnknownNameError("operator", name, operators)
-    return {name: operators[name] for name in names}
 
 
 def request_of_command(command: Mapping[str, Any], options: Options, operators: Mapping[str, Operator]) -> SweepRequest:

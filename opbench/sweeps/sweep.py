@@ -67,8 +67,8 @@ def sweep(
             that name is not given.
         shapes: shape lists by name or path of a YAML file; standard and high_resolution on CUDA, standard_batch1 on the
             CPU.
-        ops: operators by name, or as FILE.py or MODULE:OPERATOR; all registered ones, or those of `operators` where
-            that is given.
+        ops: operators by name or family, "all", or as FILE.py or MODULE:OPERATOR; by default those of `operators`, or
+            where that is not given, all that have `by_default`.
         providers: "operator=provider" texts; several per operator add up, "operator=all" takes every one.
         dtypes: of fp32, tf32, fp16, bf16; by default fp32, and fp16 on CUDA, or on the CPU what is native there.
         level: of module, core.

@@ -154,6 +154,8 @@ class Operator:
         providers: in order of preference.
         settings: by name.
         not_applicable: (case) -> why the operator has no meaning for the case, or None.
+        family: of operators that one name of `--ops` stands for, such as dcn or large-kernel; empty for none.
+        by_default: whether a sweep takes it where `--ops` names none.
         levels: those that it tells apart. One that has no projections around it names one alone, under which its rows
             then stand, by default `module`; at the other it is not applicable.
     """
@@ -173,6 +175,8 @@ class Operator:
     not_applicable: Callable[[Case], str | None] = _always
     smooth_inputs: Callable[[Case, Tensors], Tensors] = _unchanged
     levels: tuple[Level, ...] = tuple(Level)
+    family: str = ""
+    by_default: bool = True
 
     def provider(self, name: str) -> Provider:
         """The provider of that name.
