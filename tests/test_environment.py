@@ -21,7 +21,7 @@ from opbench.device.nvml import CLOCK_EVENT_REASONS
 from opbench.device.resolve import resolve_device
 from opbench.device.snapshots import gpu_conditions
 from opbench.errors import UsageError
-from opbench.host.checkout import git_revision
+from opbench.host.checkout import REVISION_FILE, git_revision
 from opbench.registry import registry
 from opbench.report.environment_lines import environment_lines, machine_lines
 from opbench.report.page.warnings import _environment_warnings
@@ -485,6 +485,25 @@ def test_git_revision(git, tmp_path):
     assert git_revision(tmp_path / "module.py") == head
     (tmp_path / "module.py").write_text("second\n")
     assert git_revision(tmp_path / "module.py") == f"{head}+dirty"
+
+
+def test_a_copy_without_git_has_the_revision_of_its_file(tmp_path):
+    module = tmp_path / "copy" / "opbench" / "module.py"
+    module.parent.mkdir(parents=True)
+    module.write_text("")
+    noted = tmp_path / "copy" / REVISION_FILE
+    noted.write_text("0123456789" * 4 + "+dirty\n")
+    assert git_revision(module) == "0123456789" * 4 + "+dirty"
+    installed = tmp_path / "copy" / "lib" / "site-packages" / "other.py"
+    assert git_revision(installed) is None
+    noted.write_text("main\n")
+    assert git_revision(module) is None
+
+
+def test_git_knows_better_than_the_file(git, tmp_path):
+    (tmp_path / REVISION_FILE).write_text("0123456789" * 4)
+    assert git_revision(tmp_path / "module.py") == git("rev-parse", "HEAD")
+    assert git_revision(tmp_path / "untracked.py") is None
 
 
 def test_an_operators_revision_is_that_of_its_own_repository(git, tmp_path, monkeypatch):

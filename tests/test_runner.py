@@ -1,7 +1,9 @@
 """One cell from set-up to row: every way to fail is a status with a reason."""
 
+import gc
 import json
 import os
+import sys
 from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,6 +16,7 @@ from fake_timer import FakeTimer
 from opbench.results.measurement import Measurement, Status
 from opbench.sweeps.check import CheckResult
 from opbench.sweeps.global_state import seeded
+from opbench.sweeps.heap import short_collections
 from opbench.sweeps.request import RunOptions
 from opbench.sweeps.runner import CellRunner, memory_limit
 from opbench.timing import SpoiledProcessError
@@ -398,3 +401,29 @@ def test_the_row_says_what_was_allowed_and_another_dtype():
     measurement, _ = run("wide", wide)
     assert (measurement.status, measurement.reason) == (Status.OK, "the output is float64, not float32")
     assert measurement.other_dtype == measurement.reason
+
+
+def test_what_was_imported_is_set_aside_for_the_collections_between_cells(monkeypatch):
+    gc.unfreeze()  # tests/conftest.py has done the same for the tests
+    try:
+        with short_collections() as set_aside:
+            assert gc.get_freeze_count() > 1000
+            kept = [[]]
+            set_aside()
+            assert any(thing is kept for thing in gc.get_objects())  # no module came: a cell's objects stay collectable
+            monkeypatch.setitem(sys.modules, "a_module_of_a_cell", sys)
+            set_aside()
+            assert not any(thing is kept for thing in gc.get_objects())
+        assert gc.get_freeze_count() == 0
+    finally:
+        gc.freeze()
+
+
+def test_a_heap_that_its_owner_froze_is_left_alone(monkeypatch):
+    assert gc.get_freeze_count()  # by tests/conftest.py
+    monkeypatch.setitem(sys.modules, "a_module_of_a_cell", sys)
+    kept = [[]]
+    with short_collections() as set_aside:
+        set_aside()
+        assert any(thing is kept for thing in gc.get_objects())
+    assert gc.get_freeze_count()

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import warnings
+from pathlib import Path
 
 import psutil
 import pytest
@@ -15,7 +16,7 @@ from builders import doubling, make_case, make_cell
 from test_results import CELLS, COMMAND, ENVIRONMENT, ok
 
 from opbench import files
-from opbench.errors import ResultsError, StorageError
+from opbench.errors import ResultsError, StorageError, UsageError
 from opbench.results.frames import load_results
 from opbench.results.measurement import Measurement, Status
 from opbench.results.run import Run
@@ -286,6 +287,69 @@ def test_another_environment_is_refused_by_name_unless_accepted_and_then_said(me
     assert not frame.warnings[frame.status != "ok"].str.contains("resumed").any()
     [noted] = json.loads((run.path / "run.json").read_text())["resumed"]
     assert "Abacus" in noted["differences"][0]
+
+
+def test_a_difference_may_be_accepted_by_its_name(mended):
+    run, known = mended
+    change_run(run, packages={"torch": "0.1", "triton": "0.2"})
+    with pytest.raises(ResultsError, match=r"another set-up: triton: 0.2 there, \S+ here .--accept") as refused:
+        continue_run(run.path, {}, known, accept_differences=["torch"])
+    assert "torch: 0.1" not in str(refused.value)
+    with pytest.raises(UsageError, match=r"unknown part of the environment 'drivers'; known: device, .*, gpu uuid"):
+        continue_run(run.path, {}, known, accept_differences=["drivers"])
+    resumed = continue_run(run.path, {}, known, accept_differences=["torch", "triton", "gpu-uuid"])
+    run_cells(resumed, known, Quiet(), Conduct(Isolation.NONE))
+    frame = load_results(run.path)
+    assert frame.warnings[frame.status == "ok"].str.contains("resumed elsewhere: torch: 0.1 there").all()
+
+
+SWEEP_THAT_ENDS = """
+import os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from builders import doubling
+from opbench.sweeps.conduct import Conduct, Isolation
+from opbench.sweeps.progress import NULL_PROGRESS
+from opbench.sweeps.run_cells import run_cells
+from opbench.sweeps.start import continue_run
+from opbench.workload.operator import Provider
+
+def build(case, tensors):
+    if case.shape.height == 10:
+        os._exit(7)
+    return lambda: tensors["x"] * 2
+
+known = {"double": doubling(providers=(Provider("right", build, "ends the process at one shape"),))}
+run_cells(continue_run(Path(sys.argv[2]), {}, known), known, NULL_PROGRESS, Conduct(Isolation.NONE))
+"""
+
+
+def test_without_isolation_a_cell_that_ended_the_process_is_a_row_of_the_resumed_run(mended):
+    run, _known = mended  # what lacks a row are the heights 9 to 11
+    command = [sys.executable, "-c", SWEEP_THAT_ENDS, str(Path(__file__).parent), str(run.path)]
+    assert subprocess.run(command, timeout=300).returncode == 7
+    assert len(run.measurements()) == 6
+    assert json.loads((run.path / "started.json").read_text())["stage"] == "check"
+    assert subprocess.run(command, timeout=300).returncode == 0  # would end again, if the cell were tried again
+    *_, left, last = run.measurements()
+    assert (left.cell.case.shape.height, left.status) == (10, Status.ERROR)
+    assert left.reason == "the process that measured it ended in check, without a row"
+    assert (last.cell.case.shape.height, last.status) == (11, Status.OK)
+    assert not (run.path / "started.json").exists()
+
+
+def test_what_interrupts_a_cell_without_ending_the_process_blames_none(mended):
+    run, known = mended
+
+    class Interrupts(Quiet):
+        def stage(self, name):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_cells(run, known, Interrupts(), Conduct(Isolation.NONE))
+    assert not (run.path / "started.json").exists()
+    run_cells(run, known, quiet := Quiet(), Conduct(Isolation.NONE))
+    assert {m.status for m in quiet.ends} == {Status.OK}
 
 
 def test_other_code_is_another_set_up(mended):

@@ -50,6 +50,17 @@ ComparisonOut = Annotated[
         "--out", metavar="DIR", help="Write comparison.md, comparison.csv and junit.xml there. [default: only print]"
     ),
 ]
+AcceptDifferences = Annotated[
+    bool, typer.Option("--accept-differences", help="Go on although the plan or the environment differs.")
+]
+AcceptDifference = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--accept-difference",
+        metavar="NAME",
+        help="Go on although this differs, such as driver; several add up. The rows say it.",
+    ),
+]
 Inconclusive = Annotated[
     str, typer.Option("--inconclusive", metavar="fail|pass", help="What an inconclusive verdict exits with: 3 or 0.")
 ]

@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -87,7 +87,7 @@ def run_part(
     progress: Progress,
     conduct: Conduct,
     *,
-    accept_differences: bool = False,
+    accept_differences: bool | Collection[str] = False,
 ) -> dict[str, int]:
     """Start a part in out/<its name>, or go on with it; out/reproduce.json says how long it took.
 

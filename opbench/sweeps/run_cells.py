@@ -1,19 +1,24 @@
 """Runs the cells of a run that have no row yet, and keeps each as it ends."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
 from opbench.device.ceilings import BUSY_LOAD, Ceilings, emulated_dtypes, missing_notes
 from opbench.device.interference import OTHER_LOAD
 from opbench.device.snapshots import others_now
 from opbench.errors import DeviceLostError
 from opbench.report.advice import cells_advice, way_out
+from opbench.results.journal import JournalWriter
 from opbench.results.measurement import Measurement, Status
 from opbench.results.run import CEILINGS, Run
+from opbench.results.started import forget_left_cell, left_cell, noted
 from opbench.stats import relative_half_width
 from opbench.sweeps.ceiling_step import ceilings_for, default_budget_s
 from opbench.sweeps.conduct import DEFAULT_CONDUCT, Conduct, Isolation
+from opbench.sweeps.heap import short_collections
 from opbench.sweeps.isolation.executor import Executor, InProcessExecutor, WorkerExecutor, cell_limit_s
 from opbench.sweeps.isolation.worker_process import Workers
 from opbench.sweeps.progress import OnStage, Progress
@@ -21,6 +26,9 @@ from opbench.sweeps.start import require_processes
 from opbench.workload.case import Cell
 from opbench.workload.cell_warning import CellWarning, WarningKind
 from opbench.workload.operator import Operator
+
+if TYPE_CHECKING:
+    from opbench.sweeps.request import RunOptions
 
 __all__ = ["run_cells"]
 
@@ -38,7 +46,8 @@ def run_cells(
     """Measure the cells that the run's journal lacks; each is in the journal before the next begins.
 
     The device's ceilings come first: kept ones, or measured now. Where cells are repeated, all are measured once, then
-    all again in new processes, so that what changes slowly hits all alike. A cell that is not ok is not repeated.
+    all again in new processes, so that what changes slowly hits all alike. A cell that is not ok is not repeated. One
+    that ended the process of a sweep without isolation is an error from then on.
 
     Args:
         run: the run.
@@ -55,34 +64,41 @@ def run_cells(
     cells, repeat = run.plan(), int(run.command.get("repeat", 1))
     require_processes(repeat, conduct)
     workers = workers or Workers()
-    executor = _executor(run, operators, conduct, workers)
-    try:
-        with run.append() as journal:
-            advised = _advise_at_start(run, progress)
-            if not (run.path / CEILINGS).exists():
-                _write_ceilings(run, conduct, workers, progress)
-            status = {(line.cell.key, line.repetition): line.status for line in run.measurements()}
-            for repetition in range(1, repeat + 1):
-                if repetition > 1:
-                    executor.renew()
-                for number, cell in enumerate(cells, start=1 + (repetition - 1) * len(cells)):
-                    known = status.get((cell.key, repetition))
-                    done = known is not None and known not in conduct.retry
-                    earlier = [status.get((cell.key, other)) for other in range(1, repetition)]
-                    if done or any(one is not Status.OK for one in earlier):
-                        continue
-                    progress.started(cell, number, repeat * len(cells))
-                    measurement = replace(executor.run(cell, progress.stage), repetition=repetition)
-                    if run.differences:
-                        notes = (CellWarning(WarningKind.RESUMED_ELSEWHERE, text) for text in run.differences)
-                        measurement = replace(measurement, warnings=(*measurement.warnings, *notes))
-                    journal.write(measurement)
-                    status[cell.key, repetition] = measurement.status
-                    progress.ended(measurement)
-                    advised = advised or _advise(run, measurement, progress)
-    finally:
-        executor.close()
-        workers.close()
+    with closing(workers), _executor(run, operators, conduct, workers) as executor, run.append() as journal:
+        _write_off_left_cell(run, journal, progress)
+        advised = _advise_at_start(run, progress)
+        if not (run.path / CEILINGS).exists():
+            _write_ceilings(run, conduct, workers, progress)
+        status = {(line.cell.key, line.repetition): line.status for line in run.measurements()}
+        for repetition in range(1, repeat + 1):
+            if repetition > 1:
+                executor.renew()
+            for number, cell in enumerate(cells, start=1 + (repetition - 1) * len(cells)):
+                known = status.get((cell.key, repetition))
+                done = known is not None and known not in conduct.retry
+                earlier = [status.get((cell.key, other)) for other in range(1, repetition)]
+                if done or any(one is not Status.OK for one in earlier):
+                    continue
+                progress.started(cell, number, repeat * len(cells))
+                measurement = replace(executor.run(cell, progress.stage), repetition=repetition)
+                if run.differences:
+                    notes = (CellWarning(WarningKind.RESUMED_ELSEWHERE, text) for text in run.differences)
+                    measurement = replace(measurement, warnings=(*measurement.warnings, *notes))
+                journal.write(measurement)
+                status[cell.key, repetition] = measurement.status
+                progress.ended(measurement)
+                advised = advised or _advise(run, measurement, progress)
+
+
+def _write_off_left_cell(run: Run, journal: JournalWriter, progress: Progress) -> None:
+    """Give the cell that ended the process before this one the row that it lacks."""
+    left = left_cell(run.path)
+    cell = next((cell for cell in run.plan() if left and cell.key == left.key), None)
+    if left and cell and cell.key not in run.finished():
+        reason = f"the process that measured it ended in {left.stage}, without a row"
+        journal.write(Measurement(cell, Status.ERROR, reason))
+        progress.note(f"{cell.key}: {reason}")
+    forget_left_cell(run.path)
 
 
 def _advise_at_start(run: Run, progress: Progress) -> bool:
@@ -126,9 +142,10 @@ def _write_ceilings(run: Run, conduct: Conduct, workers: Workers, progress: Prog
         progress.note(f"no ceilings, so rows have no limits: {found}")
 
 
-def _executor(run: Run, operators: Mapping[str, Operator], conduct: Conduct, workers: Workers) -> Executor:
+@contextmanager
+def _executor(run: Run, operators: Mapping[str, Operator], conduct: Conduct, workers: Workers) -> Iterator[Executor]:
+    """Where the cells run, until the end of the sweep."""
     from opbench.sweeps.request import RunOptions
-    from opbench.sweeps.runner import CellRunner, memory_limit, torch_threads
 
     options = RunOptions.of(run.command)
     if conduct.isolation is Isolation.PROCESS:
@@ -136,16 +153,39 @@ def _executor(run: Run, operators: Mapping[str, Operator], conduct: Conduct, wor
         workers.preload = tuple(name for name in PRELOADED if name in providers and find_spec(name))
         limit_s = conduct.cell_timeout_s or cell_limit_s(options.time_budget_s)
         sources = run.command.get("sources", ())
-        return WorkerExecutor({**options.to_json(), "sources": list(sources)}, limit_s, workers)
+        with closing(WorkerExecutor({**options.to_json(), "sources": list(sources)}, limit_s, workers)) as isolated:
+            yield isolated
+        return
+    with _in_process(run, options, operators) as here:
+        yield here
+
+
+@contextmanager
+def _in_process(run: Run, options: "RunOptions", operators: Mapping[str, Operator]) -> Iterator[InProcessExecutor]:
+    """Runs cells here; a cell that ends this process leaves its name in the run's folder."""
+    from opbench.sweeps.runner import CellRunner, memory_limit, torch_threads
+
     runner = CellRunner(options, operators.__getitem__)
+    with short_collections() as set_aside_imports:
 
-    def run_cell(cell: Cell, on_stage: OnStage) -> Measurement:
-        if runner.device_broken:  # the cell before this one has its row; the others must not look measured
-            raise DeviceLostError(
-                f"{options.device} no longer answers this process since the last cell; what is left was not measured: "
-                f"start again to go on (sweep: --resume --out {run.path}), or take --isolation process"
-            )
-        with torch_threads(options.threads), memory_limit(options.memory_limit_gib, options.device):
-            return runner.run(cell, on_stage)
+        def run_cell(cell: Cell, on_stage: OnStage) -> Measurement:
+            if runner.device_broken:  # the cell before this one has its row; the others must not look measured
+                raise DeviceLostError(
+                    f"{options.device} no longer answers this process since the last cell; what is left was not "
+                    f"measured: start again to go on (sweep: --resume --out {run.path}), or take --isolation process"
+                )
+            with (
+                noted(run.path, cell) as note,
+                torch_threads(options.threads),
+                memory_limit(options.memory_limit_gib, options.device),
+            ):
 
-    return InProcessExecutor(run_cell)
+                def enter(stage: str) -> None:
+                    note(stage)
+                    on_stage(stage)
+
+                measurement = runner.run(cell, enter)
+            set_aside_imports()
+            return measurement
+
+        yield InProcessExecutor(run_cell)

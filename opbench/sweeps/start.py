@@ -1,12 +1,12 @@
 """The folder of a run: made for a new one, or opened to go on with one that was stopped."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from opbench.device.environment import collect_environment
-from opbench.device.identity import Identity, device_slug
-from opbench.errors import ResultsError, UsageError
+from opbench.device.identity import GPU_UUID, Identity, device_slug, plain_key
+from opbench.errors import ResultsError, UnknownNameError, UsageError
 from opbench.registry import registry
 from opbench.results.run import Run
 from opbench.results.run_json import free_run_path
@@ -48,7 +48,11 @@ def start_run(
 
 
 def continue_run(
-    path: Path, options: Options, operators: Mapping[str, Operator], *, accept_differences: bool = False
+    path: Path,
+    options: Options,
+    operators: Mapping[str, Operator],
+    *,
+    accept_differences: bool | Collection[str] = False,
 ) -> Run:
     """Open a run to measure the cells that it lacks.
 
@@ -56,12 +60,13 @@ def continue_run(
         path: its folder.
         options: those that were given again; they must say what the run's command says.
         operators: those that can be swept.
-        accept_differences: go on although the plan or the environment is not what it was. The run keeps its plan;
-            run.json and every row measured from now on say what differs.
+        accept_differences: go on although the plan or the environment is not what it was, or only where these parts of
+            the environment differ, such as `driver` or `gpu uuid`. The run keeps its plan; run.json and every row
+            measured from now on say what differs.
 
     Raises:
         ResultsError: no run there, other options, or a plan or an environment that differs and was not accepted.
-        UsageError: it measured operators of a file, which the options do not name.
+        UsageError: it measured operators of a file, which the options do not name, or what is accepted is no part.
     """
     run = Run.open(path)
     command = run.command
@@ -79,17 +84,25 @@ def continue_run(
     if others:
         raise ResultsError(f"{path}: cannot resume with another {one_line('; '.join(others))}")
     there, here = (Identity.of(one, code=True) for one in (run.environment, _environment(request, operators)))
-    differences = [
-        *there.differences(here).values(),
-        *plan_differences(run.plan(), planned),
-    ]
-    if differences and not accept_differences:
+    of_plan = plan_differences(run.plan(), planned)
+    if refused := _refused(there, here, accept_differences, of_plan):
         raise ResultsError(
-            f"{path}: cannot resume on another set-up: {one_line('; '.join(differences), 1000)} "
+            f"{path}: cannot resume on another set-up: {one_line('; '.join(refused), 1000)} "
             "(--accept-differences goes on all the same)"
         )
-    run.differences = tuple(map(one_line, differences))
+    run.differences = tuple(map(one_line, [*there.differences(here).values(), *of_plan]))
     return run
+
+
+def _refused(there: Identity, here: Identity, accepted: bool | Collection[str], of_plan: list[str]) -> list[str]:
+    """The lines of what differs and is not accepted."""
+    if isinstance(accepted, bool):
+        return [] if accepted else [*there.differences(here).values(), *of_plan]
+    known = [*here.parts, GPU_UUID]
+    for name in accepted:
+        if plain_key(name) not in map(plain_key, known):
+            raise UnknownNameError("part of the environment", name, known)
+    return [*there.differences(here, allowed=accepted).values(), *of_plan]
 
 
 def _environment(request: SweepRequest, operators: Mapping[str, Operator]) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """`opbench.sweep`: a sweep as a function, from what was asked to the results folder."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from opbench.errors import UsageError
@@ -53,7 +53,7 @@ def sweep(
     out: str | Path | None = None,
     resume: bool = False,
     retry: str | Sequence[str] | None = None,
-    accept_differences: bool = False,
+    accept_differences: bool | Collection[str] = False,
     plots: bool = True,
     operators: Sequence[Operator] = (),
     progress: Progress | None = None,
@@ -88,7 +88,8 @@ def sweep(
         out: folder of the run; results/<date>-<device>-<n> under the current folder by default.
         resume: continue the run in `out`.
         retry: with resume, statuses of cells to measure again.
-        accept_differences: with resume, go on although plan or environment differ.
+        accept_differences: with resume, go on although plan or environment differ, or only where these parts of the
+            environment do, such as `driver`.
         plots: draw the files of plots/; `opbench report --write` draws them later, too.
         operators: operator objects to sweep beside the registered ones. They cannot be sent to a worker process, so
             with them cells run in this process: a crash or a hang then ends the sweep.

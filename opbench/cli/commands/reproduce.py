@@ -6,7 +6,15 @@ from typing import Annotated, Any
 
 import typer
 
-from opbench.cli.shared import EXIT_FAILED_CELLS, EXIT_INTERRUPTED, interrupt_on_termination, known_operators, split
+from opbench.cli.shared import (
+    EXIT_FAILED_CELLS,
+    EXIT_INTERRUPTED,
+    AcceptDifference,
+    AcceptDifferences,
+    interrupt_on_termination,
+    known_operators,
+    split,
+)
 from opbench.cli.sweep_flags import takes_sweep_flags
 from opbench.host.system import require_unix
 
@@ -29,9 +37,8 @@ def reproduce(
             metavar="LIST", help="Measure cells of these statuses again, such as error,timeout. [default: none]"
         ),
     ] = None,
-    accept_differences: Annotated[
-        bool, typer.Option("--accept-differences", help="Go on although the plan or the environment differs.")
-    ] = False,
+    accept_differences: AcceptDifferences = False,
+    accept_difference: AcceptDifference = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the parts and their cells; run nothing.")] = False,
 ) -> None:
     """Measure the paper's tables, and more, in parts that resume.
@@ -43,8 +50,8 @@ def reproduce(
     has the published figures beside the measured; DIR/reproduce.json says how long each part took.
 
     Cells share one process, because starting one for each operator and shape of every part would take longer than
-    measuring: after a crash, go on with --isolation process. A cell that breaks the GPU's context ends the command: the
-    cells after it are measured when it is given again.
+    measuring. A cell that ends this process, or breaks the GPU's context, ends the command: the same command again goes
+    on after that cell, whose row says so. On another machine it goes on where the differences are accepted by name.
 
     Exit codes: 0 every cell measured (or not applicable, or out of memory), 1 some cell wrong, error, timeout or
     unavailable, 2 usage or bad input, 3 results cannot be written, 130 interrupted; the same command again goes on.
@@ -64,6 +71,7 @@ def reproduce(
     # To a part that begins, --retry says nothing: none of its cells has a status.
     conduct = make_conduct({**options, "retry": split("--retry", retry)}, resume=True)
     operators = known_operators()
+    accepted = accept_differences or accept_difference or ()
     failed = False
     try:
         for part in chosen:
@@ -71,7 +79,7 @@ def reproduce(
             print(f"{part.name}: {len(cells)} cells", flush=True)
             if not dry_run:
                 with ConsoleProgress() as progress:
-                    counts = run_part(part, out, operators, progress, conduct, accept_differences=accept_differences)
+                    counts = run_part(part, out, operators, progress, conduct, accept_differences=accepted)
                 print(f"{part.name}: " + ", ".join(f"{count} {status}" for status, count in counts.items()), flush=True)
                 failed = failed or any(map(is_failure, counts))
     except KeyboardInterrupt:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from opbench.cli.shared import (
+    AcceptDifference,
+    AcceptDifferences,
     NoColor,
     interrupt_on_termination,
     known_operators,
@@ -55,9 +57,8 @@ def sweep(
             help="With --resume, measure cells of these statuses again, such as error,timeout. [default: none]",
         ),
     ] = None,
-    accept_differences: Annotated[
-        bool, typer.Option("--accept-differences", help="Resume although the plan or the environment differs.")
-    ] = False,
+    accept_differences: AcceptDifferences = False,
+    accept_difference: AcceptDifference = None,
     plots: Annotated[
         bool, typer.Option("--plots/--no-plots", help="Draw plots at the end; `report --write` draws them, too.")
     ] = True,
@@ -100,7 +101,7 @@ def sweep(
             _print_plan(plan(make_request(options, known), known))
             return
         if resume and out is not None:
-            run = continue_run(out, options, known, accept_differences=accept_differences)
+            run = continue_run(out, options, known, accept_differences=accept_differences or accept_difference or ())
         else:
             progress.doing("planning")
             run = start_run(make_request(options, known), known, out, conduct)
