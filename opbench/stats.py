@@ -53,17 +53,22 @@ def median_interval_ranks(count: int) -> tuple[int, int]:
     return low, count - 1 - low
 
 
-def median_interval(samples: Sequence[float]) -> tuple[float, float]:
-    """Lower and upper end of the median's distribution-free 95 % confidence interval."""
+def median_interval(samples: Sequence[float], step: float = 0.0) -> tuple[float, float]:
+    """Lower and upper end of the median's distribution-free 95 % confidence interval.
+
+    Args:
+        samples: at least one.
+        step: of the clock that they were read on, in their unit. A reading is rounded to it, so the interval reaches
+            half a step from the median at least, whatever the samples say.
+    """
     ordered = sorted(samples)
     low, high = median_interval_ranks(len(ordered))
-    return ordered[low], ordered[high]
-
-
-def relative_half_width(samples: Sequence[float]) -> float:
-    """The longer arm of the median's 95 % interval, divided by the median."""
-    ordered = sorted(samples)
     middle = quantile(ordered, 0.5)
-    low, high = median_interval_ranks(len(ordered))
-    longer = max(ordered[high] - middle, middle - ordered[low])
-    return longer / middle if middle > 0 else math.inf
+    return min(ordered[low], max(0.0, middle - step / 2)), max(ordered[high], middle + step / 2)
+
+
+def relative_half_width(samples: Sequence[float], step: float = 0.0) -> float:
+    """The longer arm of the median's 95 % interval, divided by the median; arguments as median_interval's."""
+    middle = median(samples)
+    low, high = median_interval(samples, step)
+    return max(high - middle, middle - low) / middle if middle > 0 else math.inf

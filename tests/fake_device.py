@@ -25,6 +25,7 @@ class FakeDevice:
     """
 
     FLUSH_MS = 0.035
+    L2_BYTES = 1000
 
     def __init__(self, monkeypatch):
         device = self
@@ -94,11 +95,12 @@ class FakeDevice:
             "default_stream": lambda device: self.default,
             "device": self._as_current,
             "synchronize": self._synchronize,
-            "get_device_properties": lambda device: SimpleNamespace(L2_cache_size=1000),
+            "get_device_properties": lambda device: SimpleNamespace(L2_cache_size=self.L2_BYTES),
             "_sleep": self._sleep,
         }.items():
             monkeypatch.setattr(torch.cuda, name, fake)
         monkeypatch.setattr(torch, "empty", self._flush_buffer)
+        monkeypatch.setattr(torch, "sum", self._read_buffer)
         monkeypatch.setattr(cuda, "time", SimpleNamespace(perf_counter=lambda: self.host / 1e3))
 
     def answer(self):
@@ -139,15 +141,22 @@ class FakeDevice:
             self.current = before
 
     def _flush_buffer(self, size, dtype, device):
-        assert (size, dtype) == (2000, torch.uint8)  # twice the L2
+        """A buffer that is written first, or read, or the sum of what is read."""
         self.allocate()
-        self.buffers = getattr(self, "buffers", 0) + 1
+        buffer = SimpleNamespace(bytes=size * dtype.itemsize if size != () else 0)
+        self.buffers = [*getattr(self, "buffers", []), buffer]
 
         def zero():
             self.flushes += 1
+            self.flushed = [("writes", buffer)]
             self.queue(0.003, self.FLUSH_MS)
 
-        return SimpleNamespace(zero_=zero)
+        buffer.zero_, buffer.fill_ = zero, lambda value: buffer
+        return buffer
+
+    def _read_buffer(self, buffer, dim, out):
+        self.flushed.append(("reads", buffer))
+        self.queue(0.003, self.FLUSH_MS)
 
     def launch(self):
         if self.capturing is None:

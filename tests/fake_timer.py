@@ -19,6 +19,7 @@ class FakeTimer:
     name = "fake"
     cache = "warm"
     launches_per_sample = 1
+    resolution_ms = 0.0
     warnings: tuple[CellWarning, ...] = ()
 
     def __init__(self, latencies_ms: Iterable[float]) -> None:

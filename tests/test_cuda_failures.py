@@ -16,7 +16,7 @@ from opbench.timing import cuda
 from opbench.timing.launch_sync import LaunchSyncTimer
 
 EVENT, GRAPH, LAUNCH_SYNC = "cuda-event", "cuda-graph", "launch-sync"
-SAMPLER = cuda._EventSampler
+SAMPLER = cuda.EventSampler
 WARM_UP, CAPTURE, FLUSH = (cuda, "_warm_up"), (cuda, "_captured"), (cuda, "_flusher")
 CALIBRATION, SAMPLES = (SAMPLER, "calibrate"), (SAMPLER, "times_ms")
 ALONE, SAMPLES_ALONE = (LaunchSyncTimer, "prepare"), (LaunchSyncTimer, "sample")

@@ -1,6 +1,7 @@
 """The CUDA timers' logic on a fake device: what lies between the events, and what does not. Not their timing."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -60,8 +61,8 @@ def test_the_device_spins_between_the_flush_and_the_first_event(device, monkeypa
     timer.sample(device.launch, 2)
     lead_ms = device.spins[-1] / 2e9 * 1e3
     assert device.spins[:6] == [0] * 6  # no lead while the host's time is read
-    assert lead_ms == pytest.approx(2 * (host_ms + 0.008))  # of the flush and the lead 0.003, two events 0.001
-    assert order == [device.FLUSH_MS, lead_ms, 0.0, 0.25, 0.0] * 2
+    assert lead_ms == pytest.approx(2 * (host_ms + 0.011))  # of the flush twice and the lead 0.003, two events 0.001
+    assert order == [device.FLUSH_MS, device.FLUSH_MS, lead_ms, 0.0, 0.25, 0.0] * 2
 
 
 def test_the_lead_follows_from_the_middle_of_five_readings_after_the_first(device):
@@ -121,7 +122,46 @@ def test_the_flushs_buffer_is_made_when_the_cells_memory_has_been_read(device, t
     assert not hasattr(device, "buffers")
     made.prepare(device.launch, 0.0)
     made.prepare(device.launch, 0.0)
-    assert device.buffers == 1
+    assert len(device.buffers) == 3
+
+
+@pytest.mark.parametrize(("l2_bytes", "each"), [(50 * 2**20, 2**27), (126 * 2**20, 252 * 2**20)])
+def test_a_flush_writes_one_buffer_and_then_reads_another(device, monkeypatch, l2_bytes, each):
+    """So that no line is left modified, each twice the L2 and 256 MiB together at least."""
+    monkeypatch.setattr(device, "L2_BYTES", l2_bytes)
+    cuda._flusher(torch.device("cuda:0"))()
+    (first, written), (second, read) = device.flushed
+    assert (first, second) == ("writes", "reads")
+    assert written is not read
+    assert written.bytes == read.bytes == each
+
+
+def test_a_flush_on_real_tensors_writes_and_reads(monkeypatch):
+    """On the CPU: what the fake device stands in for takes these arguments."""
+    monkeypatch.setattr(cuda, "FLUSH_BYTES", 2**12)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(L2_cache_size=64))
+    cuda._flusher(torch.device("cpu"))()
+
+
+@pytest.mark.parametrize("timer", [cuda.CudaEventTimer, cuda.CudaGraphTimer])
+def test_the_step_is_an_events_until_readings_show_a_finer_one(device, timer):
+    made = timer("cuda:0", "cold")
+    assert made.resolution_ms == 0.5e-3
+    made.prepare(device.launch, 0.0)
+    made.sample(device.launch, 3)
+    assert made.resolution_ms == 0.5e-3
+    sampler = made._sampler
+    for kernel_ms in (0.25, 0.2501, 0.2503):
+        sampler.times_ms([lambda ms=kernel_ms: device.queue(0.01, ms)])
+    assert made.resolution_ms == pytest.approx(0.1e-3)
+    made.prepare(device.launch, 0.0)
+    assert made.resolution_ms == 0.5e-3  # of another launch nothing is known
+
+
+def test_the_step_of_a_graph_is_shared_by_its_launches(device):
+    timer = cuda.CudaGraphTimer("cuda:0", "warm")
+    timer.prepare(device.launch, 0.0)
+    assert timer.resolution_ms == 0.5e-3 / 4
 
 
 def test_a_cold_graph_holds_one_launch_and_is_flushed_before_each_replay(device):
@@ -212,13 +252,13 @@ def test_streams_wait_for_each_other_around_the_warm_up_of_a_graph(device):
 @pytest.mark.parametrize("timer", [cuda.CudaEventTimer, cuda.CudaGraphTimer])
 def test_the_hosts_time_is_read_on_an_idle_device(device, monkeypatch, timer):
     """A device that is behind fills the driver's queue, and the host then waits where it seems to queue."""
-    device.kernels_ms, idle, started = [5.0], [], cuda._EventSampler._queue
+    device.kernels_ms, idle, started = [5.0], [], cuda.EventSampler._queue
 
     def watched(sampler, work):
         idle.append(device.free <= device.host)
         return started(sampler, work)
 
-    monkeypatch.setattr(cuda._EventSampler, "_queue", watched)
+    monkeypatch.setattr(cuda.EventSampler, "_queue", watched)
     timer("cuda:0", "cold").prepare(device.launch, 0.0)
     assert idle == [True] * (1 + cuda.LEAD_READINGS)
     assert device.free <= device.host  # and nothing is left for the first sample to wait for

@@ -25,6 +25,11 @@ def test_statistics_come_from_the_samples_and_rates_from_their_median():
     }
 
 
+def test_the_interval_is_as_wide_as_the_timers_step_at_least():
+    found = derived_metrics(Measurement(CELL, Status.OK, latencies_ms=(0.01,) * 6, resolution_ms=0.5e-3))
+    assert (found["ci_low_ms"], found["ci_high_ms"]) == (pytest.approx(0.00975), pytest.approx(0.01025))
+
+
 def test_no_rate_follows_from_a_median_of_zero():
     found = derived_metrics(Measurement(CELL, Status.OK, latencies_ms=(0.0,) * 6))
     assert (found["latency_ms"], found["tflops"], found["gbps"]) == (0.0, None, None)

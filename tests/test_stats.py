@@ -61,6 +61,13 @@ def test_half_width_is_the_longer_arm():
     assert relative_half_width([0.0] * 30) == float("inf")
 
 
+def test_the_interval_reaches_half_a_step_of_the_clock_at_least():
+    assert median_interval([4.0] * 30, step=1.0) == (3.5, 4.5)
+    assert median_interval([0.0] * 30, step=1.0) == (0.0, 0.5)  # no time is negative
+    assert median_interval([1.0, 4.0, 9.0], step=2.0) == (1.0, 9.0)
+    assert relative_half_width([4.0] * 30, step=1.0) == 0.125
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])
 def test_below_six_samples_the_ranks_are_the_first_and_the_last(count):
     assert median_interval_ranks(count) == (0, count - 1)

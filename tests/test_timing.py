@@ -122,6 +122,43 @@ def test_an_interval_is_narrow_up_to_the_limit_itself(width, reason):
     assert samples.stop_reason is reason
 
 
+class CoarseTimer(FakeTimer):
+    """Its latencies are whole steps of 0.5 us."""
+
+    resolution_ms = 0.5e-3
+
+
+@pytest.mark.parametrize(
+    ("latencies_ms", "reason"),
+    [
+        ([0.0255], StopReason.CONVERGED),  # half a step is less than 1 %
+        ([0.0245], StopReason.RESOLUTION),  # and here more: the samples are identical all the same
+        ([0.010, 0.0105], StopReason.RESOLUTION),  # neighbouring steps by turns, which no more samples tell apart
+        ([0.0], StopReason.RESOLUTION),
+        ([0.010, 0.011], StopReason.TIME_BUDGET),
+    ],
+)
+def test_identical_samples_of_a_coarse_clock_are_no_interval_without_width(latencies_ms, reason):
+    samples = collect_samples(CoarseTimer(latencies_ms), noop, StoppingRule(time_budget_s=0.001))
+    assert samples.stop_reason is reason
+    assert (len(samples.latencies_ms) == 30) == (reason is not StopReason.TIME_BUDGET)
+
+
+def test_a_rule_that_spends_its_budget_does_so_on_a_coarse_clock():
+    samples = collect_samples(CoarseTimer([0.01]), noop, StoppingRule(0.001, 3, relative_half_width=-1.0))
+    assert samples.stop_reason is StopReason.TIME_BUDGET
+    assert len(samples.latencies_ms) == 100
+
+
+def test_a_long_launch_is_timed_thirty_times_where_each_sample_holds_the_hosts_time():
+    """Above a fifth of the budget: as published each launch is waited for, and 100 have warmed up."""
+    rule = TIMERS["launch-sync"].rule(time_budget_s=0.05)
+    samples = collect_samples(FakeTimer([10.1]), noop, rule)
+    assert (len(samples.latencies_ms), samples.stop_reason) == (30, StopReason.LONG_LAUNCH)
+    assert len(collect_samples(FakeTimer([10.0]), noop, rule).latencies_ms) == 200
+    assert TIMERS["cuda-event"].rule(1.0) == StoppingRule(1.0, 30, least_samples=6)
+
+
 def test_wall_clock_measures_what_a_launch_takes():
     clock = FakeClock()
 

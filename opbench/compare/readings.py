@@ -85,7 +85,7 @@ class Arm:
 def reading_of(measurement: Measurement, identity: Identity) -> Reading:
     """What a line of a journal says, with its median and the median's interval."""
     samples = measurement.latencies_ms if measurement.status is Status.OK else ()
-    low, high = median_interval(samples) if samples else (None, None)
+    low, high = median_interval(samples, measurement.resolution_ms) if samples else (None, None)
     return Reading(
         cell=measurement.cell,
         status=measurement.status,

@@ -201,8 +201,8 @@ def limit_of(
 ) -> Limit | None:
     """The largest of a cell's compute, memory or cache, and launch times; None where none is known.
 
-    The cache stands in the memory's place where it is warm and the bytes fit in it. A cold cache was filled with
-    modified lines by the flush: each line that the cell touches then costs traffic to memory, even one only written.
+    The cache stands in the memory's place where it is warm and the bytes fit in it. With a cold one each line that the
+    cell reads first comes from memory; what it writes, and reads again, may stay in the cache (docs/ceilings.md).
     """
     times = {}
     if flop_count and (tflops := ceilings.compute_tflops(dtype)):

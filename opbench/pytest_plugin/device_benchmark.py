@@ -154,6 +154,7 @@ class _BenchmarkTimer:
 
     cache = "warm"
     launches_per_sample = 1
+    resolution_ms = 0.0
     warnings: tuple[CellWarning, ...] = ()
 
     def __init__(self, benchmark: Any, name: str, device: str) -> None:  # noqa: ANN401

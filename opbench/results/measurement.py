@@ -59,6 +59,8 @@ class Measurement:
     latencies_ms: tuple[float, ...] = ()
     """Raw samples, in order, milliseconds per launch; none removed, none rounded."""
     launches_per_sample: int | None = None
+    resolution_ms: float = 0.0
+    """The timer's step per launch: a latency may be half of it away. 0 where it is far below, and in older journals."""
     stop_reason: str | None = None
     """A StopReason, or likewise another name."""
     timer: str = ""
@@ -143,6 +145,8 @@ class Measurement:
         if not (isinstance(self.traceback, str) and all(map(str.isprintable, self.traceback.split("\n")))):
             raise ValueError(f"traceback must be printable lines, got {self.traceback!r:.60}")
         numbers = (self.max_rel_error, self.tolerance, self.mean_rel_error, self.mean_tolerance, self.seconds)
+        if not (_is_number(self.resolution_ms) and self.resolution_ms >= 0):
+            raise ValueError(f"resolution_ms must be a number of at least 0, got {self.resolution_ms!r:.60}")
         for number in numbers:
             if number is not None and not _is_number(number):
                 raise ValueError(f"must be a number, got {number!r:.60}")

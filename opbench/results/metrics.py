@@ -15,7 +15,7 @@ def derived_metrics(measurement: Measurement) -> dict[str, Any]:
         return dict.fromkeys((*names, "samples", "tflops", "gbps"))
     ordered = sorted(measurement.latencies_ms)
     latency_ms = quantile(ordered, 0.5)
-    low, high = median_interval(ordered)
+    low, high = median_interval(ordered, measurement.resolution_ms)
     values = (latency_ms, quantile(ordered, 0.2), quantile(ordered, 0.8), ordered[0], low, high)
     return {
         **dict(zip(names, values, strict=True)),

@@ -34,6 +34,7 @@ def _together(repetitions: Mapping[int, Measurement]) -> Measurement:
         lines[-1],
         latencies_ms=tuple(median(line.latencies_ms) for line in lines),
         launches_per_sample=None,
+        resolution_ms=max(line.resolution_ms for line in lines),
         max_rel_error=max((line.max_rel_error for line in lines if line.max_rel_error is not None), default=None),
         peak_memory_bytes=max(
             (line.peak_memory_bytes for line in lines if line.peak_memory_bytes is not None), default=None

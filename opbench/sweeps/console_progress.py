@@ -182,8 +182,9 @@ def _outcome(measurement: Measurement) -> str:
     if measurement.status is not Status.OK:
         return f"{measurement.status}: {measurement.reason}{warnings}"
     samples = measurement.latencies_ms
+    spread = relative_half_width(samples, measurement.resolution_ms)
     note = (f"; {measurement.reason}" if measurement.reason else "") + warnings
     return (
-        f"{three_digits(median(samples))} ms ±{100 * relative_half_width(samples):.1f} % {sparkline(samples)} "
+        f"{three_digits(median(samples))} ms ±{100 * spread:.1f} % {sparkline(samples)} "
         f"({len(samples)} samples, {measurement.stop_reason}){note}"
     )

@@ -117,7 +117,8 @@ def _advise_at_start(run: Run, progress: Progress) -> bool:
 
 def _advise(run: Run, measurement: Measurement, progress: Progress) -> bool:
     """Say what helps where this cell's samples scatter or others used the CPU; whether it was said."""
-    width = relative_half_width(measurement.latencies_ms) if measurement.latencies_ms else None
+    samples, step = measurement.latencies_ms, measurement.resolution_ms
+    width = relative_half_width(samples, step) if samples else None
     if text := cells_advice([(width, measurement.warnings)], run.environment):
         progress.note(text)
     return bool(text)

@@ -24,7 +24,6 @@ from opbench.sweeps.request import RunOptions
 from opbench.text import one_line
 from opbench.timing import TIMERS, Launch, SpoiledProcessError, StoppingRule, Timer, collect_samples, make_timer
 from opbench.timing.precision import torch_precision
-from opbench.timing.stopping import MIN_SAMPLES
 from opbench.workload.case import Case, Cell, Direction
 from opbench.workload.cell_warning import CellWarning, WarningKind
 from opbench.workload.operator import Operator, Provider, Tensors
@@ -166,7 +165,7 @@ class CellRunner:
             peak = self._peak_memory_bytes(launch)
             enter("timing")
             entry = TIMERS.get(self.options.timer)  # None for a timer that was handed over
-            rule = StoppingRule(self.options.time_budget_s, entry.min_samples if entry else MIN_SAMPLES)
+            rule = entry.rule(self.options.time_budget_s) if entry else StoppingRule(self.options.time_budget_s)
             busy = busy_counters()  # before the warm-up: the samples alone are often too short to judge the load by
             timer.prepare(launch, WARM_UP_FRACTION * rule.time_budget_s)
             before = {**conditions(device), **busy}
@@ -180,6 +179,7 @@ class CellRunner:
             reason="; ".join(filter(None, (common.other_dtype, "" if whole else cropped))),
             latencies_ms=samples.latencies_ms,
             launches_per_sample=timer.launches_per_sample,
+            resolution_ms=timer.resolution_ms,
             stop_reason=samples.stop_reason,
             peak_memory_bytes=peak,
             configuration=provider.configuration(),

@@ -3,10 +3,12 @@
 Both measure the time between two events on the device. A kernel is queued by the host and runs later on the device.
 If the device reaches the first event while the host is still queueing the kernels, it waits between them, and the
 time between the events contains this waiting. So both timers keep the device busy before every sample (the lead)
-until the host has queued the whole sample; _EventSampler does this.
+until the host has queued the whole sample; EventSampler does this.
 """
 
 import time
+from collections.abc import Iterable
+from itertools import pairwise
 
 import torch
 
@@ -31,18 +33,26 @@ SPIN_CYCLES_PER_SECOND = 2e9
 LATE_SHARE = 0.05
 """Share of late samples that is tolerated: the median changes little if at most this share contains host time."""
 
-GRAPH_MS = 1.0
-"""Duration that a graph for a warm cache should have, far above the resolution of an event (0.5 us)."""
+EVENT_STEP_MS = 0.5e-3
+"""Step of the time between two events, where readings show no finer one. Source: cudaEventElapsedTime in the CUDA
+Runtime API, which promises about that."""
 
+GRAPH_MS = 1.0
+"""Duration that a graph for a warm cache should have, far above EVENT_STEP_MS."""
+
+FLUSH_BYTES = 2**28
+"""Least size of the two buffers of a flush together; or four times the L2 where that is more."""
+
+FLOAT_BYTES = 4
 MAX_GRAPH_LAUNCHES = 1000
 TRIAL_REPLAYS = 5
 """Replays of a graph of one launch, from which the number of launches for GRAPH_MS is computed."""
 
 
-class _EventSampler:
+class EventSampler:
     """Measures work on the device between two events, both queued before the device reaches the first one.
 
-    Before each sample the device runs the lead. For a cold cache it first overwrites the L2 cache. Then it runs a
+    Before each sample the device runs the lead. For a cold cache it first fills the L2 with other data. Then it runs a
     kernel that spins, for longer than the host needs to queue the sample. The spinning kernel uses no memory, so that
     it does not change the caches. The driver's queue has room for about 1000 entries. When it is full, the host
     waits, but then the device still has all of these entries to run, and the next samples are queued in time.
@@ -54,28 +64,35 @@ class _EventSampler:
         self._flush: Launch | None = None
         self._lead_cycles = 0
         self._count = self._late = 0
+        self._seen_ms: set[float] = set()
 
-    def calibrate(self, work: Launch) -> None:
-        """Measure how long the host needs to queue `work`, and set the length of the lead."""
+    def calibrate(self, *works: Launch) -> None:
+        """Measure how long the host needs to queue each of `works`, and set the lead for the longest."""
         if self._cold and not self._flush:  # allocated this late so that it does not count as the cell's peak memory
             self._flush = _flusher(self._device)
         self._lead_cycles = 0
-        taken = []
-        for _ in range(1 + LEAD_READINGS):
-            torch.cuda.synchronize(self._device)
-            started = time.perf_counter()
-            self._queue(work)
-            taken.append(time.perf_counter() - started)
-        torch.cuda.synchronize(self._device)
-        host_s = median(taken[1:])  # without the first, which also loads the kernels of the flush and the lead
+        host_s = max(map(self._host_s, works))
         self._lead_cycles = round(min(LEAD_FACTOR * host_s, MAX_LEAD_S) * SPIN_CYCLES_PER_SECOND)
         self._count = self._late = 0
+        self._seen_ms.clear()
 
-    def times_ms(self, work: Launch, count: int) -> list[float]:
-        """Milliseconds of each of `count` runs of `work`; the host synchronises once, after the last."""
-        events = [self._queue(work) for _ in range(count)]
+    def times_ms(self, works: Iterable[Launch]) -> list[float]:
+        """Milliseconds of each of `works`; the host synchronises once, after the last."""
+        return [milliseconds for milliseconds, _ in self.readings(works)]
+
+    def readings(self, works: Iterable[Launch]) -> list[tuple[float, bool]]:
+        """The same, each with whether the device began before the host had queued all of it."""
+        events = [self._queue(work) for work in works]
         torch.cuda.synchronize(self._device)
-        return [start.elapsed_time(end) for start, end in events]
+        taken = [(start.elapsed_time(end), late) for start, end, late in events]
+        self._seen_ms.update(milliseconds for milliseconds, _ in taken)
+        return taken
+
+    @property
+    def step_ms(self) -> float:
+        """The smallest step between readings since the calibration, EVENT_STEP_MS where none was smaller."""
+        gaps_ms = (after - before for before, after in pairwise(sorted(self._seen_ms)))
+        return min((EVENT_STEP_MS, *gaps_ms))
 
     @property
     def warnings(self) -> tuple[CellWarning, ...]:
@@ -85,7 +102,18 @@ class _EventSampler:
         late = f"{self._late} of {self._count} samples began before the host had queued all of the launch"
         return (CellWarning(WarningKind.HOST_TIME, f"{late}, and may hold the host's time"),)
 
-    def _queue(self, work: Launch) -> tuple[torch.cuda.Event, torch.cuda.Event]:
+    def _host_s(self, work: Launch) -> float:
+        """Seconds that the host needs to queue a sample of `work` on an idle device."""
+        taken = []
+        for _ in range(1 + LEAD_READINGS):
+            torch.cuda.synchronize(self._device)
+            started = time.perf_counter()
+            self._queue(work)
+            taken.append(time.perf_counter() - started)
+        torch.cuda.synchronize(self._device)
+        return median(taken[1:])  # without the first, which also loads the kernels of the flush and the lead
+
+    def _queue(self, work: Launch) -> tuple[torch.cuda.Event, torch.cuda.Event, bool]:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         if self._flush:
             self._flush()
@@ -93,9 +121,10 @@ class _EventSampler:
         start.record()
         work()
         end.record()
+        late = start.query()
         self._count += 1
-        self._late += start.query()
-        return start, end
+        self._late += late
+        return start, end, late
 
 
 class CudaEventTimer:
@@ -111,7 +140,12 @@ class CudaEventTimer:
         self.cache = cache
         self.launches_per_sample = 1
         self._device = torch.device(device)
-        self._sampler = _EventSampler(self._device, cache)
+        self._sampler = EventSampler(self._device, cache)
+
+    @property
+    def resolution_ms(self) -> float:
+        """An event's step."""
+        return self._sampler.step_ms
 
     @property
     def warnings(self) -> tuple[CellWarning, ...]:
@@ -129,7 +163,7 @@ class CudaEventTimer:
 
     def sample(self, launch: Launch, count: int) -> list[float]:
         """`count` latencies in milliseconds; the host synchronises once, after the last."""
-        return self._sampler.times_ms(launch, count)
+        return self._sampler.times_ms([launch] * count)
 
 
 class CudaGraphTimer:
@@ -150,8 +184,13 @@ class CudaGraphTimer:
         self.cache = cache
         self.launches_per_sample = 1
         self._device = torch.device(device)
-        self._sampler = _EventSampler(self._device, cache)
+        self._sampler = EventSampler(self._device, cache)
         self._graph = torch.cuda.CUDAGraph()
+
+    @property
+    def resolution_ms(self) -> float:
+        """An event's step, divided by the launches of a graph."""
+        return self._sampler.step_ms / self.launches_per_sample
 
     @property
     def warnings(self) -> tuple[CellWarning, ...]:
@@ -178,7 +217,7 @@ class CudaGraphTimer:
         self._capture(launch, 1, stream)
         if self.cache == "warm":
             # Replays, timed on the device: the host cannot launch short kernels as fast as the device runs them.
-            one_ms = median(self._sampler.times_ms(self._graph.replay, TRIAL_REPLAYS))
+            one_ms = median(self._sampler.times_ms([self._graph.replay] * TRIAL_REPLAYS))
             count = round(GRAPH_MS / max(one_ms, GRAPH_MS / MAX_GRAPH_LAUNCHES))
             if count > 1:
                 self._graph = torch.cuda.CUDAGraph()  # frees the memory of the trial's graph
@@ -186,7 +225,7 @@ class CudaGraphTimer:
 
     def sample(self, launch: Launch, count: int) -> list[float]:
         """`count` latencies in milliseconds per launch, from replays of the captured graph."""
-        times_ms = self._sampler.times_ms(self._graph.replay, count)
+        times_ms = self._sampler.times_ms([self._graph.replay] * count)
         return [milliseconds / self.launches_per_sample for milliseconds in times_ms]
 
     def _capture(self, launch: Launch, count: int, stream: torch.cuda.Stream) -> None:
@@ -221,10 +260,22 @@ def _captured(launch: Launch, count: int, stream: torch.cuda.Stream) -> torch.cu
 
 
 def _flusher(device: torch.device) -> Launch:
-    """A function that overwrites a buffer of twice the size of the L2 cache, which removes all other data from it."""
+    """A function that writes one buffer and then reads another, each at least twice the L2, which removes all else.
+
+    Written alone, the L2 would be full of modified lines, and a launch would pay for writing them back to memory: more
+    of them the more it reads. After the second buffer its lines are clean, as before a launch in a model whose inputs
+    come from memory.
+    """
     l2_bytes = torch.cuda.get_device_properties(device).L2_cache_size
-    buffer = torch.empty(2 * l2_bytes, dtype=torch.uint8, device=device)
-    return buffer.zero_
+    count = max(4 * l2_bytes, FLUSH_BYTES) // 2 // FLOAT_BYTES
+    written, read = (torch.empty(count, dtype=torch.float32, device=device).fill_(0.0) for _ in range(2))
+    sum_of_read = torch.empty((), dtype=torch.float32, device=device)
+
+    def flush() -> None:
+        written.zero_()
+        torch.sum(read, dim=0, out=sum_of_read)
+
+    return flush
 
 
 def _spin(cycles: int) -> None:

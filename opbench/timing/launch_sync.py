@@ -32,6 +32,7 @@ class LaunchSyncTimer:
     name = "launch-sync"
     cache = "warm"
     launches_per_sample = 1
+    resolution_ms = 0.0  # nanoseconds, of microseconds
     warnings: tuple[CellWarning, ...] = ()
 
     def __init__(self, device: str, clock: Callable[[], float] = time.perf_counter) -> None:

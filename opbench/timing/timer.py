@@ -21,12 +21,19 @@ class Timer(Protocol):
         name: as in `--timer`.
         cache: "cold" (last-level cache flushed before every launch) or "warm".
         launches_per_sample: launches that one sample averages over; known after prepare.
+        resolution_ms: the step of one launch's latency; the true latency may be half a step away. Known after prepare,
+            0 for a timer whose step is far below what it measures.
         warnings: what is wrong with the samples that were taken.
     """
 
     name: str
     cache: str
     launches_per_sample: int
+
+    @property
+    def resolution_ms(self) -> float:
+        """As in the attributes."""
+        ...
 
     @property
     def warnings(self) -> tuple[CellWarning, ...]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from opbench.errors import UsageError
-from opbench.timing.stopping import MIN_SAMPLES
+from opbench.timing.stopping import LEAST_SAMPLES, MIN_SAMPLES, StoppingRule
 from opbench.timing.timer import Timer
 from opbench.timing.wall_clock import WallClockTimer
 
@@ -25,7 +25,7 @@ class TimerEntry:
         make: from a device and a cache state to the timer.
         cold_needs: what `--cache cold` needs instead, where this timer cannot flush the cache between launches.
         captures: it captures launches in a graph, which needs a stream other than the default one.
-        min_samples: that it takes of a launch that is not long, whatever the time budget.
+        min_samples, least_samples: that it takes whatever the time budget; least_samples of a launch that is long.
     """
 
     name: str
@@ -35,6 +35,11 @@ class TimerEntry:
     cold_needs: str = ""
     captures: bool = False
     min_samples: int = MIN_SAMPLES
+    least_samples: int = LEAST_SAMPLES
+
+    def rule(self, time_budget_s: float) -> StoppingRule:
+        """When to stop sampling with this timer."""
+        return StoppingRule(time_budget_s, self.min_samples, least_samples=self.least_samples)
 
 
 def _cuda_event(device: str, cache: str) -> Timer:
@@ -77,6 +82,7 @@ TIMERS = {
             _launch_sync,
             cold_needs="cuda-event or cuda-graph: launch-sync launches without a flush between, as published",
             min_samples=200,
+            least_samples=MIN_SAMPLES,
         ),
         TimerEntry(
             "wall-clock",

@@ -25,6 +25,7 @@ class WallClockTimer:
 
     name = "wall-clock"
     cache = "warm"
+    resolution_ms = 0.0  # a sample has MIN_SAMPLE_RESOLUTIONS steps
     warnings: tuple[CellWarning, ...] = ()
 
     def __init__(
