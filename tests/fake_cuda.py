@@ -10,6 +10,7 @@ from inspect import signature
 from unittest.mock import patch
 
 import torch
+import triton
 from opbench_kernels import launch, tuning
 from opbench_kernels.deform import dcnv4_fused, operators, sampling_torch
 from torch._subclasses import FakeTensorMode
@@ -62,8 +63,9 @@ def fake_cuda():
             (tuning, "_device", str),
             (tuning, "_known", {}),
             (tuning, "_read", lambda path: {}),
-            (tuning, "_write", lambda path, key, config: None),
-            (tuning, "_median_ms", lambda launch: launch() or 1.0),
+            (tuning, "_write", lambda path, text, entry: None),
+            (triton.testing, "do_bench", lambda launch, **_: launch() or 1.0),
+            (torch.cuda, "device", lambda device: nullcontext()),
             *((op, "_abstract_fn", run_as_declared(op._init_fn, op._abstract_fn)) for op in OPERATORS),
         ):
             stack.enter_context(patch.object(place, name, fake))

@@ -2,19 +2,22 @@
 
 import math
 import sys
+from collections import namedtuple
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.nn.functional as F
-from opbench_kernels import DCNv3, DCNv4
+from opbench_kernels import DCNv3, DCNv4, tuning
+from opbench_kernels.deform.launch import Config
 
 from opbench.errors import UsageError
-from opbench.operators import _attention, _dcn, _dcnv4, window_attention
+from opbench.operators import _attention, _dcn, _dcnv4, _triton, window_attention
 from opbench.registry import registry
 from opbench.sweeps.check import make_tensors
 from opbench.workload.case import Case, Direction, Dtype, Level, Shape
+from opbench.workload.trials import Trials, trials_of_cell
 
 
 def case_of(name, shape=(2, 5, 6, 24), level=Level.MODULE, direction=Direction.FWD, **given):
@@ -353,9 +356,24 @@ def test_the_triton_providers_need_a_gpu_and_tell_the_last_choice(monkeypatch):
     provider = registry.find("dcnv4").provider("triton")
     assert provider.unavailable("cuda") is None
     assert provider.unavailable("cpu") == "the Triton kernels need a CUDA device, this is cpu"
-    for choice, text in ((None, ""), (SimpleNamespace(vectors=2, num_warps=8), "vectors=2;num_warps=8")):
-        monkeypatch.setattr("opbench_kernels.tuning.last_choice", lambda choice=choice: choice)
-        assert provider.configuration() == text
+    last = {}
+    monkeypatch.setattr("opbench_kernels.tuning.last_choices", lambda: last)
+    assert provider.configuration() == ""
+    last["deform forward"] = Config(vectors=2, num_warps=8)
+    assert provider.configuration() == "vectors=2;num_warps=8"
+    last["deform backward"] = namedtuple("Backward", "num_warps")(4)
+    assert provider.configuration() == "vectors=2;num_warps=8;backward_num_warps=4"
+
+
+def test_kernels_are_tuned_with_the_clock_and_the_cache_of_their_cell(monkeypatch):
+    monkeypatch.setattr(tuning, "_state", {})
+    monkeypatch.setattr(tuning, "_last", {"deform forward": Config(1, 1)})
+    _triton.tune()
+    assert (tuning.is_enabled(), tuning._state["timing"].cache, dict(tuning.last_choices())) == (True, "cold", {})
+    trials = Trials("warm", lambda launches: [])
+    with trials_of_cell(trials):
+        _triton.tune()
+    assert tuning._state["timing"] == (trials.measure, "warm")
 
 
 @pytest.mark.parametrize("level", list(Level))
@@ -364,7 +382,7 @@ def test_what_a_provider_builds_is_the_reference_and_triton_alone_is_tuned(name,
     case = case_of(name, (2, 5, 6, 64), level, kernel_size=5)
     tensors, operator = random_like(case), registry.find(name)
     tuned = []
-    monkeypatch.setattr(_dcn, "tune_triton", lambda: tuned.append(name))
+    monkeypatch.setattr(_triton, "tune", lambda: tuned.append(name))
     assert_same(operator.provider("torch").build(case, tensors)(), reference(case, tensors))
     assert tuned == []
     operator.provider("triton").build(case, tensors)

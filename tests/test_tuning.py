@@ -2,12 +2,16 @@
 
 import json
 import tempfile
+from typing import NamedTuple
 
 import pytest
 import torch
 from opbench_kernels import dcnv4, tuning
+from opbench_kernels.deform import configs
+from opbench_kernels.deform.configs import CONFIGS
 from opbench_kernels.deform.geometry import Geometry
-from opbench_kernels.deform.launch import Config, sampled_dcnv4
+from opbench_kernels.deform.launch import Config, forward_config, sampled_dcnv4
+from triton.runtime.errors import OutOfResources
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -15,62 +19,121 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.fixture
 def memory(tmp_path, monkeypatch):
     monkeypatch.setenv("OPBENCH_KERNELS_CACHE", str(tmp_path / "folder" / "tuning.json"))
-    monkeypatch.setattr(tuning, "_known", {})
+    forget(monkeypatch)
     return tmp_path / "folder" / "tuning.json"
 
 
-def sampled(batch=2, channels=64):
-    value = torch.zeros(batch, 5, 4, channels, device=DEVICE)
-    return sampled_dcnv4(value, torch.zeros(batch, 5, 4, 56, device=DEVICE), 2, Geometry()), value
-
-
-class FakeTimer:
-    """Says that one configuration is the fastest, and counts how often it is asked."""
-
-    def __init__(self, fastest):
-        self.fastest, self.asked = fastest, []
-
-    def __call__(self, launch):
-        config = Config(launch.constants["VECTORS"], launch.options["num_warps"])
-        self.asked.append(config)
-        return 1.0 if config == self.fastest else 2.0
-
-
-def test_the_fastest_is_chosen_once_and_remembered_on_disk(memory, monkeypatch):
-    timer = FakeTimer(Config(2, 4))
-    assert tuning._tuned(*sampled(), timer) == Config(2, 4)
-    assert sorted(timer.asked) == sorted(tuning.CONFIGS)
-    assert tuning._tuned(*sampled(), timer) == Config(2, 4)
-    assert len(timer.asked) == len(tuning.CONFIGS)  # from memory
+def forget(monkeypatch):
     monkeypatch.setattr(tuning, "_known", {})
-    assert tuning._tuned(*sampled(), FakeTimer(Config(1, 1))) == Config(2, 4)  # from the file
-    [key] = json.loads(memory.read_text())
-    assert "/torch.float32/2/32/9/" in key
+    monkeypatch.setattr(tuning, "_state", {})
 
 
-def test_sizes_share_a_power_of_two_and_other_sizes_do_not(memory):
-    timer = FakeTimer(Config(1, 4))
-    tuning._tuned(*sampled(batch=3), timer)
-    tuning._tuned(*sampled(batch=2), timer)  # 120 and 80 rows
-    assert len(timer.asked) == len(tuning.CONFIGS)
-    tuning._tuned(*sampled(batch=7), timer)
-    assert len(timer.asked) == 2 * len(tuning.CONFIGS)
+class Tile(NamedTuple):
+    """The configuration of another family of kernels."""
+
+    width: int
+    num_warps: int
+
+
+TILES = [Tile(1, 4), Tile(2, 4), Tile(4, 8)]
+KEY = tuning.Key("other forward", torch.device("cpu"), ("fp16", 64), ("opbench_kernels.launch",))
+
+
+class Kernels:
+    """Launches of each tile, which say that one is the fastest, count how often they ran, and may be refused."""
+
+    def __init__(self, fastest, cache="cold", refused=()):
+        self.fastest, self.refused, self.launched, self.timed = fastest, refused, [], []
+        tuning.enable(timing=tuning.Timing(self.measure, cache))
+
+    def launch_of(self, tile):
+        def launch():
+            if tile in self.refused:
+                raise OutOfResources(300_000, 232_448, "shared memory")
+            self.launched.append(tile)
+
+        launch.tile = tile
+        return launch
+
+    def measure(self, launches):
+        self.timed.append([launch.tile for launch in launches])
+        return [[9.0, 1.0, 1.0] if launch.tile == self.fastest else [2.0, 0.5, 3.0] for launch in launches]
+
+    def choose(self, key=KEY, candidates=TILES):
+        return tuning._tuned(key, candidates, self.launch_of)
+
+
+def test_the_fastest_by_its_median_is_chosen_once_and_remembered_on_disk(memory, monkeypatch):
+    kernels = Kernels(Tile(2, 4))
+    assert kernels.choose() == Tile(2, 4)
+    assert kernels.launched == TILES  # compiled before anything is timed
+    assert kernels.timed == [TILES]
+    assert kernels.choose() == Tile(2, 4)
+    assert len(kernels.timed) == 1  # from memory
+    forget(monkeypatch)
+    again = Kernels(Tile(1, 4))
+    found = again.choose()
+    assert (found, type(found), again.timed) == (Tile(2, 4), Tile, [])  # from the file
+
+
+def test_the_file_keeps_what_lost_and_what_the_device_cannot_run(memory):
+    assert Kernels(Tile(1, 4), refused=[Tile(4, 8)]).choose() == Tile(1, 4)
+    [(text, entry)] = json.loads(memory.read_text()).items()
+    assert text.split("/")[2:] == ["other forward", "cold", "cpu", "fp16", "64"]
+    assert entry == {
+        "chosen": [1, 4],
+        "times": [
+            {"config": [1, 4], "median_ms": 1.0, "samples": 3},
+            {"config": [2, 4], "median_ms": 2.0, "samples": 3},
+            {"config": [4, 8], "median_ms": None, "samples": 0},
+        ],
+    }
+
+
+def test_where_the_device_can_run_none_its_reason_is_raised(memory):
+    with pytest.raises(OutOfResources, match="shared memory"):
+        Kernels(Tile(1, 4), refused=TILES).choose()
+    assert not memory.exists()
+
+
+def test_cold_and_warm_are_choices_of_their_own(memory):
+    assert Kernels(Tile(1, 4), "cold").choose() == Tile(1, 4)
+    warm = Kernels(Tile(2, 4), "warm")
+    assert warm.choose() == Tile(2, 4)
+    assert Kernels(Tile(4, 8), "cold").choose() == Tile(1, 4)
     assert len(json.loads(memory.read_text())) == 2
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{", '{"key": 1}', "null"])
+def test_a_choice_that_is_no_longer_a_candidate_is_made_again(memory, monkeypatch):
+    assert Kernels(Tile(4, 8)).choose() == Tile(4, 8)
+    assert Kernels(Tile(2, 4)).choose(candidates=TILES[:2]) == Tile(2, 4)
+    forget(monkeypatch)
+    assert Kernels(Tile(1, 4)).choose() == Tile(2, 4)
+
+
+@pytest.mark.parametrize("change", [{"kernel": "other backward"}, {"facts": ("fp16", 32)}, {"sources": ("json",)}])
+def test_another_key_is_another_choice(memory, change):
+    kernels = Kernels(Tile(1, 4))
+    kernels.choose()
+    kernels.choose(KEY._replace(**change))
+    assert len(kernels.timed) == len(json.loads(memory.read_text())) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"key": 1}', "null", '{"TEXT": {"chosen": ["a"]}}', '{"TEXT": [1, 4]}']
+)
 def test_a_damaged_file_is_made_again(memory, text):
     memory.parent.mkdir()
-    memory.write_text(text)
-    assert tuning._tuned(*sampled(), FakeTimer(Config(1, 1))) == Config(1, 1)
-    assert len(json.loads(memory.read_text())) == 1
+    memory.write_text(text.replace("TEXT", tuning._text(KEY, "cold")))
+    assert Kernels(Tile(2, 4)).choose() == Tile(2, 4)
+    assert json.loads(memory.read_text())[tuning._text(KEY, "cold")]["chosen"] == [2, 4]
 
 
 def test_a_folder_that_cannot_be_written_costs_nothing_but_memory(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("OPBENCH_KERNELS_CACHE", str(tmp_path / "file" / "tuning.json"))
-    monkeypatch.setattr(tuning, "_known", {})
-    assert tuning._tuned(*sampled(), FakeTimer(Config(1, 2))) == Config(1, 2)
+    forget(monkeypatch)
+    assert Kernels(Tile(4, 8)).choose() == Tile(4, 8)
 
 
 def test_a_user_without_a_home_has_a_place(monkeypatch):
@@ -84,36 +147,89 @@ def test_a_user_without_a_home_has_a_place(monkeypatch):
 
 
 def test_a_launch_that_is_known_reads_no_file(memory, monkeypatch):
-    tuning._tuned(*sampled(), FakeTimer(Config(1, 4)))
-    for name in ("_source", "_read", "cache_path"):
+    kernels = Kernels(Tile(2, 4))
+    kernels.choose()
+    for name in ("_digest", "_read", "cache_path", "_samples"):
         monkeypatch.setattr(tuning, name, None)
-    assert tuning._tuned(*sampled(), None) == Config(1, 4)
+    assert kernels.choose() == Tile(2, 4)
 
 
 def test_nothing_is_timed_while_a_graph_is_captured(memory, monkeypatch):
     monkeypatch.setattr(tuning.torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(tuning.torch.cuda, "is_current_stream_capturing", lambda: True)
-    asked = sampled()
-    assert tuning._tuned(*asked, None) == tuning.forward_config(asked[0])
+    kernels = Kernels(Tile(4, 8))
+    assert kernels.choose() == TILES[0]
     assert not tuning._known
+    assert not kernels.launched
     monkeypatch.setattr(tuning.torch.cuda, "is_current_stream_capturing", lambda: False)
-    assert tuning._tuned(*asked, FakeTimer(Config(1, 1))) == Config(1, 1)
+    assert kernels.choose() == Tile(4, 8)
+
+
+def test_by_itself_the_package_times_the_launches_in_turns(monkeypatch):
+    asked = []
+    monkeypatch.setattr(tuning.triton.testing, "do_bench", lambda launch, **_: asked.append(launch) or float(launch))
+    assert tuning._in_rounds([1, 2, 3]) == [[1.0] * 3, [2.0] * 3, [3.0] * 3]
+    assert asked == [1, 2, 3, 2, 3, 1, 3, 1, 2]
+
+
+def test_a_choice_is_the_rules_where_nothing_is_tuned_and_is_told_by_kernel(memory):
+    tuning.forget_choices()
+    kernels = Kernels(Tile(4, 8))
+    assert tuning.choose(KEY, TILES, kernels.launch_of) == TILES[0]  # the key's device is a CPU
+    tuning.enable(False)
+    on_gpu = KEY._replace(kernel="other backward", device=torch.device("cuda:0"))
+    assert tuning.choose(on_gpu, TILES[1:], kernels.launch_of) == TILES[1]
+    assert tuning.last_choices() == {"other forward": TILES[0], "other backward": TILES[1]}
+    assert not kernels.timed
+    tuning.forget_choices()
+    assert not tuning.last_choices()
+
+
+def sampled(batch=2, channels=64, extra=0, packed=56):
+    value = torch.zeros(batch, 5, 4, channels + extra, device=DEVICE)[..., extra:]
+    offset_mask = torch.zeros(batch, 5, 4, packed, device=DEVICE)
+    return sampled_dcnv4(value, offset_mask, 2, Geometry()), torch.empty(batch, 5, 4, channels, device=DEVICE)
+
+
+def test_sizes_share_a_power_of_two_and_other_sizes_do_not():
+    few, more, many = (configs._key(*sampled(batch=batch)) for batch in (2, 3, 7))  # 80, 120 and 280 rows
+    assert few == more != many
+
+
+def test_strides_and_alignment_are_part_of_the_key():
+    """Of the value as a part of a larger tensor, and of offsets and masks packed with other padding."""
+    keys = [
+        configs._key(*sampled(**change)) for change in ({}, {"extra": 4}, {"extra": 8}, {"extra": 2}, {"packed": 64})
+    ]
+    assert len({*keys}) == len(keys)
+    starts = [configs._alignment(torch.zeros(64, dtype=torch.float16)[start:]) for start in (0, 8, 4, 2, 1, 12)]
+    assert starts == [16, 16, 8, 4, 2, 8]
+
+
+def test_the_rules_configuration_is_the_first_candidate(monkeypatch):
+    seen = []
+    monkeypatch.setattr(tuning, "choose", lambda key, candidates, launch_of: seen.append(candidates) or candidates[0])
+    asked = sampled()
+    assert configs.choose_forward(*asked) == forward_config(asked[0])
+    assert sorted(seen[0]) == sorted(CONFIGS)
 
 
 def test_narrow_groups_have_no_second_vector():
     narrow, _ = sampled(channels=4)
-    assert {config.vectors for config in tuning._possible(narrow)} == {1}
+    assert {config.vectors for config in configs._possible(narrow)} == {1}
 
 
-@pytest.mark.parametrize("config", tuning.CONFIGS)
+@pytest.mark.parametrize("config", CONFIGS)
 @pytest.mark.parametrize("channels", [64, 80])
 def test_every_configuration_gives_the_same_values(monkeypatch, config, channels):
     generator = torch.Generator().manual_seed(0)
     value = torch.randn(2, 5, 4, channels, generator=generator)
     packed = torch.randn(2, 5, 4, 56, generator=generator)
-    monkeypatch.setattr(tuning, "forward_config", lambda _: config)
+    monkeypatch.setattr(configs, "forward_config", lambda _: config)
+    monkeypatch.setattr(tuning, "_state", {"enabled": False})
     got = dcnv4(value.to(DEVICE), packed.to(DEVICE), groups=2, implementation="triton").cpu()
-    assert tuning.last_choice() == config
+    assert tuning.last_choices() == {configs.FORWARD: config}
+    assert isinstance(config, Config)
     torch.testing.assert_close(got, dcnv4(value, packed, groups=2, implementation="torch"))
 
 

@@ -21,12 +21,12 @@ __all__ = ["dcnv3", "dcnv4"]
 
 
 def _forward(sampled: Sampled, out_shape: tuple[int, ...]) -> torch.Tensor:
-    from opbench_kernels import tuning
+    from opbench_kernels.deform.configs import choose_forward
     from opbench_kernels.deform.launch import forward_launch
 
     out = torch.empty(out_shape, device=sampled.value.device, dtype=sampled.value.dtype)
     if out.numel():
-        forward_launch(sampled, out, tuning.choose(sampled, out))()
+        forward_launch(sampled, out, choose_forward(sampled, out))()
     return out
 
 

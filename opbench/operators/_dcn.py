@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import TYPE_CHECKING
 
 from opbench.operators._random import normal
 from opbench.workload.case import Case, Level
-from opbench.workload.operator import Forward, Provider, Setting, Tensors, by_direction
+from opbench.workload.operator import Setting, Tensors, by_direction
 from opbench.workload.tolerance import rounding_budget
 
 if TYPE_CHECKING:
     import torch
     from opbench_kernels.deform.geometry import Geometry
-    from opbench_kernels.implementation import Implementation
 
 GROUP_CHANNELS = Setting(32, 1, "channels per group; each group has offsets and masks of its own")
 KERNEL_SIZE = Setting(3, 1, "side of the sampling grid, odd")
@@ -54,45 +52,6 @@ def not_applicable(case: Case) -> str | None:
         if size and size % 2 == 0:
             return f"{name} must be odd to keep the image size, got {size}"
     return None
-
-
-def triton_configuration() -> str:
-    """The forward kernel's configuration in the last launch."""
-    from opbench_kernels import tuning
-
-    chosen = tuning.last_choice()
-    return f"vectors={chosen.vectors};num_warps={chosen.num_warps}" if chosen else ""
-
-
-def tune_triton() -> None:
-    """Let the kernels time their configurations: a benchmark wants the best one, and building is not timed.
-
-    What an earlier cell had chosen is forgotten, so that no row shows it.
-    """
-    from opbench_kernels import tuning
-
-    tuning.forget_choice()
-    tuning.enable()
-
-
-TRITON_NEEDS = "a CUDA device, and Triton"
-
-
-def triton_provider(build: Callable[[Implementation, Case, Tensors], Forward]) -> Provider:
-    """The provider that runs our Triton kernels; `build` is told which implementation of opbench_kernels to call."""
-    return Provider(
-        "triton",
-        partial(build, "triton"),
-        "opbench_kernels in Triton",
-        unavailable=triton_unavailable,
-        needs=TRITON_NEEDS,
-        configuration=triton_configuration,
-    )
-
-
-def triton_unavailable(device_type: str) -> str | None:
-    """Why the Triton kernels cannot run, or None."""
-    return None if device_type == "cuda" else f"the Triton kernels need a CUDA device, this is {device_type}"
 
 
 def linear_weight(out: int, channels: int, std: float, generator: torch.Generator) -> torch.Tensor:

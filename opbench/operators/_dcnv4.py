@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from opbench.operators import _dcn
+from opbench.operators import _dcn, _triton
 from opbench.operators._random import normal
 from opbench.workload.case import Case, Direction, Level
 from opbench.workload.operator import Forward, Operator, Provider, Setting, Tensors, by_direction, compiled
@@ -109,7 +109,7 @@ def core(case: Case, implementation: Implementation) -> Callable[..., torch.Tens
     from opbench_kernels import dcnv4
 
     if implementation == "triton":
-        _dcn.tune_triton()
+        _triton.tune()
     return partial(
         dcnv4,
         groups=_dcn.groups(case),
@@ -196,7 +196,7 @@ def operator(
         build_fused: the same for inference, the parameters rearranged once, untimed.
         projections: Linears of C to C channels that the module has beside offset_mask.
     """
-    triton = _dcn.triton_provider(build)
+    triton = _triton.triton_provider(build)
     fused = replace(
         triton,
         name="triton_fused",

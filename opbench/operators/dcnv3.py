@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from opbench.operators import _dcn
+from opbench.operators import _dcn, _triton
 from opbench.operators._random import normal
 from opbench.workload.case import Case, Level
 from opbench.workload.operator import Forward, Operator, Provider, Setting, Tensors, by_direction, compiled
@@ -138,7 +138,7 @@ def _build(implementation: Implementation, case: Case, tensors: Tensors) -> Forw
     from opbench_kernels import dcnv3
 
     if implementation == "triton":
-        _dcn.tune_triton()
+        _triton.tune()
     core = partial(
         dcnv3,
         groups=_dcn.groups(case),
@@ -168,7 +168,7 @@ OPERATOR = Operator(
     smooth_inputs=smooth_inputs,
     tolerance=_dcn.tolerance,
     providers=(
-        _dcn.triton_provider(_build),
+        _triton.triton_provider(_build),
         TORCH,
         compiled(TORCH),
     ),

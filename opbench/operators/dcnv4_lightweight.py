@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from opbench.operators import _dcn, _dcnv4
+from opbench.operators import _dcn, _dcnv4, _triton
 from opbench.workload.case import Case, Level
 from opbench.workload.operator import Forward, Tensors
 
@@ -38,7 +38,7 @@ def build_fused(case: Case, tensors: Tensors) -> Forward:
     """For inference: the offset_mask product inside the sampling kernel, which reads a weight rearranged once."""
     from opbench_kernels.deform.dcnv4_fused import dcnv4_from_input, pack_offset_mask
 
-    _dcn.tune_triton()
+    _triton.tune()
     groups, x = _dcn.groups(case), tensors["x"]
     packed = pack_offset_mask(tensors["offset_mask_weight"], tensors["offset_mask_bias"], groups, _dcn.points(case))
     return lambda: dcnv4_from_input(x, *packed, groups=groups, geometry=_dcn.geometry(case))

@@ -24,9 +24,11 @@ from opbench.sweeps.request import RunOptions
 from opbench.text import one_line
 from opbench.timing import TIMERS, Launch, SpoiledProcessError, StoppingRule, Timer, collect_samples, make_timer
 from opbench.timing.precision import torch_precision
+from opbench.timing.trials import trials_for
 from opbench.workload.case import Case, Cell, Direction
 from opbench.workload.cell_warning import CellWarning, WarningKind
 from opbench.workload.operator import Operator, Provider, Tensors
+from opbench.workload.trials import trials_of_cell
 
 __all__ = ["CellRunner", "memory_limit", "torch_threads"]
 
@@ -107,8 +109,9 @@ class CellRunner:
         if self.estimate_limit_bytes is not None and cell.memory_bytes > self.estimate_limit_bytes:
             needed, limit = (f"{size / 2**30:.3g} GiB" for size in (cell.memory_bytes, self.estimate_limit_bytes))
             return Measurement(cell, Status.OUT_OF_MEMORY, f"not run: needs {needed} by estimate, {limit} are left")
-        with self._current_device(), torch_precision(cell.case.dtype), _kept_buffers(cell.case):
-            timer = self._timer or make_timer(self.options.timer, self.options.cache, self.options.device)
+        timer = self._timer or make_timer(self.options.timer, self.options.cache, self.options.device)
+        trials = trials_of_cell(trials_for(self.options.device, timer.cache))
+        with self._current_device(), torch_precision(cell.case.dtype), _kept_buffers(cell.case), trials:
             return self._check_and_time(cell, operator, provider, timer, enter)
 
     def _current_device(self) -> AbstractContextManager[object]:

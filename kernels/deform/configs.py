@@ -1,0 +1,52 @@
+"""What there is to choose for the deformable kernels, and what the choice depends on.
+
+Six configurations of the forward kernel are enough: a second vector per lane trades warps for fewer instructions, warps
+per program decide how programs are spread over the SMs, and the rest of a tile follows from 16 bytes per load. No value
+depends on the choice.
+"""
+
+import torch
+import triton
+from opbench_kernels import tuning
+from opbench_kernels.deform.launch import Config, Sampled, forward_config, forward_launch, is_wide
+from opbench_kernels.launch import VECTOR_BYTES
+
+__all__ = ["CONFIGS", "FORWARD", "choose_forward"]
+
+FORWARD = "deform forward"
+CONFIGS = tuple(Config(vectors, num_warps) for vectors in (1, 2) for num_warps in (1, 2, 4))
+SOURCES = tuple(
+    f"opbench_kernels.{name}" for name in ("launch", "bilinear_triton", "deform.launch", "deform.sampling_triton")
+)
+
+
+def choose_forward(sampled: Sampled, out: torch.Tensor) -> Config:
+    """The configuration of a forward launch that writes `out`."""
+    rule = forward_config(sampled)
+    candidates = [rule, *(config for config in _possible(sampled) if config != rule)]
+    # Its method, because mypy takes no NamedTuple for a function.
+    return tuning.choose(_key(sampled, out), candidates, lambda config: forward_launch(sampled, out, config).__call__)
+
+
+def _key(sampled: Sampled, out: torch.Tensor) -> tuning.Key:
+    """Counts of rows are rounded up to a power of two, so that few sizes are new."""
+    value, offset, mask, size, geometry = sampled
+    facts = (
+        value.dtype, *value.shape[1:], value.stride(0), *offset.stride()[:2], *mask.stride()[:2],
+        *(_alignment(tensor) for tensor in (value, offset, mask, out)),
+        min(size) < 2, is_wide(size, geometry, value.stride(0), sampled.rows),
+        geometry.points, *geometry.stride, triton.next_power_of_2(sampled.rows),
+    )  # fmt: skip
+    return tuning.Key(FORWARD, value.device, facts, SOURCES)
+
+
+def _alignment(tensor: torch.Tensor) -> int:
+    """Bytes that the start of a tensor is a multiple of, up to a vector's, in memory from torch's allocator."""
+    start = int(tensor.storage_offset()) * tensor.element_size()
+    return min(VECTOR_BYTES, start & -start) or VECTOR_BYTES
+
+
+def _possible(sampled: Sampled) -> list[Config]:
+    """Configurations whose second vector, if any, still has channels to load."""
+    most = triton.next_power_of_2(sampled.value.shape[-1]) * sampled.value.element_size() // VECTOR_BYTES
+    return [config for config in CONFIGS if config.vectors <= max(1, most)]
