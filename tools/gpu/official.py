@@ -6,8 +6,10 @@ usage: python tools/gpu/official.py --out DIR [--sources third_party] [--ops dcn
 The sources are checkouts of OpenGVLab/DCNv4 and OpenGVLab/InternImage in the folders `DCNv4` and `InternImage` of
 --sources, which git ignores. Every cell is checked against the float64 reference before it is timed; one that cannot be
 timed is a row with its reason. Ours and theirs take turns cell by cell, and each goes first in every other round.
-DCNv4's block is the fastest of those that divide Ho * Wo (the official rule's may not, and is then wrong). Run again
-with the same --out, it goes on.
+DCNv4's block is the fastest of those that divide Ho * Wo, chosen as our kernels choose theirs (docs/timing.md, item
+11); official.json keeps the times of all. `official_default` has the block of the official function, by its table
+(DCNv4_op/DCNv4/functions/table.py, where the checkout has it) or its rule; where that does not divide Ho * Wo it is
+silently wrong, and not timed. Run again with the same --out, it goes on.
 
 --dry-run plans the whole comparison and carries out a small one on the CPU, with torch in place of both. It measures
 nothing that means anything and writes no table.
@@ -19,17 +21,19 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Never
+from typing import Any, Never
 
 import torch
+from official_launch import TABLES, DefaultLaunch, FastestLaunch, Launch, read_tables
 from official_ops import (
+    DEFAULT_PROVIDER,
     FOLDERS,
     PROVIDER,
-    FastestLaunch,
     build_extension,
+    default_provider,
     official_provider,
     source_digest,
     with_official,
@@ -61,8 +65,10 @@ def options(
     scope: dict[str, list[str]], ops: Sequence[str], ours: str, turn: int, **others: object
 ) -> dict[str, object]:
     """A sweep's options; in every second round ours comes after theirs."""
-    order = (PROVIDER, ours) if turn % 2 else (ours, PROVIDER)
-    providers = [f"{operator}={provider}" for operator in ops for provider in order]
+    providers = []
+    for operator in ops:
+        order = [ours, PROVIDER, *([DEFAULT_PROVIDER] if operator == "dcnv4" else [])]
+        providers += [f"{operator}={provider}" for provider in (order[::-1] if turn % 2 else order)]
     return {**scope, "ops": list(ops), "providers": providers, "time_budget": TIME_BUDGET_S, **others}
 
 
@@ -79,15 +85,26 @@ def sweep_round(path: Path, wanted: dict[str, object], operators: dict[str, Oper
     return run
 
 
-def compiled_provider(operator: str, sources: Path, build: Path) -> Provider:
-    """The official provider; one that cannot be built says so in every row."""
+def providers_of(
+    operator: str, extension: Any, fastest: FastestLaunch, tables: Mapping[str, Mapping[str, Launch]]
+) -> list[Provider]:
+    """The official provider, and for DCNv4 the one with the official choice of a launch."""
+    official = official_provider(operator, extension, fastest)
+    if operator != "dcnv4":
+        return [official]
+    return [official, default_provider(official, extension, DefaultLaunch(tables))]
+
+
+def compiled_providers(operator: str, sources: Path, build: Path, fastest: FastestLaunch) -> list[Provider]:
+    """The official providers; one that cannot be built says so in every row."""
     try:
-        return official_provider(operator, build_extension(operator, sources, build))
+        return providers_of(operator, build_extension(operator, sources, build), fastest, read_tables(sources))
     except (OSError, ImportError, RuntimeError, subprocess.SubprocessError) as error:
         print(f"{operator}: {error}", file=sys.stderr)
         lines = str(error).strip().splitlines()
         reason = f"the official extension did not build: {lines[0] if lines else type(error).__name__}"
-        return Provider(PROVIDER, _never, "not built", unavailable=lambda _device_type: reason)
+        names = (PROVIDER, DEFAULT_PROVIDER) if operator == "dcnv4" else (PROVIDER,)
+        return [Provider(name, _never, "not built", unavailable=lambda _device_type: reason) for name in names]
 
 
 def _never(_case: object, _tensors: object) -> Never:
@@ -96,7 +113,7 @@ def _never(_case: object, _tensors: object) -> Never:
 
 def build_only(ops: Sequence[str], sources: Path, build: Path) -> int:
     """Compile, so that measuring later starts at once; 1 if something does not."""
-    providers = [compiled_provider(name, sources, build) for name in ops]
+    providers = [compiled_providers(name, sources, build, FastestLaunch())[0] for name in ops]
     reasons = [reason for provider in providers if (reason := provider.unavailable("cuda"))]
     print("\n".join(reasons) or "built")
     return int(bool(reasons))
@@ -104,7 +121,7 @@ def build_only(ops: Sequence[str], sources: Path, build: Path) -> int:
 
 def dry_run(out: Path, ops: Sequence[str]) -> int:
     """The plan of the real comparison, then the stand-in through all of its code."""
-    operators = with_official({name: official_provider(name, StandIn(), FastestLaunch(trials=1)) for name in ops})
+    operators = with_official({name: providers_of(name, StandIn(), FastestLaunch(), {}) for name in ops})
     request = make_request(options(FULL, ops, OURS, 0, device="cpu"), operators)
     print(f"planned: {len(plan(request, operators))} cells a round, {ROUNDS} rounds")
     out.mkdir(parents=True, exist_ok=True)
@@ -121,7 +138,8 @@ def dry_run(out: Path, ops: Sequence[str]) -> int:
 
 def measure(out: Path, ops: Sequence[str], sources: Path, build: Path, rounds: int, timer: str) -> int:
     """Build, sweep, and write the table."""
-    operators = with_official({name: compiled_provider(name, sources, build) for name in ops})
+    fastest = FastestLaunch()
+    operators = with_official({name: compiled_providers(name, sources, build, fastest) for name in ops})
     runs = [
         sweep_round(out / f"round-{turn + 1}", options(FULL, ops, OURS, turn, timer=timer), operators)
         for turn in range(rounds)
@@ -130,6 +148,8 @@ def measure(out: Path, ops: Sequence[str], sources: Path, build: Path, rounds: i
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "sources": {name: source_digest(sources / FOLDERS[name]) for name in ops},
         "cuda": torch.version.cuda,
+        "official_table": (sources / TABLES).is_file(),
+        "choices": fastest.to_json(),
     }
     (out / "official.json").write_text(json.dumps(origin, indent=1) + "\n")
     text = comparison_markdown(runs, OURS, origin["sources"])

@@ -5,14 +5,14 @@ are opbench's own, so that the sampling is all that differs from the other provi
 """
 
 import hashlib
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from official_launch import DefaultLaunch, FastestLaunch
 
 from opbench.operators import _dcn, dcnv3, dcnv4
 from opbench.registry.registry import registered
@@ -20,6 +20,7 @@ from opbench.workload.case import Case, Dtype, Level
 from opbench.workload.operator import Forward, Operator, Provider, Tensors
 
 PROVIDER = "official"
+DEFAULT_PROVIDER = "official_default"
 FOLDERS = {"dcnv4": Path("DCNv4/DCNv4_op/src"), "dcnv3": Path("InternImage/classification/ops_dcnv3/src")}
 """Under the folder of the sources, as the two repositories have them."""
 
@@ -28,14 +29,6 @@ UPDATE = ("input.type(), ", "input.scalar_type(), ")
 
 IMAGES_PER_LAUNCH = 256
 """im2col_step of the official modules; a smaller batch is one launch."""
-MOST_PIXELS = 64
-MOST_THREADS = {"forward": 512, "backward": 256}
-"""Bounds of the official search over blocks; at least one pixel is allowed whatever it takes."""
-CHANNELS_PER_THREAD = {"forward": {2: (4, 8, 16), 4: (4, 8)}, "backward": {2: (1, 2, 4), 4: (1, 2, 4)}}
-"""d_stride by pass and bytes of an element; the official tables hold these."""
-
-Launch = tuple[int, int]
-"""Channels per thread (d_stride) and threads per block (block_thread)."""
 
 
 def build_extension(operator: str, sources: Path, build: Path) -> Any:
@@ -82,84 +75,6 @@ def source_digest(source: Path) -> str:
     for path in sorted(path for path in source.rglob("*") if path.is_file()):
         digest.update(str(path.relative_to(source)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def launches(direction: str, pixels: int, groups: int, group_channels: int, element_bytes: int) -> Iterator[Launch]:
-    """Launches whose block holds a number of pixels that divides Ho * Wo: no other one is right.
-
-    Args:
-        direction: forward or backward.
-        pixels: Ho * Wo of one image.
-        groups, group_channels: of the value.
-        element_bytes: of the value.
-    """
-    for channels in CHANNELS_PER_THREAD[direction][element_bytes]:
-        if group_channels % channels:
-            continue
-        per_pixel = groups * group_channels // channels
-        for block_pixels in range(1, min(MOST_PIXELS, pixels) + 1):
-            fits = block_pixels * per_pixel <= MOST_THREADS[direction] or (block_pixels == 1 and per_pixel <= 1024)
-            if pixels % block_pixels == 0 and fits:
-                yield channels, block_pixels * per_pixel
-
-
-class FastestLaunch:
-    """Of the right launches the fastest for each shape, found when a shape is first seen, which is never timed.
-
-    Args:
-        trials: timed launches of each candidate.
-    """
-
-    def __init__(self, trials: int = 5) -> None:
-        self._trials = trials
-        self._chosen: dict[tuple[object, ...], Launch] = {}
-        self._last: dict[str, Launch] = {}
-
-    def __call__(self, direction: str, value: torch.Tensor, groups: int, run: Callable[[Launch], object]) -> Launch:
-        """The launch for a value (B, H, W, C), the output being as large; `run` launches once."""
-        key = (direction, tuple(value.shape), value.dtype, groups)
-        if key not in self._chosen:
-            _, height, width, channels = value.shape
-            candidates = launches(direction, height * width, groups, channels // groups, value.element_size())
-            self._chosen[key] = _fastest(candidates, run, value.device, self._trials)
-        self._last[direction] = self._chosen[key]
-        return self._chosen[key]
-
-    def configuration(self) -> str:
-        """The last launches, for a row."""
-        return ";".join(
-            f"{name}_d_stride={channels};{name}_block_thread={threads}"
-            for name, (channels, threads) in self._last.items()
-        )
-
-
-def _fastest(
-    candidates: Iterator[Launch], run: Callable[[Launch], object], device: torch.device, trials: int
-) -> Launch:
-    times: dict[Launch, float] = {}
-    refusal: RuntimeError | None = None
-    for candidate in candidates:
-        try:
-            run(candidate)
-            times[candidate] = min(_milliseconds(partial(run, candidate), device) for _ in range(trials))
-        except RuntimeError as error:  # too many registers for so many threads
-            refusal = error
-    if not times:
-        raise refusal or ValueError("no launch has a block that divides Ho * Wo")
-    return min(times, key=times.__getitem__)
-
-
-def _milliseconds(run: Callable[[], object], device: torch.device) -> float:
-    if device.type != "cuda":
-        started = time.perf_counter()
-        run()
-        return 1e3 * (time.perf_counter() - started)
-    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    start.record()
-    run()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end)
 
 
 def _numbers(case: Case) -> tuple[int | float, ...]:
@@ -212,7 +127,9 @@ class _DCNv3(torch.autograd.Function):
         return *gradients, None, None
 
 
-def _build_dcnv4(extension: Any, choose: FastestLaunch, case: Case, tensors: Tensors) -> Forward:
+def _build_dcnv4(extension: Any, choose: FastestLaunch | DefaultLaunch, case: Case, tensors: Tensors) -> Forward:
+    choose.forget()  # what an earlier cell had chosen
+
     def core(value: torch.Tensor, offset_mask: torch.Tensor) -> torch.Tensor:
         return _DCNv4.apply(value, offset_mask, extension, choose, case)
 
@@ -258,9 +175,30 @@ def official_provider(operator: str, extension: Any, choose: FastestLaunch | Non
     )
 
 
-def with_official(providers: Mapping[str, Provider]) -> dict[str, Operator]:
-    """Every registered operator; those named have the official provider beside their own."""
+def default_provider(official: Provider, extension: Any, choose: DefaultLaunch) -> Provider:
+    """DCNv4's extension with the launch that its own Python function takes, where that is right.
+
+    Args:
+        official: the provider whose launch is chosen.
+        extension, choose: as official_provider takes them.
+    """
+
+    def not_applicable(case: Case, device_type: str) -> str | None:
+        return official.not_applicable(case, device_type) or choose.not_applicable(case)
+
+    return replace(
+        official,
+        name=DEFAULT_PROVIDER,
+        build=partial(_build_dcnv4, extension, choose),
+        summary="official CUDA kernel with its own choice of a launch",
+        configuration=choose.configuration,
+        not_applicable=not_applicable,
+    )
+
+
+def with_official(providers: Mapping[str, Sequence[Provider]]) -> dict[str, Operator]:
+    """Every registered operator; those named have these providers beside their own."""
     return {
-        name: replace(operator, providers=(*operator.providers, providers[name])) if name in providers else operator
+        name: replace(operator, providers=(*operator.providers, *providers.get(name, ())))
         for name, operator in registered().items()
     }

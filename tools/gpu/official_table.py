@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from official_ops import PROVIDER
+from official_ops import DEFAULT_PROVIDER, PROVIDER
 
 from opbench.compare.estimate import Estimate, Unit
 from opbench.compare.readings import Arm, Reading
@@ -12,24 +12,29 @@ from opbench.results.measurement import Status
 from opbench.results.run import Run
 from opbench.workload.case import Case
 
+THEIRS = {PROVIDER: "the fastest right launch of each shape", DEFAULT_PROVIDER: "the launch of the official function"}
+"""By provider, what its launches are."""
+
 Pair = tuple[Reading, Reading]
 """Ours and theirs of one case in one round."""
 
 
-def pairs_by_case(runs: Iterable[Run], ours: str) -> dict[Case, list[Pair]]:
-    """Every case with its pairs, one a round."""
+def pairs_by_case(runs: Iterable[Run], ours: str, theirs: str = PROVIDER) -> dict[Case, list[Pair]]:
+    """Every case that both have, with its pairs, one a round."""
     pairs: defaultdict[Case, list[Pair]] = defaultdict(list)
     for run in runs:
         readings = Arm.of_run(run).readings
         by_place = {(reading.cell.case, reading.cell.provider): reading for reading in readings.values()}
         for case in dict.fromkeys(case for case, _ in by_place):
-            pairs[case].append((by_place[case, ours], by_place[case, PROVIDER]))
+            if (case, theirs) in by_place:
+                pairs[case].append((by_place[case, ours], by_place[case, theirs]))
     return dict(pairs)
 
 
 def has_failures(runs: Sequence[Run], ours: str) -> bool:
     """Whether a cell is not measured that should be."""
-    readings = [reading for pairs in pairs_by_case(runs, ours).values() for pair in pairs for reading in pair]
+    pairs = [pair for theirs in THEIRS for found in pairs_by_case(runs, ours, theirs).values() for pair in found]
+    readings = [reading for pair in pairs for reading in pair]
     return not readings or any(reading.status not in (Status.OK, Status.NOT_APPLICABLE) for reading in readings)
 
 
@@ -50,9 +55,7 @@ def ratio(pairs: Sequence[Pair]) -> Estimate | None:
 
 
 def comparison_markdown(runs: Sequence[Run], ours: str, sources: Mapping[str, str]) -> str:
-    """The tables: geometric means, every cell, and why cells have no ratio."""
-    cases = pairs_by_case(runs, ours)
-    ratios = {case: found for case, pairs in cases.items() if (found := ratio(pairs))}
+    """The tables of each official provider: geometric means, every cell, and why cells have no ratio."""
     run = runs[0]
     digests = ", ".join(f"{name} {digest}" for name, digest in sources.items())
     lines = [
@@ -62,31 +65,42 @@ def comparison_markdown(runs: Sequence[Run], ours: str, sources: Mapping[str, st
         f"{run.command['cache']}. Ratio: latency of {ours} / latency of the official kernel, below 1 where {ours} "
         "is faster. In brackets the range of the rounds' 95 % intervals. All in one process. Every value was checked "
         f"against the float64 reference before timing. SHA-256 of the official sources: {digests}.",
-        "",
-        "## Geometric means",
-        "",
-        "| operator | level | direction | dtype | cells | ratio |",
-        "|---|---|---|---|---|---|",
     ]
+    for theirs, what in THEIRS.items():
+        if cases := pairs_by_case(runs, ours, theirs):
+            lines += ["", f"## {theirs}: {what}", *_means(cases), *_cells(cases, ours, theirs), *_reasons(cases)]
+    return "\n".join(lines) + "\n"
+
+
+def _means(cases: Mapping[Case, Sequence[Pair]]) -> list[str]:
+    """Geometric means over the cells that have a ratio."""
+    lines = ["", "| operator | level | direction | dtype | cells | ratio |", "|---|---|---|---|---|---|"]
     groups: defaultdict[tuple[str, ...], list[Case]] = defaultdict(list)
     for case in cases:
         groups[case.operator, str(case.level), str(case.direction), str(case.dtype)].append(case)
     for group, members in groups.items():
-        found = [ratios[case] for case in members if case in ratios]
+        found = [each for case in members if (each := ratio(cases[case]))]
         mean = _text(geometric_mean(found)) if found else "none"
         lines.append(f"| {' | '.join(group)} | {len(found)} of {len(members)} | {mean} |")
-    lines += [
+    return lines
+
+
+def _cells(cases: Mapping[Case, Sequence[Pair]], ours: str, theirs: str) -> list[str]:
+    lines = [
         "",
-        "## Cells",
-        "",
-        f"| operator | level | direction | dtype | shape | {ours}, ms | official, ms | ratio |",
+        f"| operator | level | direction | dtype | shape | {ours}, ms | {theirs}, ms | ratio |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for case, pairs in cases.items():
-        found = ratios.get(case)
+        found = ratio(pairs)
         latencies = " | ".join(_latencies(pairs, index) for index in (0, 1))
         place = f"{case.operator} | {case.level} | {case.direction} | {case.dtype} | {case.shape}"
         lines.append(f"| {place} | {latencies} | {_text(found) if found else 'none'} |")
+    return lines
+
+
+def _reasons(cases: Mapping[Case, Sequence[Pair]]) -> list[str]:
+    """Why cells have no ratio."""
     reasons = dict.fromkeys(
         f"- {reading.cell.key}: {reading.status}, {reading.reason}"
         for pairs in cases.values()
@@ -94,9 +108,7 @@ def comparison_markdown(runs: Sequence[Run], ours: str, sources: Mapping[str, st
         for reading in pair
         if reading.status is not Status.OK
     )
-    if reasons:
-        lines += ["", "## Without a ratio", "", *reasons]
-    return "\n".join(lines) + "\n"
+    return ["", "Without a ratio:", "", *reasons] if reasons else []
 
 
 def _latencies(pairs: Sequence[Pair], index: int) -> str:
