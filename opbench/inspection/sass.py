@@ -7,9 +7,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-__all__ = ["CLASSES", "Instruction", "classify", "hot_path", "memory_accesses", "parse_sass"]
+__all__ = ["CLASSES", "Instruction", "classify", "hot_path", "memory_accesses", "parse_sass", "successors"]
 
-LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P[\dT]+\s+)?([A-Z][A-Z0-9_.]*)([^;]*);", re.MULTILINE)
+LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P[\dT]+\s+)?([A-Z][A-Za-z0-9_.]*)([^;]*);", re.MULTILINE)
+WIDTH = re.compile(r"(?:[USF]|BF)?(?P<bits>256|128|64|32|16|8)(?:x(?P<elements>\d))?")
 
 CLASSES: dict[str, frozenset[str]] = {
     "multiply_add": frozenset({"FFMA", "FMUL", "FADD", "HFMA2", "HMUL2", "FFMA2", "FMUL2", "FADD2"}),
@@ -22,7 +23,7 @@ CLASSES: dict[str, frozenset[str]] = {
     }),
     "select": frozenset({"ISETP", "FSETP", "SEL", "FSEL", "FMNMX", "PLOP3", "UISETP", "USEL", "P2R", "R2P", "FMNMX3"}),
     "move": frozenset({"MOV", "CS2R", "S2R", "UMOV", "R2UR", "LDC", "ULDC", "S2UR", "LDCU", "UMOV32I", "CS2UR"}),
-    "exchange": frozenset({"SHFL", "LDS", "STS", "BAR", "VOTE", "REDUX", "MATCH", "SYNCS", "WARPSYNC"}),
+    "exchange": frozenset({"SHFL", "LDS", "STS", "BAR", "VOTE", "VOTEU", "REDUX", "MATCH", "SYNCS", "WARPSYNC"}),
     "load": frozenset({"LDG", "LD", "LDGSTS", "UTMALDG"}),
     "store": frozenset({"STG", "ST", "UTMASTG"}),
     "atomic": frozenset({"RED", "REDG", "ATOM", "ATOMG"}),
@@ -75,10 +76,10 @@ def memory_accesses(instructions: Iterable[Instruction], kind: str) -> dict[int,
 
 
 def _width(opcode: str) -> int:
-    parts = opcode.split(".")
-    for name, bits in (("128", 128), ("64", 64), ("U16", 16), ("S16", 16), ("U8", 8), ("S8", 8)):
-        if name in parts:
-            return bits
+    """Bits of an access by the opcode's modifiers: a width, or a number of elements such as F32x4."""
+    for part in opcode.split(".")[1:]:
+        if found := WIDTH.fullmatch(part):
+            return int(found["bits"]) * int(found["elements"] or 1)
     return 32
 
 
@@ -146,7 +147,7 @@ def _shortest_path(instructions: list[Instruction]) -> list[Instruction]:
             while path[-1]:
                 path.append(previous[path[-1]])
             return [instructions[step] for step in reversed(path)]
-        for following in _successors(instruction, position, index):
+        for following in successors(instruction, position, index):
             if following < len(instructions) and distance + 1 < best.get(following, len(instructions) + 1):
                 best[following] = distance + 1
                 previous[following] = position
@@ -154,7 +155,8 @@ def _shortest_path(instructions: list[Instruction]) -> list[Instruction]:
     raise ValueError("the listing has no exit that can be reached")
 
 
-def _successors(instruction: Instruction, position: int, index: dict[int, int]) -> list[int]:
+def successors(instruction: Instruction, position: int, index: dict[int, int]) -> list[int]:
+    """Positions of what may come next; `index` has positions by address."""
     # The compiler also jumps to the end of a loop by a call that never returns.
     if instruction.name not in ("BRA", "CALL"):
         return [position + 1]
