@@ -19,6 +19,7 @@ from opbench.compare.runs import compare_runs
 from opbench.device.ceilings import Ceilings
 from opbench.gate.selftest import Rate
 from opbench.gate.selftest_table import selftest_table
+from opbench.inspection.comparison import stored_tables
 from opbench.inspection.tables import class_table, estimate_table, variant_table
 from opbench.registry import registry
 from opbench.report import ceiling_table, paper_tables, print_tables, run_tables, sample_table, speedup_tables
@@ -90,7 +91,8 @@ def inspection_tables():
     variants = [SimpleNamespace(**variant, local_loads=0) for variant in document["variants"]]
     estimates = [SimpleNamespace(**estimate) for estimate in document["estimates"]]
     return [table("sm_90", [(v, estimates[:9]) for v in variants]) for table in (variant_table, class_table)] + [
-        estimate_table("sm_90", [(variants[0], estimates)])
+        estimate_table("sm_90", [(variants[0], estimates)]),
+        *stored_tables(RESULTS / "static", "sm_90"),
     ]
 
 

@@ -11,7 +11,7 @@ from opbench.inspection.sass import Instruction, parse_sass
 if TYPE_CHECKING:
     from opbench_kernels.launch import Launch
 
-__all__ = ["Binary", "compile_launch", "require_compiler"]
+__all__ = ["Binary", "compile_launch", "cuobjdump", "require_compiler"]
 
 POINTER_TYPES = {
     "torch.float32": "*fp32",
@@ -78,8 +78,8 @@ def compile_launch(launch: "Launch", architecture: int) -> Binary:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
-        usage = _dump("--dump-resource-usage", file.name)
-        sass = _dump("--dump-sass", file.name)
+        usage = cuobjdump("--dump-resource-usage", file.name)
+        sass = cuobjdump("--dump-sass", file.name)
     return Binary(
         registers=_number(r"REG:(\d+)", usage),
         stack_bytes=_number(r"STACK:(\d+)", usage),
@@ -97,7 +97,7 @@ def _type_name(argument: object) -> str:
     return POINTER_TYPES[str(argument.dtype)]  # type: ignore[attr-defined]
 
 
-def _dump(option: str, path: str) -> str:
+def cuobjdump(option: str, path: str) -> str:
     """What Triton's cuobjdump says about a binary."""
     import triton
 

@@ -17,23 +17,24 @@ KERNEL_SIZE = 3
 POINTS = KERNEL_SIZE**2
 
 
-def uses(dtypes: Sequence[Dtype], directions: Sequence[Direction]) -> dict[str, list[Case]]:
+def uses(dtypes: Sequence[Dtype], directions: Sequence[Direction], *, core_only: bool = False) -> dict[str, list[Case]]:
     """Cases by the name of the kernel variant that they launch.
 
     `fwd` and `bwd` are the core's, `strided` the same forward kernel where value and offset_mask are the halves of one
-    product, and `fused` the lightweight operator in one kernel, which has a variant for tf32 of its own.
+    product, and `fused` the lightweight operator in one kernel, which has a variant for tf32 of its own. With
+    `core_only` there are the first two.
     """
     found: dict[str, list[Case]] = {}
     for direction in directions:
         for dtype in dtypes:
-            for case in _cases(direction, dtype):
+            for case in _cases(direction, dtype, core_only=core_only):
                 found.setdefault(_name(case), []).append(case)
     return found
 
 
-def _cases(direction: Direction, dtype: Dtype) -> list[Case]:
+def _cases(direction: Direction, dtype: Dtype, *, core_only: bool) -> list[Case]:
     kinds = [("dcnv4", Level.CORE, dtype)]
-    if direction is Direction.FWD:
+    if direction is Direction.FWD and not core_only:
         kinds += [("dcnv4", Level.MODULE, dtype), ("dcnv4_lightweight", Level.MODULE, dtype)]
         kinds += [("dcnv4_lightweight", Level.MODULE, Dtype.TF32)] if dtype is Dtype.FP32 else []
     return [

@@ -125,7 +125,7 @@ class Estimate:
 
 
 def inspect_kernels(
-    architectures: Sequence[str], dtypes: Sequence[Dtype], directions: Sequence[Direction]
+    architectures: Sequence[str], dtypes: Sequence[Dtype], directions: Sequence[Direction], *, core_only: bool = False
 ) -> Iterator[tuple[str, Variant, list[Estimate]]]:
     """Each kernel variant that the published shapes use, with the estimates of its shapes, as it is compiled.
 
@@ -133,11 +133,12 @@ def inspect_kernels(
         architectures: keys of GPUS.
         dtypes: fp32, fp16 or bf16.
         directions: fwd or bwd.
+        core_only: leave out what the modules alone launch.
 
     Yields:
         Architecture, variant and estimates. One process per core compiles.
     """
-    cases = uses(dtypes, directions)
+    cases = uses(dtypes, directions, core_only=core_only)
     tasks = [(architecture, name) for architecture in architectures for name in cases]
     # Forking a process that has started torch's threads may hang.
     context = multiprocessing.get_context("spawn")

@@ -22,12 +22,25 @@ def inspect(
     direction: Annotated[str, typer.Option(metavar="LIST", help="Of fwd, bwd.")] = "fwd,bwd",
     json_: Annotated[bool, typer.Option("--json", help="Print JSON: a list, one item per architecture.")] = False,
     out: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also write DIR/<architecture>.json. [default: only print]")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Also write DIR/<architecture>.json; with --official, DIR/official-<architecture>.json. "
+            "[default: only print]",
+        ),
     ] = None,
     check: Annotated[
         Path | None,
         typer.Option(
             metavar="DIR", help="Compare with DIR/<architecture>.json; exit 1 where worse. [default: with nothing]"
+        ),
+    ] = None,
+    official: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Compile the official kernels, too, and compare: DIR is a checkout of OpenGVLab/DCNv4. Needs nvcc. "
+            "[default: ours alone]",
         ),
     ] = None,
 ) -> None:
@@ -44,6 +57,7 @@ def inspect(
         json_output=json_,
         out=out,
         check=check,
+        official=official,
         console=stdout(),
     )
     sys.exit(status)
