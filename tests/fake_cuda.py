@@ -13,6 +13,7 @@ import torch
 import triton
 from opbench_kernels import launch, tuning
 from opbench_kernels.deform import dcnv4_fused, operators, sampling_torch
+from opbench_kernels.partial import operators as partial_operators
 from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import get_gradient_edge
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,6 +26,7 @@ OPERATORS = (
     operators._dcnv4,
     operators._dcnv4_backward,
     dcnv4_fused._from_input,
+    partial_operators._partial_conv3x3,
 )
 
 

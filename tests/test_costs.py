@@ -30,6 +30,9 @@ CORNERS = 4 * (
     4 * PC + 48 * K * G * P
 )  # bytes: the torch provider's indices and weights of four corners are 4 bytes each
 
+D = 7 * 17 // 5  # the channels that a partial convolution takes at n_div 5: 23
+HALF = 7 * 17 * 6 // 2  # hidden channels of BGU at mlp_ratio 6, halved by its gate
+
 ATTENTION = {"head_dim": HEAD_DIM}
 DEFORMABLE = {"group_channels": GROUP_CHANNELS, "kernel_size": 5, "dw_kernel_size": 13}
 SETTINGS = {
@@ -40,6 +43,8 @@ SETTINGS = {
     "dcnv3": DEFORMABLE,
     "dcnv4_lightweight": DEFORMABLE,
     "dcnv4": DEFORMABLE,
+    "pconv": {"n_div": 5},
+    "bgu": {"mlp_ratio": 6},
 }
 NAMES = list(SETTINGS)
 
@@ -81,6 +86,9 @@ FLOPS = {  # forward, backward
         SAMPLING[0] + 4 * P * C**2 + 2 * PC * M + 2 * DEPTHWISE * PC,
         SAMPLING[1] + 8 * P * C**2 + 4 * PC * M + 4 * DEPTHWISE * PC,
     ),
+    ("pconv", "core"): (18 * P * D**2, 36 * P * D**2),
+    ("pconv", "module"): (18 * P * D**2 + 8 * P * C**2, 36 * P * D**2 + 16 * P * C**2),
+    ("bgu", "module"): (6 * PC * HALF, 12 * PC * HALF),  # C to 2 * HALF, HALF to C
 }
 
 ELEMENTS = {  # that cross the memory bus; forward, backward
@@ -112,6 +120,10 @@ ELEMENTS = {  # that cross the memory bus; forward, backward
         9 * PC + 2 * P * M + 2 * C**2 + C * M + DEPTHWISE * C,
         17 * PC + 4 * P * M + 4 * C**2 + 2 * C * M + 2 * DEPTHWISE * C,
     ),
+    ("pconv", "core"): (2 * PC + 9 * D**2, 2 * PC + P * D + 18 * D**2),
+    # 1x1 to 2C and back 3 PC each, GELU 4 PC, the addition 3 PC
+    ("pconv", "module"): (15 * PC + 9 * D**2 + 4 * C**2, 28 * PC + P * D + 18 * D**2 + 8 * C**2),
+    ("bgu", "module"): (2 * PC + 6 * P * HALF + 3 * C * HALF, 4 * PC + 12 * P * HALF + 6 * C * HALF),
 }
 
 MEMORY_FP16 = {  # estimated peak bytes of a forward pass
@@ -129,6 +141,9 @@ MEMORY_FP16 = {  # estimated peak bytes of a forward pass
     ("dcnv4_lightweight", "module"): CORNERS + 2 * 2 * P * M,
     ("dcnv4", "core"): CORNERS + 2 * P * M,
     ("dcnv4", "module"): CORNERS + 2 * (2 * PC + 2 * P * M),
+    ("pconv", "core"): 2 * (4 * PC + 9 * D**2),
+    ("pconv", "module"): 2 * (16 * PC + 9 * D**2 + 4 * C**2),
+    ("bgu", "module"): 2 * (2 * PC + 4 * P * HALF + 3 * C * HALF),
 }
 
 REFERENCE = {  # estimated elements that the reference holds; forward, and where gradients keep what they need
@@ -139,6 +154,9 @@ REFERENCE = {  # estimated elements that the reference holds; forward, and where
     "dcnv3": (16 * PC + 6 * K * G * P, 8 * PC + 8 * K * PC + 6 * K * G * P),
     "dcnv4_lightweight": (12 * PC + 6 * K * G * P, 4 * PC + 8 * K * PC + 6 * K * G * P),
     "dcnv4": (12 * PC + 6 * K * G * P, 4 * PC + 8 * K * PC + 6 * K * G * P),
+    ("pconv", "core"): (6 * PC + 9 * D**2, 6 * PC + 9 * D**2),
+    ("pconv", "module"): (12 * PC + 9 * D**2, 12 * PC + 9 * D**2),
+    "bgu": (2 * PC + 8 * P * HALF, 2 * PC + 8 * P * HALF),
 }
 
 
@@ -165,7 +183,7 @@ def test_bytes_by_hand(name, level, dtype, element_bytes):
 
 @pytest.mark.parametrize("name", registry.registered())
 def test_an_operator_is_in_each_table(name):
-    tables = {"SETTINGS": SETTINGS, "REFERENCE": REFERENCE}
+    tables = {"SETTINGS": SETTINGS, "REFERENCE": [key if isinstance(key, str) else key[0] for key in REFERENCE]}
     by_level = {"FLOPS": FLOPS, "ELEMENTS": ELEMENTS, "MEMORY_FP16": MEMORY_FP16}
     missing = [title for title, table in tables.items() if name not in table]
     missing += [
@@ -205,7 +223,7 @@ def test_estimates_of_memory_by_hand(name, level):
 
 @pytest.mark.parametrize(("name", "level"), FLOPS)
 def test_estimates_of_the_references_memory_by_hand(name, level):
-    forward, backward = REFERENCE[name]
+    forward, backward = REFERENCE.get((name, level)) or REFERENCE[name]
     found = [registry.find(name).reference_elements(case_of(name, level, direction)) for direction in Direction]
     assert found == [forward, backward, backward]
 
@@ -258,6 +276,9 @@ def output_of(name, level, tensors):
     return on_cpu[0].build(case_of(name, level), tensors)()
 
 
+STORING = ("attention", "window_attention", "bgu")
+"""Operators without a level that stores nothing between its stages."""
+
 COUNTED_BY_TORCH = [  # not FlashAttention-2's own, nor the sampling of a deformable core
     (name, level)
     for name, level in FLOPS
@@ -303,7 +324,7 @@ def test_matrix_products_and_convolutions_are_what_torch_counts(name, level, dir
 
 
 @pytest.mark.parametrize("direction", [Direction.FWD, Direction.BWD])
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("attention", "window_attention")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in STORING])
 def test_a_core_moves_each_of_its_tensors_once(name, direction):
     """Forward: inputs and output. Backward: these, but for an output that is not needed, and all gradients.
 
@@ -316,6 +337,8 @@ def test_a_core_moves_each_of_its_tensors_once(name, direction):
         elements = 2 * inputs + PC
         if name == "flash_attention_2":
             elements += PC  # its backward pass needs the output
+        if name == "pconv":
+            elements -= P * (C - D)  # nor the channels that are not convolved
     moved = registry.find(name).bytes_moved(case_of(name, level, direction))
     assert moved == 4 * elements, f"{name} at {level} counts {moved} bytes; its tensors have {elements} elements"
 
@@ -360,3 +383,20 @@ def test_a_module_moves_what_the_stages_around_its_core_do(name):
     moved = moved_by_stages(lambda: output_of(name, "module", tensors))
     core, module = (operator.bytes_moved(case_of(name, level)) for level in ("core", "module"))
     assert module - core == 4 * moved
+
+
+def test_a_block_with_a_partial_convolution_moves_what_its_stages_do():
+    from opbench.operators import pconv
+
+    tensors = tensors_of("pconv", "module")
+    moved = moved_by_stages(lambda: pconv.mlp(tensors)(tensors["x"]))
+    moved += 2 * PC + 3 * PC  # what GELU reads, and the addition: neither is counted there
+    core, module = (pconv.bytes_moved(case_of("pconv", level)) for level in ("core", "module"))
+    assert module - core == 4 * moved
+
+
+def test_a_gated_unit_moves_what_its_stages_do():
+    tensors = tensors_of("bgu", "module")
+    moved = moved_by_stages(lambda: output_of("bgu", "module", tensors))
+    moved += 2 * P * HALF  # the gate reads both halves and writes one, which is counted as GELU's
+    assert registry.find("bgu").bytes_moved(case_of("bgu", "module")) == 4 * moved

@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from opbench_kernels import DCNv3, DCNv4, tuning
+from opbench_kernels import BGU, DCNv3, DCNv4, tuning
 from opbench_kernels.deform.launch import Config
+from timm.models.fasternet import MLPBlock
 
 from opbench.errors import UsageError
 from opbench.operators import _attention, _dcn, _dcnv4, _triton, window_attention
@@ -53,6 +54,41 @@ def test_a_convolution_is_torchs_in_nchw(level):
     image, weight = t["x"].permute(0, 3, 1, 2), t["weight"].permute(0, 3, 1, 2)
     assert_same(reference(case, t), F.conv2d(image, weight, t.get("bias"), padding=1).permute(0, 2, 3, 1))
     assert ("bias" in t) == (level is Level.MODULE)
+
+
+@pytest.mark.parametrize("level", list(Level))
+def test_a_partial_convolution_is_timms_and_the_module_its_block_with_the_normalisation_folded(level):
+    case = case_of("pconv", level=level)
+    t = random_like(case)
+    block = MLPBlock(24, 4, 2.0, 0.0, 0.0, act_layer=torch.nn.GELU, pconv_fw_type="split_cat").double().eval()
+    block.spatial_mixing.partial_conv3.weight.data = t["weight"].permute(0, 3, 1, 2)
+    if level is Level.MODULE:
+        norm = block.mlp[1]
+        norm.running_mean.copy_(torch.linspace(-1, 1, 48))
+        norm.running_var.copy_(torch.linspace(0.5, 2, 48))
+        norm.weight.data = torch.linspace(1, 3, 48).double()
+        scale = norm.weight.data / (norm.running_var + norm.eps).sqrt()
+        norm.bias.data = t["fc1_bias"] + norm.running_mean * scale
+        block.mlp[0].weight.data = (t["fc1_weight"] / scale[:, None])[..., None, None]
+        block.mlp[3].weight.data = t["fc2_weight"][..., None, None]
+    with torch.no_grad():
+        expected = (block if level is Level.MODULE else block.spatial_mixing)(t["x"].permute(0, 3, 1, 2))
+    assert_same(reference(case, t), expected.permute(0, 2, 3, 1))
+
+
+def test_a_gated_unit_is_the_module():
+    case = case_of("bgu", mlp_ratio=3)
+    t = random_like(case)
+    module = BGU(24, mlp_ratio=3, dtype=torch.float64)
+    module.load_state_dict({name.replace("_", "."): tensor for name, tensor in t.items() if name != "x"})
+    assert_same(reference(case, t), module(t["x"]).detach())
+
+
+def test_where_channels_have_no_such_part():
+    assert "cannot be halved" in registry.find("bgu").not_applicable(case_of("bgu", (1, 3, 3, 5), mlp_ratio=3))
+    assert registry.find("bgu").not_applicable(case_of("bgu", mlp_ratio=3)) is None
+    assert "no 25th part" in registry.find("pconv").not_applicable(case_of("pconv", n_div=25))
+    assert registry.find("pconv").not_applicable(case_of("pconv", n_div=24)) is None
 
 
 def by_hand(q, k, v, head_dim, bias):

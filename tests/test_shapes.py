@@ -36,7 +36,9 @@ def failure(name: str) -> str:
 
 
 def test_builtin_names():
-    assert builtin_shape_lists() == ("high_resolution", "smoke", "standard", "standard_batch1")
+    assert builtin_shape_lists() == (
+        "fasternet", "high_resolution", "smoke", "standard", "standard_batch1",
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,7 @@ def test_builtin_names():
         ("standard", "64x56x56x128 64x28x28x256 64x14x14x512 64x7x7x1024 64x14x14x768"),
         ("high_resolution", "1x200x320x128 1x100x160x256 1x50x80x512 1x25x40x1024 1x64x64x768"),
         ("smoke", "1x28x28x64 1x14x14x128 2x9x13x96"),
+        ("fasternet", " ".join(f"32x{56 >> s}x{56 >> s}x{w << s}" for w in (40, 96, 128, 192) for s in range(4))),
     ],
 )
 def test_builtin_shapes(name, shapes):

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from opbench.operators._random import normal
 from opbench.workload.case import Case, Level
-from opbench.workload.operator import Setting, Tensors, by_direction
+from opbench.workload.operator import Setting, by_direction
 from opbench.workload.tolerance import rounding_budget
 
 if TYPE_CHECKING:
@@ -52,19 +50,6 @@ def not_applicable(case: Case) -> str | None:
         if size and size % 2 == 0:
             return f"{name} must be odd to keep the image size, got {size}"
     return None
-
-
-def linear_weight(out: int, channels: int, std: float, generator: torch.Generator) -> torch.Tensor:
-    """(out, channels), so that inputs of unit variance give outputs of standard deviation `std`."""
-    return normal(generator, out, channels) * (std / math.sqrt(channels))
-
-
-def linear(name: str, tensors: Tensors) -> Callable[[torch.Tensor], torch.Tensor]:
-    """The Linear of a module whose parameters are `name`_weight and `name`_bias."""
-    import torch.nn.functional as F
-
-    weight, bias = tensors[f"{name}_weight"], tensors[f"{name}_bias"]
-    return lambda x: F.linear(x, weight, bias)
 
 
 def depthwise(weight: torch.Tensor, bias: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

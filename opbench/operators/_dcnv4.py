@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from opbench.operators import _dcn, _triton
+from opbench.operators._linear import linear, linear_weight
 from opbench.operators._random import normal
 from opbench.workload.case import Case, Direction, Level
 from opbench.workload.operator import Forward, Operator, Provider, Setting, Tensors, by_direction, compiled
@@ -61,7 +62,7 @@ def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
         return {"value": normal(generator, *shape), "offset_mask": noise * std + mean}
     tensors = {
         "x": normal(generator, *shape),
-        "offset_mask_weight": _dcn.linear_weight(packed, channels, 1.0, generator) * std.view(-1, 1),
+        "offset_mask_weight": linear_weight(packed, channels, 1.0, generator) * std.view(-1, 1),
         "offset_mask_bias": mean,
     }
     size = case.int_setting("dw_kernel_size")
@@ -89,7 +90,7 @@ def smooth_inputs(case: Case, tensors: Tensors) -> Tensors:
 
 def predict_offset_mask(tensors: Tensors) -> Callable[[torch.Tensor], torch.Tensor]:
     """The module's offset_mask of its input x: a Linear, after the depthwise convolution if there is one."""
-    offset_mask = _dcn.linear("offset_mask", tensors)
+    offset_mask = linear("offset_mask", tensors)
     if "offset_mask_dw_weight" not in tensors:
         return offset_mask
     depthwise = _dcn.depthwise(tensors["offset_mask_dw_weight"], tensors["offset_mask_dw_bias"])

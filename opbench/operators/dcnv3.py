@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from opbench.operators import _dcn, _triton
+from opbench.operators._linear import linear, linear_weight
 from opbench.operators._random import normal
 from opbench.workload.case import Case, Level
 from opbench.workload.operator import Forward, Operator, Provider, Setting, Tensors, by_direction, compiled
@@ -44,13 +45,13 @@ def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
         "dw_conv_bias": 0.1 * normal(generator, channels),
         "norm_weight": torch.ones(channels, device=generator.device),
         "norm_bias": torch.zeros(channels, device=generator.device),
-        "offset_weight": _dcn.linear_weight(2 * taps, channels, offset_std * spread, generator),
+        "offset_weight": linear_weight(2 * taps, channels, offset_std * spread, generator),
         "offset_bias": torch.zeros(2 * taps, device=generator.device),
-        "mask_weight": _dcn.linear_weight(taps, channels, spread, generator),
+        "mask_weight": linear_weight(taps, channels, spread, generator),
         "mask_bias": torch.zeros(taps, device=generator.device),
     }
     for layer in ("input_proj", "output_proj"):
-        tensors[f"{layer}_weight"] = _dcn.linear_weight(channels, channels, 1.0, generator)
+        tensors[f"{layer}_weight"] = linear_weight(channels, channels, 1.0, generator)
         tensors[f"{layer}_bias"] = 0.1 * normal(generator, channels)
     return tensors
 
@@ -98,7 +99,7 @@ def reference(case: Case, tensors: Tensors) -> torch.Tensor:
     out = _dcn.sample_reference(
         case, value, offset.unflatten(-1, (groups, points, 2)), mask.unflatten(-1, (groups, points))
     )
-    return out if case.level is Level.CORE else _dcn.linear("output_proj", tensors)(out)
+    return out if case.level is Level.CORE else linear("output_proj", tensors)(out)
 
 
 def flop_count(case: Case) -> int:
@@ -148,7 +149,7 @@ def _build(implementation: Implementation, case: Case, tensors: Tensors) -> Forw
     )
     if case.level is Level.CORE:
         return lambda: core(tensors["value"], tensors["offset"], tensors["mask"])
-    inputs, output_proj = module_inputs(case, tensors), _dcn.linear("output_proj", tensors)
+    inputs, output_proj = module_inputs(case, tensors), linear("output_proj", tensors)
     return lambda: output_proj(core(*inputs()))
 
 

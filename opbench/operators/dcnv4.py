@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from opbench.operators import _dcn, _dcnv4
+from opbench.operators import _dcnv4
+from opbench.operators._linear import linear, linear_weight
 from opbench.operators._random import normal
 from opbench.workload.case import Case, Level
 from opbench.workload.operator import Forward, Tensors
@@ -24,7 +25,7 @@ def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
     if case.level is Level.MODULE:
         channels = case.shape.channels
         for layer in PROJECTIONS:
-            tensors[f"{layer}_weight"] = _dcn.linear_weight(channels, channels, 1.0, generator)
+            tensors[f"{layer}_weight"] = linear_weight(channels, channels, 1.0, generator)
             tensors[f"{layer}_bias"] = 0.1 * normal(generator, channels)
     return tensors
 
@@ -32,7 +33,7 @@ def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
 def module_inputs(tensors: Tensors) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
     """A closure that gives value and offset_mask of the module, from x and its parameters."""
     x = tensors["x"]
-    value_proj, offset_mask = _dcn.linear("value_proj", tensors), _dcnv4.predict_offset_mask(tensors)
+    value_proj, offset_mask = linear("value_proj", tensors), _dcnv4.predict_offset_mask(tensors)
     return lambda: (value_proj(x), offset_mask(x))
 
 
@@ -41,7 +42,7 @@ def reference(case: Case, tensors: Tensors) -> torch.Tensor:
     if case.level is Level.CORE:
         return _dcnv4.sample_reference(case, tensors["value"], tensors["offset_mask"])
     sampled = _dcnv4.sample_reference(case, *module_inputs(tensors)())
-    return _dcn.linear("output_proj", tensors)(sampled)
+    return linear("output_proj", tensors)(sampled)
 
 
 def build(implementation: Implementation, case: Case, tensors: Tensors) -> Forward:
@@ -49,7 +50,7 @@ def build(implementation: Implementation, case: Case, tensors: Tensors) -> Forwa
     core = _dcnv4.core(case, implementation)
     if case.level is Level.CORE:
         return lambda: core(tensors["value"], tensors["offset_mask"])
-    inputs, output_proj = module_inputs(tensors), _dcn.linear("output_proj", tensors)
+    inputs, output_proj = module_inputs(tensors), linear("output_proj", tensors)
     return lambda: output_proj(core(*inputs()))
 
 
@@ -62,7 +63,7 @@ def build_fused(case: Case, tensors: Tensors) -> Forward:
     weight, bias = (
         torch.cat([tensors[f"value_proj_{kind}"], tensors[f"offset_mask_{kind}"]]) for kind in ("weight", "bias")
     )
-    core, output_proj = _dcnv4.core(case, "triton"), _dcn.linear("output_proj", tensors)
+    core, output_proj = _dcnv4.core(case, "triton"), linear("output_proj", tensors)
 
     def module() -> torch.Tensor:
         both = F.linear(x, weight, bias)

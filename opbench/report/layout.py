@@ -19,6 +19,8 @@ OPERATOR_LABELS = {
     "dcnv3": "DCNv3",
     "dcnv4_lightweight": "DCNv4 (lightweight)",
     "dcnv4": "DCNv4",
+    "pconv": "PConv",
+    "bgu": "BGU",
 }
 """Row labels: those of the published tables, in their order; after them any of other operators."""
 

@@ -15,6 +15,7 @@ import torch
 from official_launch import DefaultLaunch, FastestLaunch
 
 from opbench.operators import _dcn, dcnv3, dcnv4
+from opbench.operators._linear import linear
 from opbench.registry.registry import registered
 from opbench.workload.case import Case, Dtype, Level
 from opbench.workload.operator import Forward, Operator, Provider, Tensors
@@ -135,7 +136,7 @@ def _build_dcnv4(extension: Any, choose: FastestLaunch | DefaultLaunch, case: Ca
 
     if case.level is Level.CORE:
         return lambda: core(tensors["value"], tensors["offset_mask"])
-    inputs, output_proj = dcnv4.module_inputs(tensors), _dcn.linear("output_proj", tensors)
+    inputs, output_proj = dcnv4.module_inputs(tensors), linear("output_proj", tensors)
     return lambda: output_proj(core(*inputs()))
 
 
@@ -145,7 +146,7 @@ def _build_dcnv3(extension: Any, case: Case, tensors: Tensors) -> Forward:
 
     if case.level is Level.CORE:
         return lambda: core(tensors["value"], tensors["offset"], tensors["mask"])
-    inputs, output_proj = dcnv3.module_inputs(case, tensors), _dcn.linear("output_proj", tensors)
+    inputs, output_proj = dcnv3.module_inputs(case, tensors), linear("output_proj", tensors)
     return lambda: output_proj(core(*inputs()))
 
 
