@@ -14,7 +14,8 @@ from opbench.workload.case import Shape
 from opbench.workload.shapes import ShapeList, builtin_shape_lists, load_shape_list, load_shape_lists
 
 ITEM = "- {batch: 1, height: 8, width: 9, channels: 32}\n"
-KNOWN = "high_resolution, smoke, standard, standard_batch1, or the path of a YAML file (there is none of that name)"
+BUILTIN = ("fasternet", "high_resolution", "smoke", "standard", "standard_batch1")
+KNOWN = f"{', '.join(BUILTIN)}, or the path of a YAML file (there is none of that name)"
 
 
 @pytest.fixture
@@ -36,9 +37,7 @@ def failure(name: str) -> str:
 
 
 def test_builtin_names():
-    assert builtin_shape_lists() == (
-        "fasternet", "high_resolution", "smoke", "standard", "standard_batch1",
-    )  # fmt: skip
+    assert builtin_shape_lists() == BUILTIN
 
 
 @pytest.mark.parametrize(
