@@ -196,7 +196,7 @@ def fake_nvcc(tmp_path, monkeypatch):
         'case "$1" in\n'
         '--version) echo "Cuda compilation tools, release 13.0, V13.0.88";;\n'
         "--list-gpu-code) echo sm_80; echo sm_90;;\n"
-        '*) echo "In file included from x"; for n in 1 2 3 4; do echo "a.cuh($n): error: no $n"; done >&2; exit 2;;\n'
+        '*) echo "In file included from x"; for n in 1 1 2 3 4; do echo "a.cuh($n): error: no $n"; done >&2; exit 2;;\n'
         "esac\n"
     )
     program.chmod(0o755)
@@ -218,6 +218,7 @@ def test_what_does_not_compile_shows_its_first_errors(fake_nvcc, tmp_path):
         UsageError, match=r"cannot compile .*DCNv4_op/src for sm_90: a\.cuh\(1\): error: no 1; "
     ) as info:
         list(compiled)
+    assert str(info.value).count("no 1") == 1
     assert "no 3" in str(info.value)
     assert "no 4" not in str(info.value)
     assert "\n" not in str(info.value)

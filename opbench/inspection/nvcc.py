@@ -121,5 +121,5 @@ def _torch_includes() -> Sequence[Path]:
 
 
 def _first_errors(text: str) -> list[str]:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = list(dict.fromkeys(line.strip() for line in text.splitlines() if line.strip()))
     return ([line for line in lines if re.search(r"\berror\b|\bfatal\b", line)] or lines)[:SHOWN_LINES]
