@@ -1,9 +1,23 @@
-"""Vision operators in Triton and torch: deformable and partial convolution; stands without the harness."""
+"""Vision operators in Triton and torch: deformable, partial and depthwise convolution; stands without the harness."""
 
 from opbench_kernels.deform.functional import dcnv3, dcnv4
 from opbench_kernels.deform.modules import DCNv3, DCNv4
+from opbench_kernels.depthwise.functional import depthwise_conv2d
+from opbench_kernels.depthwise.modules import RepLKBlock, RepLKConv, SLaKConv
 from opbench_kernels.parc.modules import BGU
 from opbench_kernels.partial.functional import partial_conv3x3
 from opbench_kernels.partial.modules import PartialConv3
 
-__all__ = ["BGU", "DCNv3", "DCNv4", "PartialConv3", "dcnv3", "dcnv4", "partial_conv3x3"]
+__all__ = [
+    "BGU",
+    "DCNv3",
+    "DCNv4",
+    "PartialConv3",
+    "RepLKBlock",
+    "RepLKConv",
+    "SLaKConv",
+    "dcnv3",
+    "dcnv4",
+    "depthwise_conv2d",
+    "partial_conv3x3",
+]

@@ -1,0 +1,103 @@
+"""Depthwise convolution by torch's own: on the CPU with the gradients written as convolutions too.
+
+torch's CPU convolution with a large kernel is fast in channels_last and slow in NCHW; its gradient of the weight is
+slow in any layout. Here that gradient is a convolution as well, of the image with the output's gradient in the weight's
+place. docs/tuning.md has the figures.
+"""
+
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from opbench_kernels.depthwise.geometry import Kernel
+
+__all__ = ["depthwise"]
+
+CHANNELS_LAST = torch.channels_last
+LARGE_TAPS = 15 * 15
+"""Kernels of at least this many taps are computed in channels_last, whatever the image's layout."""
+
+COMPUTED_IN = {torch.float16: torch.float32}
+"""The dtype that computes where the CPU has no fast convolution of its own."""
+if not torch.cpu._is_avx512_bf16_supported():
+    COMPUTED_IN[torch.bfloat16] = torch.float32
+
+
+def depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kernel: Kernel) -> torch.Tensor:
+    """The depthwise convolution of one kernel, differentiable; NaN and inf stay where they belong.
+
+    Args:
+        x: (N, C, H, W), channels_last or contiguous.
+        weight: (C, 1, kernel height, kernel width), in the dtype of `x`.
+        bias: (C,), in the dtype of `x`, or None.
+        kernel: size and padding.
+
+    Returns:
+        (N, C, Ho, Wo) in the dtype of `x`.
+    """
+    if x.device.type != "cpu":
+        return F.conv2d(x, weight, bias, padding=(kernel.pad_h, kernel.pad_w), groups=x.shape[1])
+    result: torch.Tensor = _OnCpu.apply(x, weight, bias, kernel)
+    return result
+
+
+class _Context(Protocol):
+    """What autograd keeps from the forward for the backward."""
+
+    saved_tensors: tuple[torch.Tensor, ...]
+    needs_input_grad: tuple[bool, ...]
+    kernel: Kernel
+
+    def save_for_backward(self, *tensors: torch.Tensor) -> None: ...
+
+
+class _OnCpu(torch.autograd.Function):
+    """The convolution with both gradients as convolutions."""
+
+    @staticmethod
+    def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kernel: Kernel) -> torch.Tensor:
+        return _convolve(x, weight, bias, kernel)
+
+    @staticmethod
+    def setup_context(ctx: _Context, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        x, weight, _, ctx.kernel = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: _Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = depthwise(grad, weight.flip(-2, -1), None, ctx.kernel.transposed)
+        if ctx.needs_input_grad[1]:
+            grad_weight = _weight_grad(x, grad, ctx.kernel)
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum((0, 2, 3))
+        return grad_x, grad_weight, grad_bias, None
+
+
+def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kernel: Kernel) -> torch.Tensor:
+    dtype, compute = x.dtype, COMPUTED_IN.get(x.dtype, x.dtype)
+    as_it_lies = x.is_contiguous(memory_format=CHANNELS_LAST) or kernel.taps < LARGE_TAPS
+    image = x.to(compute) if as_it_lies else x.to(compute, memory_format=CHANNELS_LAST)
+    bias = None if bias is None else bias.to(compute)
+    out = F.conv2d(image, weight.to(compute), bias, padding=(kernel.pad_h, kernel.pad_w), groups=x.shape[1]).to(dtype)
+    return out if as_it_lies else out.contiguous()
+
+
+def _weight_grad(x: torch.Tensor, grad: torch.Tensor, kernel: Kernel) -> torch.Tensor:
+    """(C, 1, kernel height, kernel width): the image convolved with the gradient, an image and channel each, summed.
+
+    The sum over pixels is float32 or better, as the sum over the batch. The image is padded first, since oneDNN has its
+    fast convolution only where the padding is smaller than the kernel, which here is as large as the output.
+    """
+    batch, channels = x.shape[:2]
+    if not batch:
+        return x.new_zeros(channels, 1, kernel.height, kernel.width)
+    wide = x.dtype if x.dtype == torch.float64 else torch.float32
+    # (1, H, W, N * C), channels last
+    image = x.to(wide).permute(2, 3, 0, 1).flatten(2).unsqueeze(0)
+    image = F.pad(image, (0, 0, kernel.pad_w, kernel.pad_w, kernel.pad_h, kernel.pad_h)).permute(0, 3, 1, 2)
+    weight = grad.to(wide).reshape(batch * channels, 1, *grad.shape[2:])
+    out = F.conv2d(image, weight, groups=batch * channels)
+    return out.view(batch, channels, 1, kernel.height, kernel.width).sum(0).to(x.dtype)
