@@ -181,6 +181,7 @@ def measure_on(device, monkeypatch, **launches):
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)  # nothing is cached, so nothing is asked
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: None)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     return doubling(
         providers=tuple(Provider(name, lambda *_, launch=launch: launch, name) for name, launch in launches.items())
     )

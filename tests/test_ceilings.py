@@ -22,13 +22,12 @@ from opbench.device.ceilings import (
     Missing,
     Probe,
     emulated_dtypes,
-    limit_columns,
-    limit_of,
     missing_notes,
     read_ceilings,
 )
 from opbench.device.environment import collect_environment
 from opbench.device.identity import Identity
+from opbench.device.limits import Work, limit_columns, limit_of
 from opbench.errors import ResultsError
 from opbench.report import ceiling_table, render, run_tables
 from opbench.sweeps.ceiling_step import ceilings_for, serve_ceilings
@@ -40,8 +39,15 @@ ROW = {"dtype": "fp32", "flop_count": 10**9, "bytes_moved": 10**6, "timer": "cud
        "latency_ms": 1.0}  # fmt: skip
 
 
+def columns_of(device, **changes):
+    """limit_columns with the fields of Work among its arguments."""
+    given = {**ROW, **changes}
+    work = Work(**{field.name: given.pop(field.name) for field in dataclasses.fields(Work) if field.name in given})
+    return limit_columns(device, work, **given)
+
+
 def limits(**changes):
-    return limit_columns(example_ceilings(), **{**ROW, **changes})
+    return columns_of(example_ceilings(), **changes)
 
 
 @pytest.mark.parametrize(
@@ -71,14 +77,17 @@ def test_the_limit_is_the_largest_of_what_the_ceilings_ask(changes, limit_ms, bo
 
 def test_the_cache_takes_the_memorys_place_only_where_it_is_warm_and_large_enough():
     device = ceilings(probe("memory", "copy", 1000.0), probe("cache", "read", 4000.0), cache_bytes=4000)
-    given = {"dtype": "fp32", "flop_count": 1, "timer": "cuda-event"}
-    assert limit_of(device, bytes_moved=4000, cache="warm", **given).bound_by == "cache"
-    assert limit_of(device, bytes_moved=4000, cache="warm", **given).limit_ms == pytest.approx(1e-6)
-    assert limit_of(device, bytes_moved=4004, cache="warm", **given).bound_by == "memory"
-    assert limit_of(device, bytes_moved=4000, cache="cold", **given).limit_ms == pytest.approx(4e-6)
+
+    def limit(bytes_moved, cache, of=device):
+        return limit_of(of, Work("fp32", 1, bytes_moved), timer="cuda-event", cache=cache)
+
+    assert limit(4000, "warm").bound_by == "cache"
+    assert limit(4000, "warm").limit_ms == pytest.approx(1e-6)
+    assert limit(4004, "warm").bound_by == "memory"
+    assert limit(4000, "cold").limit_ms == pytest.approx(4e-6)
     # Where the cache's size is unknown nothing is said about bytes at all.
     unknown = dataclasses.replace(device, cache_bytes=None)
-    assert limit_of(unknown, bytes_moved=10**9, cache="warm", **given) is None
+    assert limit(10**9, "warm", unknown) is None
 
 
 @pytest.mark.parametrize(
@@ -103,9 +112,59 @@ def test_a_row_at_its_limit_is_not_suspicious():
 
 def test_five_percent_above_the_limit_is_not_suspicious_yet():
     device = ceilings(probe("launch", "cuda-event/cold", 1.05))
-    assert limit_columns(device, **{**ROW, "latency_ms": 1.0})["limit_fraction"] == 1.05
-    assert limit_columns(device, **{**ROW, "latency_ms": 1.0})["suspicious"] is None
-    assert limit_columns(device, **{**ROW, "latency_ms": 0.9999})["suspicious"] is not None
+    assert columns_of(device, latency_ms=1.0)["limit_fraction"] == 1.05
+    assert columns_of(device, latency_ms=1.0)["suspicious"] is None
+    assert columns_of(device, latency_ms=0.9999)["suspicious"] is not None
+
+
+def gpu(**changes):
+    """100 multiprocessors at 1000 MHz: their L1s give 12.8e9 bytes a millisecond, they issue 400e6 instructions."""
+    probes = dataclasses.replace(probe("compute", "fp32", 10.0), sm_clock_mhz=1000.0), probe("memory", "copy", 1000.0)
+    return dataclasses.replace(ceilings(*probes), **{"multiprocessors": 100, "max_sm_clock_mhz": 1000, **changes})
+
+
+@pytest.mark.parametrize(
+    ("work", "bound_by", "limit_ms", "at_half_the_clock"),
+    [
+        ({"gathered_bytes": 256 * 10**8}, "l1", 2.0, 4.0),
+        ({"gathered_bytes": 256 * 10**8, "warp_instructions": 12 * 10**8}, "issue", 3.0, 6.0),
+        ({"gathered_bytes": 256 * 10**8, "warp_instructions": 4 * 10**8}, "l1", 2.0, 4.0),
+        ({"gathered_bytes": 128 * 10**8, "bytes_moved": 15 * 10**8}, "memory", 1.5, 2.0),  # then the L1 is slower
+        ({"flop_count": 10**10}, "compute", 1.0, 2.0),
+        ({"bytes_moved": 15 * 10**8, "flop_count": 1}, "memory", 1.5, 1.5),  # its clock is another
+    ],
+)
+def test_gathering_and_issuing_are_limits_of_a_gpu_at_its_clock(work, bound_by, limit_ms, at_half_the_clock):
+    """The limit is that of the highest clock, since a cell may run at it; beside it that of the cell's clock."""
+    given = {"flop_count": None, "bytes_moved": None, "latency_ms": 10.0, **work}
+    columns = columns_of(gpu(), sm_clock_mhz=500.0, **given)
+    assert (columns["bound_by"], columns["limit_ms"]) == (bound_by, pytest.approx(limit_ms))
+    assert columns["limit_at_clock_ms"] == pytest.approx(at_half_the_clock)
+    assert columns_of(gpu(), **given)["limit_at_clock_ms"] is None  # not told
+
+
+@pytest.mark.parametrize("unknown", [{"multiprocessors": None}, {"max_sm_clock_mhz": None}])
+def test_a_device_that_does_not_tell_has_no_such_limits(unknown):
+    work = {"gathered_bytes": 10**12, "warp_instructions": 10**12}
+    assert columns_of(gpu(**unknown), **work)["bound_by"] == "compute"
+    assert columns_of(ceilings(probe("compute", "fp32", 10.0)), **work)["bound_by"] == "compute"  # a CPU
+
+
+def test_a_probe_without_a_clock_is_not_slowed():
+    device = gpu(probes=(probe("compute", "fp32", 10.0),))
+    assert columns_of(device, bytes_moved=None, sm_clock_mhz=500.0)["limit_at_clock_ms"] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("work", "words"),
+    [
+        ({"gathered_bytes": 128 * 10**8},
+         "implies 2.56e+04 GB/s from the L1s, but they give 1.28e+04 at the highest clock"),
+        ({"warp_instructions": 4 * 10**8}, "0.5 ms, but issuing its counted instructions takes 1 ms"),
+    ],
+)  # fmt: skip
+def test_a_row_that_beats_its_l1_or_its_instructions_is_suspicious(work, words):
+    assert columns_of(gpu(), latency_ms=0.5, **work)["suspicious"] == words
 
 
 def test_the_ends_of_what_a_probe_may_hold(tmp_path):
@@ -126,11 +185,11 @@ def test_the_ends_of_what_a_probe_may_hold(tmp_path):
 
 
 def test_without_ceilings_or_without_a_value_there_is_no_fraction():
-    assert set(limit_columns(None, **ROW).values()) == {None}
+    assert set(columns_of(None).values()) == {None}
     columns = limits(latency_ms=None)
     assert columns["limit_ms"] == pytest.approx(0.1)
     assert columns["limit_fraction"] is None
-    assert set(limit_columns(ceilings(), **ROW).values()) == {None}
+    assert set(columns_of(ceilings()).values()) == {None}
 
 
 def test_the_fastest_of_a_dtypes_probes_is_its_ceiling():
@@ -508,6 +567,14 @@ def test_what_is_kept_is_not_measured_again(tmp_path, monkeypatch):
     assert the_cpus(ScriptedWorkers(), monkeypatch, tmp_path) == found
     again = the_cpus(ScriptedWorkers(answers), monkeypatch, tmp_path, again=True)
     assert names(again.probes) == CPU_PROBES
+
+
+def test_a_gpus_multiprocessors_and_highest_clock_are_kept_with_its_ceilings(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    environment = {**collect_environment("cpu"), "gpu": {"multiprocessors": 132, "max_sm_clock_mhz": 1980}}
+    found = ceilings_for(environment, ScriptedWorkers(answers), 15.0)
+    assert (found.multiprocessors, found.max_sm_clock_mhz) == (132, 1980)
+    assert Ceilings.from_json(json.loads(json.dumps(found.to_json()))) == found
 
 
 def beside(share):

@@ -195,6 +195,17 @@ def test_an_operator_is_in_each_table(name):
     assert not missing, f"{name} is not in these tables of tests/test_costs.py: {', '.join(missing)}"
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("level", list(Level))
+def test_gathered_bytes_by_hand(name, level):
+    """Four corners of each point and channel; a backward pass reads them once more."""
+    gathered = 4 * K * PC if SETTINGS[name] is DEFORMABLE else 0
+    for direction, passes in (("fwd", 1), ("bwd", 1), ("fwd_bwd", 2)):
+        for dtype, element_bytes in (("fp32", 4), ("bf16", 2)):
+            case = case_of(name, level, direction=Direction(direction), dtype=Dtype(dtype))
+            assert registry.find(name).gathered_bytes(case) == passes * gathered * element_bytes
+
+
 @pytest.mark.parametrize("name", ["dcnv4", "dcnv4_lightweight"])
 def test_without_a_depthwise_convolution_it_costs_nothing(name):
     operator = registry.find(name)
@@ -239,14 +250,16 @@ def test_a_cell_holds_its_operators_figures():
     from opbench.sweeps.request import make_request
     from opbench.sweeps.start import plan
 
-    costs = {"flop_count": lambda case: 3, "bytes_moved": lambda case: 5, "memory_bytes": lambda case: 7}
+    costs = {name: lambda case, figure=figure: figure for name, figure in
+             {"flop_count": 3, "bytes_moved": 5, "memory_bytes": 7, "gathered_bytes": 11}.items()}  # fmt: skip
     known = {"double": doubling(**costs)}
     request = make_request({"device": "cpu", "dtypes": ["fp32"], "direction": list(Direction)}, known)
     figures = {
-        cell.case.direction: (cell.flop_count, cell.bytes_moved, cell.memory_bytes) for cell in plan(request, known)
+        cell.case.direction: (cell.flop_count, cell.bytes_moved, cell.memory_bytes, cell.gathered_bytes)
+        for cell in plan(request, known)
     }
     # Autograd keeps the forward's activations beside the gradients.
-    assert figures == {"fwd": (3, 5, 7), "bwd": (3, 5, 14), "fwd_bwd": (3, 5, 14)}
+    assert figures == {"fwd": (3, 5, 7, 11), "bwd": (3, 5, 14, 11), "fwd_bwd": (3, 5, 14, 11)}
 
 
 def test_a_stored_run_keeps_the_counts_it_was_planned_with(tmp_path):

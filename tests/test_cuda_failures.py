@@ -1,6 +1,7 @@
 """What goes wrong on a CUDA device while a cell is timed ends as the right row; on the device of fake_device.py."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,16 @@ def test_a_cell_without_a_fault_is_measured(device, monkeypatch, timer, cache):
     assert (measured.status, measured.timer, measured.cache) == (Status.OK, timer, cache)
     assert measured.latencies_ms == pytest.approx([0.25] * len(measured.latencies_ms))
     assert not runner.must_restart
+
+
+def test_a_cell_keeps_what_its_provider_counted_for_this_gpu(device, monkeypatch):
+    operator = measure_on(device, monkeypatch, right=device.launch)
+    [provider] = operator.providers
+    counted = replace(provider, warp_instructions=lambda case, architecture: {"sm_90": 12345}[architecture])
+    options = RunOptions("cuda:0", EVENT, "warm", 0.01, None, 0)
+    measured = CellRunner(options, lambda name: replace(operator, providers=(counted,))).run(make_cell())
+    assert measured.warp_instructions == 12345
+    assert measured.resolution_ms == 0.5e-3
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from opbench.device.environment import collect_environment, collect_machine
 from opbench.device.identity import Identity, device_slug, measured_revision
 from opbench.device.nvml import CLOCK_EVENT_REASONS
 from opbench.device.resolve import resolve_device
-from opbench.device.snapshots import gpu_conditions
+from opbench.device.snapshots import gpu_conditions, sm_clock_mhz
 from opbench.errors import UsageError
 from opbench.host.checkout import REVISION_FILE, git_revision
 from opbench.registry import registry
@@ -106,6 +106,13 @@ def nvml(monkeypatch):
     set_cuda(monkeypatch, count=2)
     yield fake
     assert fake.open == 0
+
+
+def test_the_clock_of_a_gpu_is_told_at_any_moment(nvml):
+    assert sm_clock_mhz("cuda:0") == 1755
+    assert sm_clock_mhz("cpu") is None
+    nvml.forget("nvmlDeviceGetClockInfo")
+    assert sm_clock_mhz("cuda:0") is None
 
 
 @pytest.fixture

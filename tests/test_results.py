@@ -58,6 +58,29 @@ def test_cells_and_measurements_survive_json(run):
     assert Run.open(run.path).measurements()[0] == ok(CELLS[0])
 
 
+def test_a_row_has_the_clocks_of_its_cell_and_the_limit_at_the_higher(tmp_path):
+    """And what its launch gathers and issues, at 100 multiprocessors of at most 1000 MHz."""
+    cell = dataclasses.replace(CELLS[0], flop_count=0, bytes_moved=0, gathered_bytes=128 * 10**8)
+    clocks = {"before": {"sm_clock_mhz": 250}, "after": {"sm_clock_mhz": 500.0}}
+    measured = dataclasses.replace(ok(cell), conditions=clocks, warp_instructions=4 * 10**8)
+    run = Run.create(tmp_path / "run", command=COMMAND, environment=ENVIRONMENT, plan=[cell])
+    with run.append() as journal:
+        journal.write(measured)
+    device = dataclasses.replace(example_ceilings(), multiprocessors=100, max_sm_clock_mhz=1000)
+    run.write_ceilings(device)
+    [row] = Run.open(run.path).rows()
+    assert (row.sm_clock_start_mhz, row.sm_clock_end_mhz) == (250, 500.0)
+    assert (row.gathered_bytes, row.warp_instructions) == (128 * 10**8, 4 * 10**8)
+    assert (row.limit_ms, row.limit_at_clock_ms) == (pytest.approx(1.0), pytest.approx(2.0))
+    assert row.bound_by == "l1"
+
+
+def test_a_plan_from_before_there_were_gathered_bytes_has_none():
+    stored = CELLS[0].to_json()
+    del stored["gathered_bytes"]
+    assert Cell.from_json(stored) == CELLS[0]
+
+
 def test_fields_that_only_a_newer_opbench_knows_are_left_out(run):
     before = Run.open(run.path).rows()
     journal = run.path / "journal.jsonl"

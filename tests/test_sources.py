@@ -13,7 +13,10 @@ from opbench.registry.places import load
 from opbench.registry.registry import find
 from opbench.registry.sources import source_files, source_hash
 
-DEFORM = ("configs", "functional", "geometry", "operators", "sampling_torch", "launch", "sampling_triton", "reference")
+DEFORM = (
+    "configs", "functional", "geometry", "instructions", "operators", "sampling_torch", "launch", "sampling_triton",
+    "reference",
+)  # fmt: skip
 SHARED = {*(f"deform.{name}" for name in DEFORM), "bilinear_triton", "implementation", "launch", "sizes", "tuning"}
 """Of opbench_kernels: `deform.functional` chooses at run time, and `_dcn` holds the reference too."""
 

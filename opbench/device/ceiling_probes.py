@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from opbench.device.ceilings import Missing, Probe
+from opbench.device.snapshots import sm_clock_mhz
 from opbench.host.system import available_memory_bytes
 from opbench.stats import median
 from opbench.text import one_line
@@ -246,7 +247,10 @@ def _run(family: ProbeFamily, size: ProbeSize, timer: Timer, place: torch.device
         launch = size.build(place)
         timer.prepare(launch, WARM_UP_S)
         samples = collect_samples(timer, launch, rule).latencies_ms
-    return Probe(family.kind, family.name, size.text, size.amount, median(samples), min(samples), len(samples))
+    clock_mhz = sm_clock_mhz(str(place))
+    return Probe(
+        family.kind, family.name, size.text, size.amount, median(samples), min(samples), len(samples), clock_mhz
+    )
 
 
 def _matrix_product(size: int, dtype: Dtype) -> Callable[[torch.device], Launch]:

@@ -1,4 +1,4 @@
-"""What a device can do at most, as measured on it, and what that allows a cell: its limit, and whether it beats it."""
+"""What a device can do at most, as measured on it."""
 
 import json
 from collections.abc import Collection, Mapping
@@ -16,27 +16,21 @@ __all__ = [
     "BUSY_LOAD",
     "NATIVE_SHARE",
     "Ceilings",
-    "Limit",
     "Missing",
     "Probe",
     "emulated_dtypes",
-    "limit_columns",
-    "limit_of",
     "missing_notes",
     "read_ceilings",
 ]
 
 BOUNDS = ("compute", "memory", "cache", "launch")
-"""What can hold a cell back, and the kinds of probes."""
+"""The kinds of probes, each of which may hold a cell back."""
 
 NATIVE_SHARE = 0.5
 """A dtype whose matrix products run below this share of fp32's rate is emulated: it gains nothing but memory."""
 
 BUSY_LOAD = 0.5
 """One-minute load average above which another process had about half a core or more."""
-
-MARGIN = 0.05
-"""A cell may beat its limit by this much before it is suspicious: clocks move between the ceiling and the cell."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +46,7 @@ class Probe:
         latency_ms: median of one launch.
         latency_ms_min: its fastest sample.
         samples: how many.
+        sm_clock_mhz: the GPU's clock right after the samples; None where it is not told, and on a CPU.
     """
 
     kind: str
@@ -61,6 +56,7 @@ class Probe:
     latency_ms: float
     latency_ms_min: float
     samples: int
+    sm_clock_mhz: float | None = None
 
     @property
     def best(self) -> float:
@@ -110,6 +106,8 @@ class Ceilings:
         conditions: what else moved the figures: a GPU's clocks and power, or the CPU's load average, at the start; and
             other_cpu_share, the share of all cores that other processes used while they were measured.
         missing: probes that gave no figure, each with its reason.
+        multiprocessors: of a GPU.
+        max_sm_clock_mhz: the highest clock that the GPU may have; None where it is not told, and on a CPU.
     """
 
     device_name: str
@@ -120,14 +118,26 @@ class Ceilings:
     probes: tuple[Probe, ...]
     conditions: Mapping[str, Any] = field(default_factory=dict)
     missing: tuple[Missing, ...] = ()
+    multiprocessors: int | None = None
+    max_sm_clock_mhz: float | None = None
+
+    def compute_probe(self, dtype: str) -> Probe | None:
+        """Of the most matrix throughput seen; half precision may also compute in fp32, so the faster counts."""
+        return self._fastest((dtype, str(Dtype.FP32)))
 
     def compute_tflops(self, dtype: str) -> float | None:
-        """Most matrix throughput seen, 1e12 FLOP/s; half precision may also compute in fp32, so the faster counts."""
-        return max(filter(None, map(self.matrix_tflops, (dtype, str(Dtype.FP32)))), default=None)
+        """The throughput of compute_probe, 1e12 FLOP/s."""
+        fastest = self.compute_probe(dtype)
+        return fastest.best if fastest else None
 
     def matrix_tflops(self, dtype: str) -> float | None:
         """Most throughput seen in a dtype itself, 1e12 FLOP/s; `bf16 convolution` is one of bf16's probes."""
-        return max((probe.best for probe in self.of("compute") if probe.name.split()[0] == dtype), default=None)
+        fastest = self._fastest((dtype,))
+        return fastest.best if fastest else None
+
+    def _fastest(self, dtypes: Collection[str]) -> Probe | None:
+        probes = (probe for probe in self.of("compute") if probe.name.split()[0] in dtypes)
+        return max(probes, key=lambda probe: probe.best, default=None)
 
     def bandwidth_gbps(self, kind: str) -> float | None:
         """Most bandwidth seen, 1e9 byte/s, of "memory" or "cache": copy, read or write, whichever is fastest."""
@@ -176,47 +186,13 @@ class Ceilings:
             raise ValueError("device_name, measured_at, identity and missing must be printable texts")
         if not all(type(size) is int or size is None for size in (found.l2_bytes, found.cache_bytes)):
             raise TypeError("cache sizes must be integers or null")
-        for name in ("load_average_1min", "other_cpu_share"):
-            value = found.conditions.get(name)
+        facts = {name: found.conditions.get(name) for name in ("load_average_1min", "other_cpu_share")}
+        facts |= {"multiprocessors": found.multiprocessors, "max_sm_clock_mhz": found.max_sm_clock_mhz}
+        facts |= {f"sm_clock_mhz of {probe.name}": probe.sm_clock_mhz for probe in found.probes}
+        for name, value in facts.items():
             if type(value) not in (int, float, type(None)):
                 raise TypeError(f"{name} must be a number, got {value!r:.60}")
         return found
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """The shortest time that the ceilings allow a cell.
-
-    Attributes:
-        limit_ms: milliseconds.
-        bound_by: one of BOUNDS.
-    """
-
-    limit_ms: float
-    bound_by: str
-
-
-def limit_of(
-    ceilings: Ceilings, *, dtype: str, flop_count: int | None, bytes_moved: int | None, timer: str, cache: str
-) -> Limit | None:
-    """The largest of a cell's compute, memory or cache, and launch times; None where none is known.
-
-    The cache stands in the memory's place where it is warm and the bytes fit in it. With a cold one each line that the
-    cell reads first comes from memory; what it writes, and reads again, may stay in the cache (docs/ceilings.md).
-    """
-    times = {}
-    if flop_count and (tflops := ceilings.compute_tflops(dtype)):
-        times["compute"] = flop_count / tflops / 1e9
-    if bytes_moved and ceilings.cache_bytes is not None:
-        kind = "cache" if cache == "warm" and bytes_moved <= ceilings.cache_bytes else "memory"
-        if gbps := ceilings.bandwidth_gbps(kind):
-            times[kind] = bytes_moved / gbps / 1e6
-    if launch_ms := ceilings.launch_ms(timer, cache):
-        times["launch"] = launch_ms
-    if not times:
-        return None
-    bound_by = max(times, key=times.__getitem__)
-    return Limit(times[bound_by], bound_by)
 
 
 def emulated_dtypes(ceilings: Ceilings, dtypes: Collection[str] = tuple(Dtype)) -> list[str]:
@@ -236,46 +212,6 @@ def missing_notes(ceilings: Ceilings) -> list[str]:
     for entry in ceilings.missing:
         names.setdefault(entry.reason, []).append(f"{entry.kind} {entry.name}")
     return [f"no ceiling for {', '.join(probes)}: {reason}" for reason, probes in names.items()]
-
-
-def limit_columns(
-    ceilings: Ceilings | None,
-    *,
-    dtype: str,
-    flop_count: int,
-    bytes_moved: int,
-    timer: str,
-    cache: str,
-    latency_ms: float | None,
-) -> dict[str, Any]:
-    """limit_ms, limit_fraction, bound_by and suspicious of a row; None where there is no value.
-
-    limit_fraction is limit_ms / latency_ms: 1 is as fast as the device can. `suspicious` holds the figures where it
-    is above 1 by more than MARGIN.
-    """
-    columns: dict[str, Any] = dict.fromkeys(("limit_ms", "limit_fraction", "bound_by", "suspicious"))
-    if ceilings is None:
-        return columns
-    limit = limit_of(ceilings, dtype=dtype, flop_count=flop_count, bytes_moved=bytes_moved, timer=timer, cache=cache)
-    if limit is None:
-        return columns
-    columns |= {"limit_ms": limit.limit_ms, "bound_by": limit.bound_by}
-    if latency_ms:
-        columns["limit_fraction"] = limit.limit_ms / latency_ms
-        if columns["limit_fraction"] > 1 + MARGIN:
-            columns["suspicious"] = _beats(ceilings, limit, dtype, flop_count, bytes_moved, latency_ms)
-    return columns
-
-
-def _beats(ceilings: Ceilings, limit: Limit, dtype: str, flop_count: int, bytes_moved: int, latency_ms: float) -> str:
-    """The figures of a row that is faster than its limit."""
-    if limit.bound_by == "launch":
-        return f"{latency_ms:.3g} ms, but the shortest launch measured here takes {limit.limit_ms:.3g} ms"
-    if limit.bound_by == "compute":
-        implied, most = flop_count / latency_ms / 1e9, ceilings.compute_tflops(dtype)
-        return f"implies {implied:.3g} TFLOP/s in {dtype}, but {most:.3g} is the most measured here"
-    implied, most = bytes_moved / latency_ms / 1e6, ceilings.bandwidth_gbps(limit.bound_by)
-    return f"implies {implied:.3g} GB/s from {limit.bound_by}, but {most:.3g} is the most measured here"
 
 
 def read_ceilings(path: Path) -> Ceilings | None:

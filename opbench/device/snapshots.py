@@ -18,6 +18,7 @@ __all__ = [
     "gpu_conditions",
     "others_now",
     "scaling_governor",
+    "sm_clock_mhz",
 ]
 
 GATE_VARIABLE = "OPBENCH_GATE_PID"
@@ -49,6 +50,15 @@ def gpu_conditions(device: str) -> dict[str, Any]:
         siblings = _siblings()
         others = nvml.other_processes(_own_processes() | siblings, contexts=1 + len(siblings))
         return {**found, "other_gpu_processes": others}
+
+
+def sm_clock_mhz(device: str) -> float | None:
+    """The SM clock of a GPU at this moment; None on the CPU, and where NVML does not tell."""
+    if device == "cpu":
+        return None
+    with nvml_of(device) as nvml:
+        clock: float | None = nvml.conditions()["sm_clock_mhz"]
+        return clock
 
 
 def cpu_conditions() -> dict[str, Any]:

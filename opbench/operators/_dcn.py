@@ -119,6 +119,24 @@ def core_elements(case: Case, offset_mask_channels: int) -> int:
     )
 
 
+def gathered_bytes(case: Case) -> int:
+    """Four corners of each point and channel, in either pass; what is added to the gradient of value is not read."""
+    one_pass = 4 * points(case) * case.shape.elements * case.dtype.element_bytes
+    return by_direction(case, fwd=one_pass, bwd=one_pass)
+
+
+def warp_instructions(case: Case, architecture: str) -> int | None:
+    """Of our Triton kernels, for 3x3 points and groups of 32 channels; at module level of the sampling alone."""
+    from opbench_kernels.deform.instructions import warp_instructions
+
+    if (points(case), case.int_setting("group_channels")) != (9, 32):
+        return None
+    sampled_points = points(case) * case.shape.pixels * groups(case)
+    passes = {"fwd": ("fwd",), "bwd": ("bwd",), "fwd_bwd": ("fwd", "bwd")}[case.direction]
+    found = [warp_instructions(name, case.dtype.torch_name, architecture, sampled_points) for name in passes]
+    return sum(count for count in found if count is not None) if None not in found else None
+
+
 def core_memory_elements(case: Case) -> int:
     """The vectorised torch provider, the larger one: corner indices and weights of every point, four times."""
     return 4 * case.shape.elements + 12 * 4 * points(case) * groups(case) * case.shape.pixels

@@ -11,7 +11,16 @@ from opbench.operators import _dcn, _triton
 from opbench.operators._linear import linear, linear_weight
 from opbench.operators._random import normal
 from opbench.workload.case import Case, Direction, Level
-from opbench.workload.operator import Forward, Operator, Provider, Setting, Tensors, by_direction, compiled
+from opbench.workload.operator import (
+    Forward,
+    Operator,
+    Provider,
+    Setting,
+    Tensors,
+    by_direction,
+    compiled,
+    not_counted,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -197,13 +206,14 @@ def operator(
         build_fused: the same for inference, the parameters rearranged once, untimed.
         projections: Linears of C to C channels that the module has beside offset_mask.
     """
-    triton = _triton.triton_provider(build)
+    triton = _triton.triton_provider(build, _dcn.warp_instructions)
     fused = replace(
         triton,
         name="triton_fused",
         build=build_fused,
         summary="inference: projections and sampling with fewer passes over memory",
         not_applicable=_fused_not_applicable,
+        warp_instructions=not_counted,
     )
     torch = Provider("torch", partial(build, "torch"), "vectorised torch, embedding_bag")
     return Operator(
@@ -222,4 +232,5 @@ def operator(
         providers=(triton, fused, torch, compiled(torch)),
         settings=SETTINGS,
         not_applicable=_dcn.not_applicable,
+        gathered_bytes=_dcn.gathered_bytes,
     )

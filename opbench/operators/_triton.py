@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from opbench.workload.operator import Forward, Provider, Tensors
+from opbench.workload.operator import Forward, Provider, Tensors, not_counted
 from opbench.workload.trials import current_trials
 
 if TYPE_CHECKING:
@@ -19,8 +19,16 @@ __all__ = ["NEEDS", "configuration", "triton_provider", "tune", "unavailable"]
 NEEDS = "a CUDA device, and Triton"
 
 
-def triton_provider(build: Callable[[Implementation, Case, Tensors], Forward]) -> Provider:
-    """The provider that runs our Triton kernels; `build` is told which implementation of opbench_kernels to call."""
+def triton_provider(
+    build: Callable[[Implementation, Case, Tensors], Forward],
+    warp_instructions: Callable[[Case, str], int | None] = not_counted,
+) -> Provider:
+    """The provider that runs our Triton kernels.
+
+    Args:
+        build: is told which implementation of opbench_kernels to call.
+        warp_instructions: as in Provider.
+    """
     return Provider(
         "triton",
         partial(build, "triton"),
@@ -28,6 +36,7 @@ def triton_provider(build: Callable[[Implementation, Case, Tensors], Forward]) -
         unavailable=unavailable,
         needs=NEEDS,
         configuration=configuration,
+        warp_instructions=warp_instructions,
     )
 
 

@@ -169,7 +169,7 @@ OPERATOR = Operator(
     smooth_inputs=smooth_inputs,
     tolerance=_dcn.tolerance,
     providers=(
-        _triton.triton_provider(_build),
+        _triton.triton_provider(_build, _dcn.warp_instructions),
         TORCH,
         compiled(TORCH),
     ),
@@ -180,4 +180,5 @@ OPERATOR = Operator(
         "dw_kernel_size": Setting(3, 1, "side of the depthwise convolution, odd"),
     },
     not_applicable=_dcn.not_applicable,
+    gathered_bytes=_dcn.gathered_bytes,
 )

@@ -90,6 +90,8 @@ class Measurement:
     """Which of the fresh processes that a cell is measured in, from 1."""
     processes: int = 1
     """Above 1 the latencies are this many processes' medians: opbench.results.repetitions. Never in a journal."""
+    warp_instructions: int | None = None
+    """That the warps of one launch issue, as counted in the kernel's machine code; None where nobody counted."""
     traceback: str = ""
     """Of a cell that raised: printable lines."""
 
@@ -104,6 +106,12 @@ class Measurement:
         """That the output has another dtype than the case, in words; empty where it has not."""
         asked = self.cell.case.dtype.torch_name
         return f"the output is {self.result_dtype}, not {asked}" if self.result_dtype not in ("", asked) else ""
+
+    @property
+    def sm_clocks_mhz(self) -> tuple[float | None, float | None]:
+        """The GPU's SM clock before and after the samples; None where it was not told."""
+        before, after = (self.conditions.get(side) or {} for side in ("before", "after"))
+        return before.get("sm_clock_mhz"), after.get("sm_clock_mhz")
 
     def to_json_line(self) -> str:
         """One line of strict JSON; a non-finite error becomes null (the reason says what it was)."""
@@ -150,7 +158,7 @@ class Measurement:
         for number in numbers:
             if number is not None and not _is_number(number):
                 raise ValueError(f"must be a number, got {number!r:.60}")
-        for count in (self.launches_per_sample, self.peak_memory_bytes):
+        for count in (self.launches_per_sample, self.peak_memory_bytes, self.warp_instructions):
             if count is not None and not (type(count) is int and 0 <= count < MAX_COUNT):
                 raise ValueError(f"must be a count, got {count!r:.60}")
         if not (type(self.repetition) is int and self.repetition >= 1):

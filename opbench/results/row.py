@@ -8,6 +8,7 @@ from operator import attrgetter
 from types import NoneType
 from typing import Any, TypeGuard, get_args
 
+from opbench.device.limits import LIMITS
 from opbench.results.measurement import Status
 from opbench.text import one_of
 from opbench.timing import TIMERS
@@ -19,6 +20,7 @@ NEVER = "never"
 NOT_OK = "the cell is not `ok`"
 NO_RATE = f"{NOT_OK}, or its median is 0"
 NO_LIMIT = "the run has no ceilings, or none for this dtype"
+NO_CLOCK = "the device does not tell its clock (a CPU)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,16 @@ class Row:
     bytes_moved: int | None = _column(
         "bytes that one launch must move across the memory bus at least once, by formula", unit="bytes", default=None
     )
+    gathered_bytes: int | None = _column(
+        "bytes that one launch reads from the L1 caches at least, sample by sample, by formula",
+        unit="bytes",
+        empty="the operator gathers nothing",
+    )
+    warp_instructions: int | None = _column(
+        "instructions that the warps of one launch issue, as counted in the kernel's machine code (`opbench inspect`)",
+        unit="instructions",
+        empty="nobody counted them: of other kernels than ours, other settings, another GPU or a CPU",
+    )
     tflops: float | None = _column("`flop_count` / `latency_ms`", unit="1e12 FLOP/s", empty=NO_RATE)
     gbps: float | None = _column("`bytes_moved` / `latency_ms`", unit="1e9 byte/s", empty=NO_RATE)
     peak_memory_bytes: int | None = _column(
@@ -131,7 +143,18 @@ class Row:
     limit_fraction: float | None = _column(
         "`limit_ms` / `latency_ms`: 1 is as fast as this device can", empty=f"{NOT_OK}, or {NO_LIMIT}"
     )
-    bound_by: str | None = _column("which limit that is: `compute`, `memory`, `cache` or `launch`", empty=NO_LIMIT)
+    bound_by: str | None = _column(f"which limit that is: {one_of(f'`{name}`' for name in LIMITS)}", empty=NO_LIMIT)
+    limit_at_clock_ms: float | None = _column(
+        "`limit_ms` at the SM clock of the cell, the higher of start and end, where `compute`, `l1` and `issue` count",
+        unit="ms",
+        empty=f"{NO_LIMIT}, or {NO_CLOCK}",
+    )
+    sm_clock_start_mhz: float | None = _column(
+        "SM clock right before the samples", unit="MHz", empty=f"{NOT_OK}, or {NO_CLOCK}"
+    )
+    sm_clock_end_mhz: float | None = _column(
+        "SM clock right after the samples", unit="MHz", empty=f"{NOT_OK}, or {NO_CLOCK}"
+    )
     suspicious: str | None = _column("the figures, where a cell beats its limit by more than 5 %", empty="it does not")
     processes: int | None = _column(
         "how many fresh processes measured the cell (`--repeat`); above 1 the latencies are the processes' medians",

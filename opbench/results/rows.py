@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from opbench.device.ceilings import Ceilings, limit_columns
+from opbench.device.ceilings import Ceilings
+from opbench.device.limits import Work, limit_columns
 from opbench.results.measurement import Measurement, Status
 from opbench.results.metrics import derived_metrics
 from opbench.results.row import Row
@@ -30,14 +31,20 @@ def row_of(
     cache = measurement.cache or command["cache"]
     labels: Mapping[str, Any] = cell.case.labels()
     metrics = derived_metrics(measurement)
+    clocks = measurement.sm_clocks_mhz
     limits = limit_columns(
         ceilings,
-        dtype=str(cell.case.dtype),
-        flop_count=cell.flop_count,
-        bytes_moved=cell.bytes_moved,
+        Work(
+            dtype=str(cell.case.dtype),
+            flop_count=cell.flop_count,
+            bytes_moved=cell.bytes_moved,
+            gathered_bytes=cell.gathered_bytes,
+            warp_instructions=measurement.warp_instructions,
+        ),
         timer=timer,
         cache=cache,
         latency_ms=metrics["latency_ms"],
+        sm_clock_mhz=max(filter(None, clocks), default=None),
     )
     return Row(
         run_id=run_id,
@@ -56,6 +63,10 @@ def row_of(
         stop_reason=str(measurement.stop_reason) if measurement.stop_reason else None,
         flop_count=cell.flop_count,
         bytes_moved=cell.bytes_moved,
+        gathered_bytes=cell.gathered_bytes or None,
+        warp_instructions=measurement.warp_instructions,
+        sm_clock_start_mhz=clocks[0],
+        sm_clock_end_mhz=clocks[1],
         peak_memory_bytes=measurement.peak_memory_bytes,
         max_rel_error=measurement.max_rel_error,
         tolerance=measurement.tolerance,

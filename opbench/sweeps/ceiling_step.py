@@ -157,6 +157,7 @@ class _Found:
 
     def ceilings(self, environment: Mapping[str, Any]) -> Ceilings:
         """All of it."""
+        gpu = environment.get("gpu") or {}
         return Ceilings(
             device_name=str(environment["device_name"]),
             identity=Identity.of(environment).parts,
@@ -167,6 +168,8 @@ class _Found:
             conditions=self._facts["conditions"]
             | ({"other_cpu_share": max(self._other_shares)} if self._other_shares else {}),
             missing=tuple(self._missing.values()),
+            multiprocessors=gpu.get("multiprocessors"),
+            max_sm_clock_mhz=gpu.get("max_sm_clock_mhz"),
         )
 
     def _hear(self, message: Mapping[str, Any], progress: Progress) -> None:

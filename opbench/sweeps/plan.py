@@ -25,6 +25,10 @@ __all__ = [
 ]
 
 
+COSTS = ("flop_count", "bytes_moved", "memory_bytes", "gathered_bytes")
+"""That a cell keeps of its operator."""
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """An operator with its settings and the providers that were named for it."""
@@ -70,7 +74,7 @@ def cost(operator: Operator, name: str, case: Case) -> int:
 
     Args:
         operator: whose it is.
-        name: flop_count, bytes_moved, memory_bytes or reference_elements.
+        name: one of COSTS, or reference_elements.
         case: of which.
 
     Raises:
@@ -95,7 +99,7 @@ def costs(operator: Operator, case: Case) -> dict[str, int]:
     Raises:
         OperatorError: as cost.
     """
-    found = {name: cost(operator, name, case) for name in ("flop_count", "bytes_moved", "memory_bytes")}
+    found = {name: cost(operator, name, case) for name in COSTS}
     if case.direction is not Direction.FWD:
         # Autograd keeps the forward's activations while the backward makes gradients of about the same size.
         found["memory_bytes"] *= 2
@@ -203,5 +207,5 @@ def _cell(operator: Operator, provider: Provider, case: Case) -> Cell:
     except OperatorError:
         if not operator.not_applicable(case):
             raise
-        counts = dict.fromkeys(("flop_count", "bytes_moved", "memory_bytes"), 0)  # of what has no meaning
+        counts = dict.fromkeys(COSTS, 0)  # of what has no meaning
     return Cell(case, provider.name, **{name: min(count, MAX_COUNT - 1) for name, count in counts.items()})

@@ -111,7 +111,13 @@ class CellRunner:
             return Measurement(cell, Status.OUT_OF_MEMORY, f"not run: needs {needed} by estimate, {limit} are left")
         timer = self._timer or make_timer(self.options.timer, self.options.cache, self.options.device)
         trials = trials_of_cell(trials_for(self.options.device, timer.cache))
-        with self._current_device(), torch_precision(cell.case.dtype), _kept_buffers(cell.case), trials:
+        with (
+            self._current_device(),
+            torch_precision(cell.case.dtype),
+            _kept_buffers(cell.case),
+            trials,
+            provider.around(),
+        ):
             return self._check_and_time(cell, operator, provider, timer, enter)
 
     def _current_device(self) -> AbstractContextManager[object]:
@@ -186,9 +192,17 @@ class CellRunner:
             stop_reason=samples.stop_reason,
             peak_memory_bytes=peak,
             configuration=provider.configuration(),
+            warp_instructions=self._warp_instructions(provider, case),
             conditions={"before": before, "after": after},
             warnings=(*interference(before, after), *timer.warnings),
         )
+
+    def _warp_instructions(self, provider: Provider, case: Case) -> int | None:
+        """Of the launch that was timed, where somebody counted them for this GPU."""
+        if self.options.device_type != "cuda":
+            return None
+        major, minor = torch.cuda.get_device_capability(self.options.device)
+        return provider.warp_instructions(case, f"sm_{major}{minor}")
 
     def _may_not_fit(self, cell: Cell) -> bool:
         """Whether to try the memory of a CPU, where the check of a large shape takes long."""

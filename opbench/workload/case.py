@@ -139,6 +139,8 @@ class Cell:
     bytes_moved: int
     memory_bytes: int
     """Estimated peak memory of the timed pass."""
+    gathered_bytes: int = 0
+    """As Operator.gathered_bytes; 0 in older plans."""
 
     @property
     def key(self) -> str:
@@ -160,6 +162,7 @@ class Cell:
             "flop_count": self.flop_count,
             "bytes_moved": self.bytes_moved,
             "memory_bytes": self.memory_bytes,
+            "gathered_bytes": self.gathered_bytes,
         }
 
     @classmethod
@@ -178,8 +181,11 @@ class Cell:
             dtype=Dtype(data["dtype"]),
             settings=tuple((_name(name), _setting(value)) for name, value in data["settings"].items()),
         )
-        counts = (_count(data[name]) for name in ("flop_count", "bytes_moved", "memory_bytes"))
-        return cls(case, _name(data["provider"]), *counts)
+        names = ("flop_count", "bytes_moved", "memory_bytes")
+        counts = {name: _count(data[name]) for name in names} | {
+            "gathered_bytes": _count(data.get("gathered_bytes", 0))
+        }
+        return cls(case, _name(data["provider"]), **counts)
 
 
 def _name(value: object) -> str:

@@ -6,6 +6,7 @@ Importable without torch; the functions that an operator file supplies work on t
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from opbench.workload.case import Case, Direction, Level, SettingValue
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Forward", "Operator", "Provider", "Setting", "Tensors", "by_direction", "compiled"]
+__all__ = ["Forward", "Operator", "Provider", "Setting", "Tensors", "by_direction", "compiled", "not_counted"]
 
 Tensors = dict[str, "torch.Tensor"]
 """Inputs and parameters by name; every provider of a case gets the same ones."""
@@ -27,6 +28,16 @@ Forward = Callable[[], "torch.Tensor"]
 
 def _always(*_: object) -> str | None:
     """The answer of a provider or operator that has no limits: no reason against it."""
+    return None
+
+
+def _none_gathered(_: Case) -> int:
+    """The gathered bytes of an operator that reads its inputs in order."""
+    return 0
+
+
+def not_counted(_case: Case, _architecture: str) -> int | None:
+    """The instructions of a provider whose kernels nobody counted."""
     return None
 
 
@@ -75,6 +86,11 @@ class Provider:
         not_applicable: (case, device type) -> why it has no meaning for the case, or None.
         configuration: () -> what the last launch in this process had chosen, such as a tile, for the row; empty where
             there is no choice.
+        warp_instructions: (case, "sm_90" or such) -> instructions that the warps of one launch issue, as counted in the
+            machine code of what the last launch in this process had chosen; None where nobody counted them.
+        around: () -> a context in which the provider is built, checked and timed, such as a switch of torch's that is
+            put back at its end.
+        own_process: its cells need a process that has run no cell of another provider, nor will.
         sources: names of further modules whose text is part of kernel_source_hash, such as one of another package; what
             `build` imports of its own package or of opbench_kernels is found.
         needs: what a machine must have beside PyTorch, in words, for `opbench list providers`, which imports nothing to
@@ -87,6 +103,9 @@ class Provider:
     unavailable: Callable[[str], str | None] = _always
     not_applicable: Callable[[Case, str], str | None] = _always
     configuration: Callable[[], str] = str
+    warp_instructions: Callable[[Case, str], int | None] = not_counted
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
+    own_process: bool = False
     sources: tuple[str, ...] = ()
     needs: str = ""
 
@@ -147,6 +166,8 @@ class Operator:
             check gradients, where a rounding across such a point would look like an error; never for timing.
         flop_count: (case) -> floating-point operations, a multiply-add counting two.
         bytes_moved: (case) -> bytes that the stages of the operator read and write, each tensor once per stage.
+        gathered_bytes: (case) -> bytes that are read from the L1 caches at least, where an element is read again for
+            each sample that needs it; 0 where nothing is gathered.
         memory_bytes: (case) -> estimated peak bytes of a forward pass, inputs included.
         reference_elements: (case) -> estimated peak number of elements that `reference` holds.
         tolerance: (case) -> allowed error of an element of the output or a gradient, |got - expected| /
@@ -175,6 +196,7 @@ class Operator:
     not_applicable: Callable[[Case], str | None] = _always
     smooth_inputs: Callable[[Case, Tensors], Tensors] = _unchanged
     levels: tuple[Level, ...] = tuple(Level)
+    gathered_bytes: Callable[[Case], int] = _none_gathered
     family: str = ""
     by_default: bool = True
 
