@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: sweep test test-slow test-compiled test-long test-emulated emulated-avx2 emulated-default lint pictures inspect bench mutants first-minute gate-evidence gpu clean
+.PHONY: sweep test test-slow test-compiled test-long test-emulated emulated-avx2 emulated-default lint pictures inspect bench mutants first-minute gate-evidence gpu gpu-prepare clean
 
 sweep: $(VENV)/.installed
 	$(BIN)/opbench sweep
@@ -89,7 +89,15 @@ $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/.installed
 
-# Everything that needs a GPU, written under OUT; uses PYTHON as it is, with opbench installed in it or this folder's .venv.
+# Everything that needs a GPU, in commands that end in time: docs/gpu.md. Uses this folder's .venv where there is one, else
+# PYTHON with opbench installed in it. STEPS="environment compile" picks some, LIST=1 prints them all, REHEARSE=1 needs no GPU.
+PART ?= A,B,C
+DEADLINE_S ?= 560
+GPU_PYTHON = $(if $(wildcard $(BIN)/opbench),$(abspath $(BIN))/python,$(PYTHON))
 gpu:
-	@test -n "$(OUT)" || { echo "make gpu needs OUT=folder"; exit 2; }
-	PYTHON=$(if $(wildcard $(BIN)/opbench),$(abspath $(BIN))/python,$(PYTHON)) bash tools/gpu/on_gpu.sh "$(OUT)"
+	$(GPU_PYTHON) tools/gpu/on_gpu.py $(if $(OUT),--out "$(OUT)") --part "$(PART)" --deadline "$(DEADLINE_S)" \
+		$(if $(STEPS),--steps "$(STEPS)") $(if $(LIST),--list) $(if $(REHEARSE),--rehearse)
+
+# Before a copy of this folder travels to a GPU without its .git: the revision that its rows then name.
+gpu-prepare:
+	$(GPU_PYTHON) tools/gpu/on_gpu.py --prepare

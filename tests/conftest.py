@@ -6,7 +6,7 @@ import signal
 import sys
 import tempfile
 
-import hypothesis  # noqa: F401 - before gc.freeze(): its plug-ins look for referrers, which are hidden then
+import hypothesis  # before gc.freeze(): its plug-ins look for referrers, which are hidden then
 import pytest
 import torch
 
@@ -15,6 +15,11 @@ if not HAS_CUDA:
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before the kernels are imported
 
 torch.backends.cudnn.allow_tf32 = False  # float32 is compared as float32
+
+# For a GPU that is lent by the minute: an example that fails is reported as it was found.
+hypothesis.settings.register_profile(
+    "no-shrinking", phases=set(hypothesis.Phase) - {hypothesis.Phase.shrink, hypothesis.Phase.explain}
+)
 
 # `nohup make test &` ignores these; what tests start would inherit that, and not hear the signals that they are sent.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -1,5 +1,7 @@
 """The comparison with the official kernels, with a stand-in for them: what is launched, checked and printed."""
 
+import json
+
 import official
 import pytest
 import torch
@@ -10,7 +12,9 @@ from official_table import comparison_markdown, has_failures, pairs_by_case, rat
 from report_fixtures import make_run, measurement
 from stand_in import StandIn
 
+from opbench.errors import ResultsError
 from opbench.results.measurement import Status
+from opbench.results.run import Run
 from opbench.sweeps.conduct import make_conduct
 from opbench.sweeps.progress import NullProgress
 from opbench.sweeps.request import make_request
@@ -184,6 +188,30 @@ def test_all_of_it_runs_dry(tmp_path, capsys):
     assert "planned: 400 cells a round, 2 rounds" in text  # 5 operators and providers, 10 shapes, 2 dtypes, 4 passes
     assert "dry run: 20 cells with a stand-in, all values are right" in text
     assert not list(tmp_path.glob("*.md"))
+
+
+def test_one_direction_alone_runs_dry(tmp_path, capsys):
+    assert main(["--dry-run", "--out", str(tmp_path), "--ops", "dcnv3", "--direction", "bwd"]) == 0
+    run = Run.open(tmp_path / "dry-run")
+    assert {cell.case.direction for cell in run.plan()} == {"bwd"}
+    with pytest.raises(SystemExit):
+        main(["--out", str(tmp_path), "--direction", "sideways"])
+    assert "--direction must be of fwd, bwd, got sideways" in capsys.readouterr().err
+
+
+def test_a_round_goes_on_where_only_what_is_accepted_differs(tmp_path):
+    operators = with_official({"dcnv3": [official_provider("dcnv3", StandIn())]})
+    shapes = tmp_path / "shapes.yaml"
+    shapes.write_text("description: one\nshapes:\n  - {batch: 1, height: 4, width: 4, channels: 32}\n")
+    scope = {"shapes": [str(shapes)], "dtypes": ["fp32"], "level": ["core"], "direction": ["fwd"]}
+    wanted = official.options(scope, ["dcnv3"], "torch", 0, device="cpu")
+    path = official.sweep_round(tmp_path / "round", wanted, operators).path
+    stored = json.loads((path / "run.json").read_text())
+    stored["environment"]["packages"]["triton"] = "0.1"
+    (path / "run.json").write_text(json.dumps(stored))
+    with pytest.raises(ResultsError, match=r"triton: 0\.1 there"):
+        official.sweep_round(path, wanted, operators)
+    assert len(official.sweep_round(path, wanted, operators, ["triton"]).measurements()) == 2
 
 
 def test_what_does_not_build_is_said_and_is_a_row(tmp_path, capsys):

@@ -1,94 +1,449 @@
-"""tools/gpu/on_gpu.sh: its steps, what becomes of one that fails, and that every option in it exists."""
+"""tools/gpu/on_gpu.py: its table, what becomes of a step that fails, hangs or does not fit, how a command goes on."""
 
+import json
 import os
-import re
-import shlex
+import signal
 import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from functools import cache
 from pathlib import Path
 
+import numpy as np
+import on_gpu
 import pytest
+from gpu_folder import ARCHIVE, ARCHIVE_LIMIT_BYTES, LOG_BYTES, WorkFolder
+from gpu_steps import PARTS, STEPS, Step, chosen
+from on_gpu import DEADLINE_S, RESERVE_S, Command, main
+from rehearsal import PLANTED, rehearsed
 from typer.testing import CliRunner
 
 from opbench.cli.app import app
 from opbench.registry import registry
-from opbench.sweeps.reproduction import parts_for
+from opbench.results.journal import JOURNAL
+from opbench.results.measurement import Measurement, Status
+from opbench.results.run import Run
+from opbench.sweeps.plan import plan_cells
+from opbench.sweeps.reproduction import chosen_parts
+from opbench.sweeps.request import make_request
+from opbench.timing.stopping import StopReason
+from opbench.workload.shapes import load_shape_lists
 
 ROOT = Path(__file__).parents[1]
-SCRIPT = ROOT / "tools" / "gpu" / "on_gpu.sh"
-LINE = re.compile(r"(\S+): about (\d+) s, at most (\d+) s: (.*)")
+SECONDS_A_CELL = {"as-paper": 0.5}
+"""0.2 in the other parts."""
 
 
-def run(out, *, python="/bin/false", **variables):
-    return subprocess.run(
-        ["bash", str(SCRIPT), str(out)],
-        capture_output=True, text=True, env={**os.environ, "PYTHON": str(python), **variables}, cwd=ROOT,
-    )  # fmt: skip
+@cache
+def pytest_help():
+    return subprocess.run([sys.executable, "-m", "pytest", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
 
 
-@pytest.fixture(scope="module")
-def steps(tmp_path_factory):
-    """Every step: name, estimate, limit, command."""
-    listed = run(tmp_path_factory.mktemp("list"), LIST="1")
-    assert listed.returncode == 0
-    return [LINE.fullmatch(line).groups() for line in listed.stdout.splitlines()]
+def reproduce_steps():
+    return [step for step in STEPS if step.command[:3] == ("-m", "opbench", "reproduce")]
+
+
+def planned(step, monkeypatch):
+    """The cells of a step that reproduces, by part, as a GPU has them."""
+    monkeypatch.setattr("opbench.sweeps.request.resolve_device", lambda name: name)
+    given = dict(zip(step.command[3::2], step.command[4::2], strict=False))
+    options = {"shapes": [given["--shapes"]]} if "--shapes" in given else {}
+    options |= {name: given[f"--{name}"].split(",") for name in ("ops", "dtypes", "providers") if f"--{name}" in given}
+    operators = registry.registered()
+    found = {}
+    for part in chosen_parts(given["--parts"].split(","), "cuda:0", options):
+        request = make_request(part.options, operators)
+        found[part.name] = plan_cells(request, load_shape_lists(request.shapes), operators)
+    return found
+
+
+# The table
+
+
+def test_every_step_has_a_name_of_its_own_and_ends_within_ten_minutes():
+    assert len({step.name for step in STEPS}) == len(STEPS)
+    for step in STEPS:
+        assert step.estimate_s < step.limit_s < 600
+        assert set(step.parts) <= set(PARTS)
+        assert step.needs in {"", *(step.name for step in STEPS)}
+
+
+def test_each_part_fits_one_command_after_those_before_it():
+    done = set()
+    for part in PARTS:
+        steps = [step for step in chosen([part], []) if step.name not in done]
+        assert sum(step.estimate_s for step in steps) <= DEADLINE_S - RESERVE_S, part
+        done |= {step.name for step in steps if step.local}
+
+
+def test_an_estimate_has_room_for_every_cell(monkeypatch):
+    for step in reproduce_steps():
+        cells = {name: len(found) for name, found in planned(step, monkeypatch).items()}
+        assert sum(SECONDS_A_CELL.get(name, 0.2) * count for name, count in cells.items()) <= step.estimate_s, step.name
+
+
+def test_no_cell_is_measured_twice(monkeypatch):
+    seen = set()
+    for step in reproduce_steps():
+        for part, cells in planned(step, monkeypatch).items():
+            keys = {(part, cell.key) for cell in cells}
+            assert not keys & seen, step.name
+            seen |= keys
+
+
+@pytest.mark.parametrize("change", [lambda step: step, rehearsed])
+def test_every_command_and_option_exists(change):
+    for step in map(change, STEPS):
+        words = list(step.command)
+        if words[:2] == ["-m", "opbench"]:
+            shown = CliRunner().invoke(app, [words[2], "--help"], env={"COLUMNS": "300"})
+            known = shown.output
+            assert shown.exit_code == 0, step.name
+        elif words[:2] == ["-m", "pytest"]:
+            known = pytest_help()
+        else:
+            known = (ROOT / words[0]).read_text()
+        if words[0] != "tools/gpu/rehearsal.py":  # it hands its options on
+            for option in [word for word in words if word.startswith("--")]:
+                assert option in known, (step.name, option)
+        for operator in words[words.index("--ops") + 1].split(",") if "--ops" in words else ():
+            assert operator in registry.registered(), step.name
+        for file in [word for word in words if word.startswith(("tests/", "tools/"))]:
+            assert (ROOT / file).exists(), (step.name, file)
+
+
+def test_every_test_that_needs_a_gpu_belongs_to_a_step():
+    named = {word for step in STEPS if "pytest" in step.command for word in step.command}
+    marked = {path.name for path in (ROOT / "tests").glob("test_*.py") if "mark" + ".gpu" in path.read_text()}
+    assert {f"tests/{name}" for name in marked} <= named
+    assert {f"tests/test_{name}.py" for name in ("kernels", "modules", "fused", "tuning", "operators")} <= named
+
+
+def test_what_is_asked_for_and_does_not_exist_is_named():
+    assert [step.name for step in chosen([], ["compile", "environment"])] == ["environment", "compile"]  # by rank
+    with pytest.raises(ValueError, match="no step is called evn; known: environment"):
+        chosen(["A"], ["evn"])
+    with pytest.raises(ValueError, match="no part is called D; known: A, B, C"):
+        chosen(["A", "D"], [])
+
+
+def test_the_list_names_every_step_and_runs_nothing(capsys):
+    assert main(["--list", "--part", "C,A"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1].strip(":") for line in lines] == [step.name for step in chosen(["A", "C"], [])]
+
+
+# Steps that are made up
+
+
+def program(name, text="", rank=None, **changes):
+    """A step that runs a line of Python in the root of the tests' folder."""
+    values = {"parts": "A", "estimate_s": 10, "limit_s": 10**9, **changes}
+    return Step(name, rank=rank or len(name), command=("-c", text), **values)
+
+
+class Bench:
+    """Commands over made-up steps, by a clock that stands in a file and moves when a program writes there."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.clock = folder / "clock"
+        self.at(0)
+        self.said = []
+
+    def at(self, seconds):
+        self.clock.write_text(str(seconds))
+
+    def now(self):
+        text = self.clock.read_text()
+        return float(text) if text else self.now()  # another process is writing it
+
+    def command(self, steps, *, work="work", out="out", deadline_s=10**6, terminated_by_signal=False, **options):
+        """The exit code; what was printed is in `said`."""
+        (self.folder / out).mkdir(exist_ok=True)
+        self.work = WorkFolder(self.folder / work)
+        carried = self.work.path / ARCHIVE
+        if self.work.is_new and carried.exists():
+            self.work.restore(carried)
+        command = Command(
+            self.work, self.folder / out, deadline_s + RESERVE_S, {**os.environ, "CLOCK": str(self.clock)},
+            clock=self.now, **options,
+        )  # fmt: skip
+        if terminated_by_signal:
+            signal.signal(signal.SIGTERM, command.terminate)
+        code = command.carry_out(sorted(steps, key=lambda step: step.rank))
+        self.said = (self.folder / out / "on_gpu.log").read_text().splitlines()
+        return code
+
+    def archived(self, out="out"):
+        """Names in the archive."""
+        with tarfile.open(self.folder / out / ARCHIVE) as packed:
+            return set(packed.getnames())
+
+    def carry(self, out, work):
+        """What a person does between two machines."""
+        (self.folder / work).mkdir()
+        (self.folder / work / ARCHIVE).write_bytes((self.folder / out / ARCHIVE).read_bytes())
 
 
 @pytest.fixture
-def python(tmp_path):
-    """A program in Python's place that says its arguments and ends as it is told."""
-
-    def make(code, text=""):
-        path = tmp_path / "python"
-        path.write_text(f'#!/bin/sh\necho "$@"\necho "{text}"\nexit {code}\n')
-        path.chmod(0o755)
-        return path
-
-    return make
+def bench(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    yield Bench(tmp_path)
+    signal.signal(signal.SIGTERM, before)
 
 
-def test_every_step_has_a_name_of_its_own_and_ends_within_ten_minutes(steps):
-    names = [name for name, *_ in steps]
-    assert len(set(names)) == len(names)
-    for _, estimate, limit, _ in steps:
-        assert int(estimate) < int(limit) < 600
-    assert {"official-dcnv4-cuda-event", "timing-check", "sanitize-memcheck", "gate-selftest"} <= set(names)
+TAKES = "import os; f = open(os.environ['CLOCK'], 'w'); f.write('{}'); f.close(); print('done')"
 
 
-def test_every_part_of_the_reproduction_is_a_step(steps):
-    parts = [command.split("--parts ")[1].split()[0] for *_, command in steps if "opbench reproduce" in command]
-    assert parts == [part.name for part in parts_for("cuda")]
-
-
-def test_every_command_and_option_exists(steps):
-    for name, _, _, command in steps:
-        words = shlex.split(command)[1:]
-        if words[:2] == ["-m", "opbench"]:
-            shown = CliRunner().invoke(app, [words[2], "--help"], env={"COLUMNS": "300"})
-            text = shown.output
-            assert shown.exit_code == 0, name
-        else:
-            target = Path(words[0])
-            text = target.read_text() if target.suffix == ".py" else ""
-        if words[:2] == ["-m", "opbench"] or text:
-            for option in [word for word in words if word.startswith("--")]:
-                assert option in text, (name, option)
-        for operator in re.search(r"--ops (\S+)", command)[1].split(",") if "--ops" in command else ():
-            assert operator in registry.registered(), name
+def test_steps_go_by_rank_and_one_that_no_longer_fits_is_skipped_and_named(bench):
+    steps = [
+        program("small", TAKES.format(95), rank=4, estimate_s=5),
+        program("first", TAKES.format(50), rank=1, estimate_s=50),
+        program("large", rank=2, estimate_s=60),
+        program("exact", TAKES.format(90), rank=3, estimate_s=50),
+    ]
+    assert bench.command(steps, deadline_s=100) == 1
+    heads = [line.split()[1] for line in bench.said if line.startswith("==")]
+    assert heads == ["first", "large", "exact", "small"]
+    assert "large: SKIPPED: 50 s are left, it takes about 60 s" in bench.said
+    assert bench.said[-1] == "3 of 4 steps are complete and well"
+    assert {"logs/first.log", "logs/exact.log", "logs/small.log", "steps.jsonl"} <= bench.archived()
+    assert "logs/large.log" not in bench.archived()
 
 
 @pytest.mark.parametrize(
-    ("code", "said", "exit_code"),
-    [(0, "   ok, ", 0), (1, "   exit 1; see env.log", 1), (77, "   NOT RUN: no GPU here", 1)],
+    ("text", "said", "exit_code"),
+    [
+        ("", "   ok, 0 s", 0),
+        ("import sys; print('two cells failed'); sys.exit(1)", "   exit code 1, 0 s: two cells failed", 1),
+        ("import sys; print('no GPU here'); sys.exit(77)", "   NOT RUN, 0 s: no GPU here", 1),
+        ("import os; os.kill(os.getpid(), 9)", "   exit code -9, 0 s: $ ", 1),
+    ],
 )
-def test_what_becomes_of_a_step(tmp_path, python, code, said, exit_code):
-    done = run(tmp_path / "out", python=python(code, "no GPU here"), STEPS="env")
-    assert said in done.stdout
-    assert done.returncode == exit_code
-    assert "-m opbench env" in (tmp_path / "out" / "env.log").read_text()
-    assert done.stdout.count("==") == 1
+def test_what_becomes_of_a_step(bench, text, said, exit_code):
+    assert bench.command([program("one", text), program("after", "open('after', 'w')")]) == exit_code
+    assert any(line.startswith(said) for line in bench.said)
+    assert Path("after").exists()
 
 
-def test_a_step_that_does_not_exist_is_no_success(tmp_path, python):
-    done = run(tmp_path / "out", python=python(0), STEPS="evn")
-    assert done.returncode == 1
-    assert "no step is called evn; known: env gpu-tests" in done.stdout
+def test_a_second_command_elsewhere_goes_on_from_the_archive(bench):
+    note = "open('{out}/ran', 'a').write('x')"
+    steps = [
+        program("done", note),
+        program("failed", note + "; raise SystemExit(1)"),
+        program("could_not_run", note + "; raise SystemExit(77)"),
+        program("not_in_time", note, estimate_s=10**9),
+        program("stays_on_the_machine", note, local=True),
+    ]
+    assert bench.command(steps) == 1
+    bench.carry("out", "elsewhere")
+    steps[3] = program("not_in_time", note)
+    assert bench.command(steps, work="elsewhere", out="second") == 1  # of what failed
+    ran = {step.name: len((bench.folder / "elsewhere" / step.name / "ran").read_text()) for step in steps}
+    assert ran == {"done": 1, "failed": 1, "could_not_run": 2, "not_in_time": 1, "stays_on_the_machine": 2}
+    assert "failed: complete since" in " ".join(bench.said)
+    assert bench.command(steps, work="elsewhere", again=["failed", "done"]) == 1
+    assert (bench.folder / "elsewhere" / "done" / "ran").read_text() == "xx"  # named, so done again
+
+
+def test_a_step_without_what_it_needs_is_skipped(bench):
+    steps = [program("build", "raise SystemExit(1)", local=True), program("compare", "open('ran', 'w')", needs="build")]
+    assert bench.command(steps) == 1
+    assert "compare: SKIPPED: it needs build, which is not done here" in bench.said
+    assert bench.command([program("build", local=True), steps[1]], again=["build"]) == 0
+    assert Path("ran").exists()
+
+
+CELLS = """
+import os, pathlib, sys
+journal, started = pathlib.Path('{out}/journal.jsonl'), pathlib.Path('{out}/started.json')
+done = journal.read_text().split() if journal.exists() else []
+if started.exists():
+    done.append(started.read_text() + ':error')
+for cell in 'abcd':
+    if not any(row[0] == cell for row in done):
+        started.write_text(cell)
+        if cell == 'b':
+            journal.write_text('\\n'.join(done))
+            ENDING
+        done.append(cell + ':ok')
+journal.write_text('\\n'.join(done))
+started.unlink()
+"""
+STALLS = """
+            import time
+            for tick in range(10**6):
+                pathlib.Path(os.environ['CLOCK']).write_text(str(100 * tick))
+                time.sleep(0.02)
+"""
+
+
+@pytest.mark.parametrize(
+    ("ending", "said"),
+    [
+        ("sys.exit(2)", "ended, exit code 2"),
+        ("os.abort()", "ended, exit code -6"),
+        (STALLS.strip(), "stalled, exit code -9"),
+    ],
+)
+def test_a_sweep_goes_on_after_the_cell_that_ended_it(bench, ending, said):
+    cells = program("cells", CELLS.replace("ENDING", ending), resumes=True)
+    assert bench.command([cells], stall_s=90.0, deadline_s=10**9) == 0
+    assert (bench.work.path / "cells" / "journal.jsonl").read_text() == "a:ok\nb:error\nc:ok\nd:ok"
+    assert f"   {said}: again, after the cell that ended it (1)" in bench.said
+
+
+def test_what_makes_no_progress_is_not_run_again(bench):
+    text = "open('ran', 'a').write('x'); raise SystemExit(2)"
+    assert bench.command([program("usage", text, resumes=True)]) == 1
+    assert Path("ran").read_text() == "x"
+
+
+def test_a_step_is_stopped_at_its_limit_and_what_it_started_goes_with_it(bench):
+    text = (
+        "import subprocess, sys, os, time\n"
+        "child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "open('child', 'w').write(str(child.pid)); f = open(os.environ['CLOCK'], 'w'); f.write('50'); f.close()\n"
+        "time.sleep(600)"
+    )
+    assert bench.command([program("slow", text, limit_s=20), program("after it", "open('after', 'w')")]) == 1
+    assert "slow: STOPPED, out of time after 50 s; see slow.log" in bench.said
+    assert Path("after").exists()
+    stopped = int(Path("child").read_text())
+    assert not Path(f"/proc/{stopped}").exists() or "Z" in Path(f"/proc/{stopped}/stat").read_text()
+
+
+def test_terminated_in_the_middle_it_keeps_what_is_there_and_goes_on_later(bench):
+    ends = "import os, signal, time; open('{out}/half', 'w'); os.kill(os.getppid(), signal.SIGTERM); time.sleep(600)"
+    steps = [program("one", "open('{out}/whole', 'w')"), program("two", ends, rank=4), program("three", rank=5)]
+    assert bench.command(steps, terminated_by_signal=True) == 128 + signal.SIGTERM
+    assert bench.said[-1] == "terminated; not begun: three"
+    assert {"one/whole", "two/half", "steps.jsonl", "logs/on_gpu.log"} <= bench.archived()
+    bench.carry("out", "elsewhere")
+    assert bench.command([steps[0], program("two", rank=4), steps[2]], work="elsewhere", out="second") == 0
+    assert [entry.step for entry in bench.work.entries() if entry.event == "started"] == ["one", "two", "two", "three"]
+
+
+def test_the_archive_leaves_out_what_stays_and_what_can_be_made_again(tmp_path):
+    work = WorkFolder(tmp_path / "work")
+    for name in ("local/triton/kernel", "part/run/journal.jsonl", "part/run/measurements.csv", "part/run/tables/a.md",
+                 "part/run/run.json.12.part", "results.tgz", "cache/opbench/x"):  # fmt: skip
+        path = work.path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    work.log("part").write_text("start" + "x" * 2 * LOG_BYTES + "end")
+    work.note("part", "ended", 0)
+    work.pack(tmp_path / ARCHIVE)
+    other = WorkFolder(tmp_path / "other")
+    assert other.is_new
+    other.restore(tmp_path / ARCHIVE)
+    assert not other.is_new
+    assert other.completed("part", here=False).code == 0
+    assert other.completed("part", here=True) is None
+    files = {str(path.relative_to(other.path)) for path in other.path.rglob("*") if path.is_file()}
+    assert files == {"local/machine", "part/run/journal.jsonl", "cache/opbench/x", "logs/part.log", "steps.jsonl"}
+    kept = other.log("part").read_text()
+    assert (len(kept), kept[-3:]) == (LOG_BYTES, "end")
+
+
+def test_a_copy_without_git_gets_the_revision(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(on_gpu, "ROOT", tmp_path)
+    monkeypatch.setattr("opbench.host.checkout.git_revision", lambda file: "0123456789" * 4)
+    assert main(["--prepare"]) == 0
+    assert (tmp_path / ".opbench-revision").read_text() == "0123456789" * 4 + "\n"
+    monkeypatch.setattr("opbench.host.checkout.git_revision", lambda file: None)
+    assert main(["--prepare"]) == 2
+    assert "no git revision" in capsys.readouterr().err
+
+
+# All of it
+
+
+def rehearse(work, out, deadline_s, faults):
+    """A command of part B without a GPU, started."""
+    command = [
+        sys.executable, "tools/gpu/on_gpu.py", "--rehearse", "--part", "B", "--deadline", str(deadline_s),
+        "--stall", "25", "--work", str(work), "--out", str(out),
+    ]  # fmt: skip
+    variables = {**os.environ, PLANTED: json.dumps(faults), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, text=True)
+
+
+def carry(out, work):
+    work.mkdir()
+    (work / ARCHIVE).write_bytes((out / ARCHIVE).read_bytes())
+
+
+def journals(work):
+    return {str(path.parent.relative_to(work)): path.read_text() for path in work.rglob(JOURNAL)}
+
+
+@pytest.mark.slow
+def test_a_rehearsal_of_the_papers_tables_with_faults_a_deadline_and_a_termination(tmp_path):
+    places = [tmp_path / name for name in ("first", "second", "third")]
+    outs = [tmp_path / f"{place.name}-out" for place in places]
+    faults = {
+        "conv3x3/module/fwd/rehearsal_shape/2x5x7x64/fp16": "illegal access",
+        "flash_attention_2/core/fwd/rehearsal_shape/2x5x7x64/fp16": "crash",
+        "dcnv4/core/fwd/rehearsal_shape/2x5x7x64/fp32": "hang",
+    }
+    said, _ = rehearse(places[0], outs[0], 60, faults).communicate(timeout=120)
+    assert "SKIPPED" in said
+    assert "again, after the cell that ended it" in said
+
+    carry(outs[0], places[1])
+    second, finished = rehearse(places[1], outs[1], 600, faults), journals(places[0])
+    while len(journals(places[1])) <= len(finished):  # until it has begun a run that the first had not
+        assert second.poll() is None
+        time.sleep(0.05)
+    second.send_signal(signal.SIGTERM)
+    assert "terminated; not begun: " in second.communicate(timeout=120)[0]
+    assert second.returncode == 128 + signal.SIGTERM
+
+    carry(outs[1], places[2])
+    said, _ = rehearse(places[2], outs[2], 1200, faults).communicate(timeout=1200)
+    ended, between = journals(places[2]), journals(places[1])
+    assert "SKIPPED" not in said
+    planted_in = {step.name for step in reproduce_steps() if "B" in step.parts}
+    assert {name.split("/")[0] for name in ended} >= planted_in
+    for earlier in (finished, between):
+        for name, text in earlier.items():
+            assert ended[name].startswith(text), name  # nothing is lost, and nothing written again
+    reasons = Counter()
+    for name in ended:
+        run = Run.open(places[2] / name)
+        assert Counter(line.cell.key for line in run.measurements()) == {cell.key: 1 for cell in run.plan()}, name
+        for line in run.measurements():
+            here = faults if name.split("/")[0] in planted_in else {}
+            planted = [fault for place, fault in here.items() if place in line.cell.key]
+            assert (line.status is Status.ERROR) == bool(planted), line.reason
+            reasons.update((fault, "without a row" in line.reason) for fault in planted)
+    assert set(reasons) == {("illegal access", False), ("crash", True), ("hang", True)}
+
+
+@pytest.mark.slow
+def test_the_archive_of_every_cell_comes_back_whole(tmp_path, monkeypatch):
+    """1000 samples a cell, as many as fit in the time budget of a launch of 50 us, none like another."""
+    random = np.random.default_rng(0)
+    work, count = WorkFolder(tmp_path / "work"), 0
+    for step in reproduce_steps():
+        for part, cells in planned(step, monkeypatch).items():
+            folder = work.step(step.name) / part
+            folder.mkdir()
+            with (folder / JOURNAL).open("w") as journal:
+                for cell in cells:
+                    samples = np.float32(0.05 * random.lognormal(sigma=0.03, size=1000)).astype(float)
+                    measurement = Measurement(
+                        cell, Status.OK, latencies_ms=tuple(samples.tolist()), launches_per_sample=1,
+                        stop_reason=StopReason.TIME_BUDGET, timer="cuda-event", cache="cold",
+                    )  # fmt: skip
+                    journal.write(measurement.to_json_line() + "\n")
+                    count += 1
+    assert count > 1000
+    size = work.pack(tmp_path / ARCHIVE)
+    print(f"{count} cells, {size / 2**20:.1f} MiB")
+    assert size < ARCHIVE_LIMIT_BYTES

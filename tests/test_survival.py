@@ -295,9 +295,11 @@ def test_a_difference_may_be_accepted_by_its_name(mended):
     with pytest.raises(ResultsError, match=r"another set-up: triton: 0.2 there, \S+ here .--accept") as refused:
         continue_run(run.path, {}, known, accept_differences=["torch"])
     assert "torch: 0.1" not in str(refused.value)
-    with pytest.raises(UsageError, match=r"unknown part of the environment 'drivers'; known: device, .*, gpu uuid"):
+    with pytest.raises(
+        UsageError, match=r"unknown part of the environment 'drivers'; known: device, .*, driver, gpu uuid"
+    ):
         continue_run(run.path, {}, known, accept_differences=["drivers"])
-    resumed = continue_run(run.path, {}, known, accept_differences=["torch", "triton", "gpu-uuid"])
+    resumed = continue_run(run.path, {}, known, accept_differences=["torch", "triton", "driver", "gpu-uuid"])
     run_cells(resumed, known, Quiet(), Conduct(Isolation.NONE))
     frame = load_results(run.path)
     assert frame.warnings[frame.status == "ok"].str.contains("resumed elsewhere: torch: 0.1 there").all()

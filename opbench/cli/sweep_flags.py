@@ -77,16 +77,19 @@ SWEEP_FLAGS = (
         "sweep": "Operators, such as dcnv3,dcnv4, families, such as dcn, or all; also FILE.py and MODULE:OPERATOR. "
         "[default: those of the DCNv4 paper and of plug-ins]",
         "gate": "Operators, families, or all. [default: as for sweep]",
+        "reproduce": "Operators, or families. [default: the paper's; of the backward parts the deformable ones]",
     }, completion=complete.operators),
     Flag("providers", "LIST", {
         "sweep": "Implementations, such as dcnv4=torch; op=all for every one. [default: the first that works here]",
         "gate": "Implementations, such as dcnv4=torch. [default: the first that works]",
         "check": "Implementations, such as mine=torch. [default: every one]",
+        "reproduce": "Implementations of what --ops names, such as dcnv4=torch. [default: the first that works]",
     }, completion=complete.providers),
     Flag("dtypes", "LIST", {
         "sweep": "Of fp32, tf32, fp16, bf16. [default: fp32,fp16 on CUDA; on the CPU fp32 and what is native there]",
         "gate": "Of fp32, tf32, fp16, bf16. [default: as for sweep]",
         "check": "Of fp32, tf32, fp16, bf16. [default: fp32,fp16,bf16]",
+        "reproduce": "Of fp32, tf32, fp16, bf16. [default: all on CUDA, fp32 and bf16 on the CPU; as-paper: tf32,fp16]",
     }, completion=complete.dtypes),
     Flag("level", "LIST", {
         "sweep gate": "Of module, core. [default: module]", "check": "Of module, core. [default: both]",

@@ -5,10 +5,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-__all__ = ["GPU_UUID", "Identity", "device_slug", "measured_revision", "plain_key", "value_text"]
+__all__ = ["GPU_UUID", "PARTS", "Identity", "device_slug", "measured_revision", "plain_key", "value_text"]
 
 GPU_UUID = "gpu uuid"
 REVISIONS = "operators' revisions"
+DRIVER, THREADS = "driver", "torch threads"
+PARTS = ("device", "torch", "triton", "cuda", THREADS, DRIVER, GPU_UUID, "opbench", "git revision", REVISIONS)
+"""Every part that the identity of an environment can have."""
 RECORDED_LATER = (GPU_UUID, REVISIONS)
 """Parts that results of older versions lack; the UUID also where NVML is silent."""
 
@@ -40,9 +43,9 @@ class Identity:
             "cuda": environment.get("cuda_version"),
         }
         if environment.get("device") == "cpu":
-            parts["torch threads"] = (environment.get("cpu") or {}).get("torch_threads")
+            parts[THREADS] = (environment.get("cpu") or {}).get("torch_threads")
         else:
-            parts["driver"] = environment.get("driver_version")
+            parts[DRIVER] = environment.get("driver_version")
             if uuid := (environment.get("gpu") or {}).get("uuid"):
                 parts[GPU_UUID] = uuid
         if code:

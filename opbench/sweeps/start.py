@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from opbench.device.environment import collect_environment
-from opbench.device.identity import GPU_UUID, Identity, device_slug, plain_key
+from opbench.device.identity import PARTS, Identity, device_slug, plain_key
 from opbench.errors import ResultsError, UnknownNameError, UsageError
 from opbench.registry import registry
 from opbench.results.run import Run
@@ -98,10 +98,9 @@ def _refused(there: Identity, here: Identity, accepted: bool | Collection[str], 
     """The lines of what differs and is not accepted."""
     if isinstance(accepted, bool):
         return [] if accepted else [*there.differences(here).values(), *of_plan]
-    known = [*here.parts, GPU_UUID]
     for name in accepted:
-        if plain_key(name) not in map(plain_key, known):
-            raise UnknownNameError("part of the environment", name, known)
+        if plain_key(name) not in map(plain_key, PARTS):
+            raise UnknownNameError("part of the environment", name, PARTS)
     return [*there.differences(here, allowed=accepted).values(), *of_plan]
 
 

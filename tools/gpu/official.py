@@ -1,6 +1,7 @@
 """Times opbench's Triton kernels beside the official CUDA ones, values checked first.
 
 usage: python tools/gpu/official.py --out DIR [--sources third_party] [--ops dcnv4,dcnv3] [--timer cuda-graph]
+           [--direction fwd] [--accept-difference driver]
        python tools/gpu/official.py --out DIR --build-only | --dry-run
 
 The sources are checkouts of OpenGVLab/DCNv4 and OpenGVLab/InternImage in the folders `DCNv4` and `InternImage` of
@@ -58,7 +59,7 @@ FULL = {
     "shapes": ["standard", "high_resolution"], "dtypes": ["fp16", "fp32"], "level": ["core", "module"],
     "direction": ["fwd", "bwd"],
 }  # fmt: skip
-DRY_SHAPE = "description: a dry run\nshapes:\n  - {batch: 2, height: 5, width: 7, channels: 64}\n"
+DRY_SHAPES = Path(__file__).with_name("rehearsal_shape.yaml")
 
 
 def options(
@@ -72,11 +73,13 @@ def options(
     return {**scope, "ops": list(ops), "providers": providers, "time_budget": TIME_BUDGET_S, **others}
 
 
-def sweep_round(path: Path, wanted: dict[str, object], operators: dict[str, Operator]) -> Run:
-    """One round, or the rest of one that was stopped."""
+def sweep_round(
+    path: Path, wanted: dict[str, object], operators: dict[str, Operator], accepted: Sequence[str] = ()
+) -> Run:
+    """One round, or the rest of one that was stopped, where nothing differs but what is accepted by name."""
     conduct = make_conduct({"isolation": "none"})
     if (path / "run.json").exists():
-        run = continue_run(path, wanted, operators)
+        run = continue_run(path, wanted, operators, accept_differences=accepted)
     else:
         run = start_run(make_request(wanted, operators), operators, path, conduct)
     with ConsoleProgress(quiet=False, no_color=True) as progress:
@@ -119,15 +122,13 @@ def build_only(ops: Sequence[str], sources: Path, build: Path) -> int:
     return int(bool(reasons))
 
 
-def dry_run(out: Path, ops: Sequence[str]) -> int:
+def dry_run(out: Path, ops: Sequence[str], directions: Sequence[str]) -> int:
     """The plan of the real comparison, then the stand-in through all of its code."""
     operators = with_official({name: providers_of(name, StandIn(), FastestLaunch(), {}) for name in ops})
-    request = make_request(options(FULL, ops, OURS, 0, device="cpu"), operators)
+    full = {**FULL, "direction": list(directions)}
+    request = make_request(options(full, ops, OURS, 0, device="cpu"), operators)
     print(f"planned: {len(plan(request, operators))} cells a round, {ROUNDS} rounds")
-    out.mkdir(parents=True, exist_ok=True)
-    shapes = out / "dry-run.yaml"
-    shapes.write_text(DRY_SHAPE)
-    scope = {**FULL, "shapes": [str(shapes)], "dtypes": ["fp32"]}
+    scope = {**full, "shapes": [str(DRY_SHAPES)], "dtypes": ["fp32"]}
     wanted = options(scope, ops, "torch", 0, device="cpu", time_budget=1e-3)
     run = sweep_round(out / "dry-run", wanted, operators)
     failed = has_failures([run], "torch")
@@ -136,14 +137,19 @@ def dry_run(out: Path, ops: Sequence[str]) -> int:
     return int(failed)
 
 
-def measure(out: Path, ops: Sequence[str], sources: Path, build: Path, rounds: int, timer: str) -> int:
+def measure(ops: Sequence[str], directions: Sequence[str], given: argparse.Namespace) -> int:
     """Build, sweep, and write the table."""
+    out, sources = given.out, given.sources
     fastest = FastestLaunch()
-    operators = with_official({name: compiled_providers(name, sources, build, fastest) for name in ops})
+    operators = with_official({name: compiled_providers(name, sources, given.build, fastest) for name in ops})
+    scope = {**FULL, "direction": list(directions)}
     runs = [
-        sweep_round(out / f"round-{turn + 1}", options(FULL, ops, OURS, turn, timer=timer), operators)
-        for turn in range(rounds)
-    ]
+        sweep_round(
+            out / f"round-{turn + 1}", options(scope, ops, OURS, turn, timer=given.timer), operators,
+            given.accept_difference,
+        )
+        for turn in range(given.rounds)
+    ]  # fmt: skip
     origin = {
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "sources": {name: source_digest(sources / FOLDERS[name]) for name in ops},
@@ -167,23 +173,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--ops", default="dcnv4,dcnv3")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--timer", choices=("cuda-event", "cuda-graph"), default="cuda-event")
+    parser.add_argument("--direction", default=",".join(FULL["direction"]), help="of fwd and bwd; both by default")
+    parser.add_argument(
+        "--accept-difference", action="append", default=[], metavar="NAME", help="go on although this differs"
+    )
     parser.add_argument("--build-only", action="store_true", help="compile the extensions and measure nothing")
     parser.add_argument("--dry-run", action="store_true")
     given = parser.parse_args(arguments)
     ops = given.ops.split(",")
     if unknown := set(ops) - set(FOLDERS):
         parser.error(f"--ops must be of {', '.join(FOLDERS)}, got {', '.join(sorted(unknown))}")
+    directions = given.direction.split(",")
+    if unknown := set(directions) - set(FULL["direction"]):
+        parser.error(f"--direction must be of {', '.join(FULL['direction'])}, got {', '.join(sorted(unknown))}")
     if given.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {given.rounds}")
     try:
         if given.dry_run:
-            return dry_run(given.out, ops)
+            return dry_run(given.out, ops, directions)
         if not torch.cuda.is_available():
             print("needs a CUDA device, none here: nothing was measured (--dry-run tries the code)", file=sys.stderr)
             return NEEDS_GPU
         if given.build_only:
             return build_only(ops, given.sources, given.build)
-        return measure(given.out, ops, given.sources, given.build, given.rounds, given.timer)
+        return measure(ops, directions, given)
     except OpbenchError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -2,6 +2,7 @@
 
 usage: python tools/gpu/sanitize.py --out DIR [--tools memcheck,racecheck]
        python tools/gpu/sanitize.py --cases        (what the tool watches; runs in Triton's interpreter without a GPU)
+       python tools/gpu/sanitize.py --dry-run      (the smallest of them, in the interpreter)
 
 Before the kernels, each tool must find a planted fault (sanitize_controls.cu, built with nvcc).
 
@@ -98,14 +99,20 @@ def _forward_and_backward(launch: "Callable[[], torch.Tensor]", value: "torch.Te
     torch.use_deterministic_algorithms(False)
 
 
-def run_cases() -> int:
+def run_cases(shapes: Sequence[tuple[int, ...]] = SHAPES, reaches: Sequence[float] = REACH) -> int:
     """Run them in this process."""
     count = 0
-    for text in cases():
+    for text in cases(shapes, reaches):
         print(text, flush=True)
         count += 1
     print(f"{count} cases ran")
-    return 0 if count == len(SHAPES) * 2 * len(REACH) else 1
+    return 0 if count == len(shapes) * 2 * len(reaches) else 1
+
+
+def dry_run() -> int:
+    """The smallest cases in Triton's interpreter, watched by nothing."""
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is decorated, so before the kernels are imported
+    return run_cases(SHAPES[:1], REACH[:1])
 
 
 def found(tool: str, output: str) -> int | None:
@@ -174,9 +181,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--tools", default=",".join(TOOLS))
     parser.add_argument("--cases", action="store_true")
+    parser.add_argument("--dry-run", action="store_true")
     given = parser.parse_args(arguments)
     if given.cases:
         return run_cases()
+    if given.dry_run:
+        return dry_run()
     tools = given.tools.split(",")
     if given.out is None or set(tools) - set(TOOLS):
         parser.error(f"--out is needed, and --tools must be of {', '.join(TOOLS)}")
