@@ -1,5 +1,7 @@
 """Vision operators in Triton and torch: deformable, partial and depthwise convolution; stands without the harness."""
 
+from opbench_kernels.deform.dcnv2 import dcnv2
+from opbench_kernels.deform.dcnv2_module import DCNv2
 from opbench_kernels.deform.functional import dcnv3, dcnv4
 from opbench_kernels.deform.modules import DCNv3, DCNv4
 from opbench_kernels.depthwise.functional import depthwise_conv2d
@@ -10,12 +12,14 @@ from opbench_kernels.partial.modules import PartialConv3
 
 __all__ = [
     "BGU",
+    "DCNv2",
     "DCNv3",
     "DCNv4",
     "PartialConv3",
     "RepLKBlock",
     "RepLKConv",
     "SLaKConv",
+    "dcnv2",
     "dcnv3",
     "dcnv4",
     "depthwise_conv2d",

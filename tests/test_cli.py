@@ -285,7 +285,7 @@ def test_help_says_each_default_and_eats_no_brackets():
 @pytest.mark.parametrize(
     ("option", "typed", "offered"),
     [
-        ("--ops", "dcnv", ["dcnv3", "dcnv4", "dcnv4_lightweight"]),
+        ("--ops", "dcnv", ["dcnv2", "dcnv3", "dcnv4", "dcnv4_lightweight"]),
         ("--ops", "conv3x3,dcnv4_", ["conv3x3,dcnv4_lightweight"]),
         ("--ops", "dcnv3,dcnv3", []),
         ("--providers", "dcnv3=t", ["dcnv3=triton", "dcnv3=torch", "dcnv3=torch_compile"]),

@@ -40,6 +40,7 @@ SETTINGS = {
     "attention": ATTENTION,
     "flash_attention_2": ATTENTION,
     "window_attention": {**ATTENTION, "window_size": WINDOW},
+    "dcnv2": {"kernel_size": 5, "deform_groups": G},
     "dcnv3": DEFORMABLE,
     "dcnv4_lightweight": DEFORMABLE,
     "dcnv4": DEFORMABLE,
@@ -70,6 +71,11 @@ FLOPS = {  # forward, backward
     ("window_attention", "module"): (
         100 * PADDED * C + 5 * PADDED_SCORES + 8 * PADDED * C**2,
         200 * PADDED * C + 10 * PADDED_SCORES + 16 * PADDED * C**2,
+    ),
+    ("dcnv2", "core"): (SAMPLING[0] + 2 * K * P * C**2, SAMPLING[1] + 4 * K * P * C**2),
+    ("dcnv2", "module"): (  # and the convolution to OFFSETS_MASKS channels
+        SAMPLING[0] + 2 * K * P * C**2 + 2 * K * PC * OFFSETS_MASKS,
+        SAMPLING[1] + 4 * K * P * C**2 + 4 * K * PC * OFFSETS_MASKS,
     ),
     ("dcnv3", "core"): SAMPLING,
     ("dcnv3", "module"): (  # input_proj and output_proj; offset and mask Linears; depthwise; softmax
@@ -103,6 +109,11 @@ ELEMENTS = {  # that cross the memory bus; forward, backward
         10 * PADDED * C + 4 * PADDED_SCORES + 4 * C**2,
         20 * PADDED * C + 8 * PADDED_SCORES + 8 * C**2,
     ),
+    ("dcnv2", "core"): (2 * PC + P * OFFSETS_MASKS + K * C**2, 3 * PC + 2 * P * OFFSETS_MASKS + 2 * K * C**2),
+    ("dcnv2", "module"): (  # its convolution reads PC and writes OFFSETS_MASKS
+        3 * PC + 2 * P * OFFSETS_MASKS + K * C**2 + K * C * OFFSETS_MASKS,
+        5 * PC + 4 * P * OFFSETS_MASKS + 2 * K * C**2 + 2 * K * C * OFFSETS_MASKS,
+    ),
     ("dcnv3", "core"): (2 * PC + P * OFFSETS_MASKS, 3 * PC + 2 * P * OFFSETS_MASKS),
     # input_proj, depthwise, LayerNorm with GELU and output_proj 2 PC each; the Linears of offsets and of masks read
     # PC each and write 3 K G; the softmax reads and writes K G.
@@ -135,6 +146,7 @@ MEMORY_FP16 = {  # estimated peak bytes of a forward pass
     ("flash_attention_2", "module"): 2 * 8 * PC,
     ("window_attention", "core"): 2 * (9 * PADDED * C + 3 * PADDED_SCORES),
     ("window_attention", "module"): 2 * (9 * PADDED * C + 3 * PADDED_SCORES),
+    **{("dcnv2", level): 2 * ((K + 3) * PC + K * C**2) + 4 * 48 * K * G * P for level in Level},
     ("dcnv3", "core"): CORNERS,
     ("dcnv3", "module"): CORNERS + 2 * 5 * PC,
     ("dcnv4_lightweight", "core"): CORNERS + 2 * P * M,
@@ -151,6 +163,7 @@ REFERENCE = {  # estimated elements that the reference holds; forward, and where
     "attention": (9 * PC + 3 * SCORES * 256 // 319, 9 * PC + 3 * SCORES),  # 256 of 319 queries at a time
     "flash_attention_2": (9 * PC + 3 * SCORES * 256 // 319, 9 * PC + 3 * SCORES),
     "window_attention": (11 * PADDED * C + 4 * PADDED_SCORES, 11 * PADDED * C + 4 * PADDED_SCORES),
+    "dcnv2": tuple((12 * kept + 4) * PC + K * C**2 + K * C * OFFSETS_MASKS + 12 * K * G * P for kept in (1, K)),
     "dcnv3": (16 * PC + 6 * K * G * P, 8 * PC + 8 * K * PC + 6 * K * G * P),
     "dcnv4_lightweight": (12 * PC + 6 * K * G * P, 4 * PC + 8 * K * PC + 6 * K * G * P),
     "dcnv4": (12 * PC + 6 * K * G * P, 4 * PC + 8 * K * PC + 6 * K * G * P),
@@ -199,7 +212,7 @@ def test_an_operator_is_in_each_table(name):
 @pytest.mark.parametrize("level", list(Level))
 def test_gathered_bytes_by_hand(name, level):
     """Four corners of each point and channel; a backward pass reads them once more."""
-    gathered = 4 * K * PC if SETTINGS[name] is DEFORMABLE else 0
+    gathered = 4 * K * PC if name.startswith("dcn") else 0
     for direction, passes in (("fwd", 1), ("bwd", 1), ("fwd_bwd", 2)):
         for dtype, element_bytes in (("fp32", 4), ("bf16", 2)):
             case = case_of(name, level, direction=Direction(direction), dtype=Dtype(dtype))
@@ -292,10 +305,11 @@ def output_of(name, level, tensors):
 STORING = ("attention", "window_attention", "bgu")
 """Operators without a level that stores nothing between its stages."""
 
+SAMPLING_ALONE = ("dcnv3", "dcnv4", "dcnv4_lightweight")
 COUNTED_BY_TORCH = [  # not FlashAttention-2's own, nor the sampling of a deformable core
     (name, level)
     for name, level in FLOPS
-    if name != "flash_attention_2" and not (name.startswith("dcn") and level == "core")
+    if name != "flash_attention_2" and not (name in SAMPLING_ALONE and level == "core")
 ]
 
 

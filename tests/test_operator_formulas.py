@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from opbench_kernels import BGU, DCNv3, DCNv4, tuning
 from opbench_kernels.deform.launch import Config
 from timm.models.fasternet import MLPBlock
+from torchvision.ops import deform_conv2d
 
 from opbench.errors import UsageError
 from opbench.operators import _attention, _dcn, _dcnv4, _triton, window_attention
@@ -180,6 +181,22 @@ def test_timms_scores_are_materialised_whatever_its_default(monkeypatch):
     launch()
 
 
+@pytest.mark.parametrize("level", list(Level))
+def test_dcnv2_is_torchvisions(level):
+    case = case_of("dcnv2", level=level, kernel_size=5, deform_groups=2)
+    t = random_like(case)
+    x, weight = t["x"].permute(0, 3, 1, 2), t["weight"].permute(0, 3, 1, 2)
+    if level is Level.CORE:
+        offset, mask = t["offset"].permute(0, 3, 1, 2), t["mask"].permute(0, 3, 1, 2)
+    else:
+        conv_offset = t["conv_offset_weight"].permute(0, 3, 1, 2)
+        offset, mask = F.conv2d(x, conv_offset, t["conv_offset_bias"], padding=2).split((100, 50), dim=1)
+        mask = mask.sigmoid()
+    expected = deform_conv2d(x, offset, weight, t.get("bias"), padding=2, mask=mask)
+    assert_same(reference(case, t), expected.permute(0, 2, 3, 1))
+    assert ("bias" in t) == (level is Level.MODULE)
+
+
 MODULE_NAMES = {"dw_conv": "dw_conv.0", "norm": "dw_conv.1.1"}
 
 
@@ -223,6 +240,7 @@ def test_the_modules_level_is_the_module_of_the_paper(name, module, given):
         ("dcnv3", {}, 1, 6, 2 * 6 + 24**0.5),
         ("dcnv4", {"offset_std_px": 0.5}, 1, 6, 2 * 6 + 24**0.5),
         ("dcnv4_lightweight", {"offset_std_px": 3}, 1, 6, 2 * 18 + 24**0.5),
+        ("dcnv2", {"offset_std_px": 3}, 2, 6, 2 * 18 + (9 * 24) ** 0.5),
     ],
 )
 def test_tolerances_by_hand(name, given, core, module, growth):
@@ -277,6 +295,16 @@ def spreads_of(name):
             "core": {"x": (image, 1, 0), "weight": ((64, 3, 3, 64), 1 / 24, 0)},
             "module": {"x": (image, 1, 0), "weight": ((64, 3, 3, 64), 1 / 24, 0), "bias": ((64,), 1, 0)},
         },
+        "dcnv2": {
+            "core": {
+                "x": (image, 1, 0), "weight": ((64, 3, 3, 64), 1 / 24, 0), "offset": ((2, 20, 10, 36), 0.5, 0),
+                "mask": ((2, 20, 10, 18), None, 0.5),
+            },
+            "module": {
+                "x": (image, 1, 0), "weight": ((64, 3, 3, 64), 1 / 24, 0), "bias": ((64,), 1, 0),
+                "conv_offset_weight": ((54, 3, 3, 64), None, 0), "conv_offset_bias": ((54,), 0, 0),
+            },
+        },
         "attention": attention,
         "window_attention": {level: tensors | table for level, tensors in attention.items()},
         "dcnv3": {
@@ -310,6 +338,7 @@ def spreads_of(name):
         ("window_attention", {"window_size": 5, "head_dim": 16}),
         ("dcnv3", {"offset_std_px": 0.5, "dw_kernel_size": 5}),
         ("dcnv4", {"offset_std_px": 3, "dw_kernel_size": 5}),
+        ("dcnv2", {"offset_std_px": 0.5, "deform_groups": 2}),
     ],
 )
 def test_inputs_have_their_shapes_and_spreads(name, given, level):

@@ -136,6 +136,7 @@ def test_any_shape(name, shape):
         ("dcnv3", {"group_channels": 12, "kernel_size": 5, "dw_kernel_size": 5}),
         ("dcnv4", {"group_channels": 16, "offset_std_px": 4, "dw_kernel_size": 3}),
         ("dcnv4_lightweight", {"group_channels": 96, "kernel_size": 1}),
+        ("dcnv2", {"deform_groups": 3, "kernel_size": 5, "offset_std_px": 3}),
     ],
 )
 @pytest.mark.parametrize("level", list(Level))

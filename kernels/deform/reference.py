@@ -5,6 +5,7 @@ bilinear sample of every pixel and group at a time.
 """
 
 import torch
+from opbench_kernels.bilinear_reference import sample
 from opbench_kernels.deform.geometry import Geometry
 
 __all__ = ["deformable_sample"]
@@ -41,29 +42,5 @@ def deformable_sample(
         x = start_x + (i * geometry.dilation[1] + offset[..., point, 0]) * scale
         y = start_y + (j * geometry.dilation[0] + offset[..., point, 1]) * scale
         inside = (x > -1) & (x < width) & (y > -1) & (y < height)
-        x = torch.where(inside, x, 0)
-        y = torch.where(inside, y, 0)
-        sample = torch.where(inside.unsqueeze(-1), _bilinear(value, y, x), 0)
-        total = total + torch.where(inside, mask[..., point], 0).unsqueeze(-1) * sample
+        total = total + torch.where(inside, mask[..., point], 0).unsqueeze(-1) * sample(value, y, x)
     return total
-
-
-def _bilinear(value: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Bilinear samples (N, Ho, Wo, G, Dg) of `value` at coordinates (N, Ho, Wo, G)."""
-    top, left = y.detach().floor(), x.detach().floor()
-    down, right = y - top, x - left
-    result = value.new_zeros(())
-    for corner_y, weight_y in ((top, 1 - down), (top + 1, down)):
-        for corner_x, weight_x in ((left, 1 - right), (left + 1, right)):
-            result = result + (weight_y * weight_x).unsqueeze(-1) * _pixel(value, corner_y, corner_x)
-    return result
-
-
-def _pixel(value: torch.Tensor, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Pixels (N, Ho, Wo, G, Dg) of `value` at integer coordinates, zero outside the image."""
-    batch, height, width, groups, _ = value.shape
-    inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
-    image = torch.arange(batch, device=value.device).view(-1, 1, 1, 1)
-    group = torch.arange(groups, device=value.device)
-    pixel = value[image, y.clamp(0, height - 1).long(), x.clamp(0, width - 1).long(), group]
-    return torch.where(inside.unsqueeze(-1), pixel, 0)

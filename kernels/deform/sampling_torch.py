@@ -13,7 +13,13 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
+from opbench_kernels.bilinear_torch import (
+    index_dtype,
+    precise_dtype,
+    weigh_corners,
+    weighted_sum,
+    with_row_of_zeros,
+)
 from opbench_kernels.deform.geometry import Geometry
 
 __all__ = ["deformable_sample"]
@@ -41,7 +47,7 @@ def deformable_sample(
     # An image of one row or column has no second neighbour there.
     if min(value.shape[1:3]) > 1 and _is_inference_on_the_cpu(value, offset, mask):
         result = _unchecked_sample(value, offset, mask, geometry)
-        if math.isfinite(result.sum(dtype=_precise(value)).item()):
+        if math.isfinite(result.sum(dtype=precise_dtype(value)).item()):
             return result
     return _strict_sample(value, offset, mask, geometry)
 
@@ -59,11 +65,6 @@ def _are_plain(*tensors: torch.Tensor) -> bool:
     return all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
 
 
-def _precise(value: torch.Tensor) -> torch.dtype:
-    """The dtype of coordinates and weights."""
-    return torch.float64 if value.dtype == torch.float64 else torch.float32
-
-
 def _unchecked_sample(
     value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: Geometry
 ) -> torch.Tensor:
@@ -74,9 +75,9 @@ def _unchecked_sample(
     both axes and all four corners share one wherever the layout allows.
     """
     batch, height, width, groups, group_channels = value.shape
-    precise, index_dtype = _precise(value), _index_dtype(value, mask)
+    precise, rows = precise_dtype(value), index_dtype(value, mask)
     make_plan = _plan if mask.shape[:-1].numel() < MOST_KEPT_BAGS else _plan.__wrapped__
-    plan = make_plan(batch, height, width, groups, tuple(offset.shape[1:3]), geometry, precise, index_dtype)
+    plan = make_plan(batch, height, width, groups, tuple(offset.shape[1:3]), geometry, precise, rows)
     # Axes and corners come first, so that the loops inside run over all points at once.
     y_x = torch.empty(2, *mask.shape, dtype=precise, device=value.device)
     for axis, grid in enumerate(plan.grids):
@@ -87,7 +88,7 @@ def _unchecked_sample(
     weights = (y_x.sub_(low) - plan.corners).abs_()  # (corner, axis, N, Ho, Wo, G, K)
     torch.sub(plan.one, weights, out=weights).relu_()
     by_row, by_column = weights.unbind(1)
-    row, column = low.to(index_dtype).unbind()
+    row, column = low.to(rows).unbind()
     first = row.mul_(width).add_(column).mul_(groups)
     pixels, points = mask.shape[1:3].numel(), mask.shape[-1]
     corner_weights = by_row.mul_(mask).unsqueeze(1) * by_column  # (2, 2, N, Ho, Wo, G, K)
@@ -143,55 +144,19 @@ def _plan(
 def _strict_sample(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     """The sum that reads only pixels that count, and a row of zeros in place of the others."""
     batch, height, width, groups, group_channels = value.shape
-    precise = _precise(value)
+    precise = precise_dtype(value)
     make_grids = _kept_grids if _are_plain(offset) else _grids
     y, x = (
         grid + offset[..., 1 - axis].to(precise) * geometry.offset_scale
         for axis, grid in enumerate(make_grids((offset.shape[1], offset.shape[2]), geometry, offset.device, precise))
     )
-    inside = (x > -1) & (x < width) & (y > -1) & (y < height)
-    strength = torch.where(inside, mask.to(precise), 0)
-    # NaN and inf must not reach an index.
-    x = torch.where(inside, x, 0)
-    y = torch.where(inside, y, 0)
-
-    top, left = y.detach().floor(), x.detach().floor()
-    down, right = y - top, x - left
-    index_dtype = _index_dtype(value, mask)
-    row, column = top.to(index_dtype), left.to(index_dtype)
-    weight_y = ((1 - down) * (row >= 0), down * (row < height - 1))
-    weight_x = ((1 - right) * (column >= 0), right * (column < width - 1))
-    # A corner outside is its neighbour inside, which the point touches anyway, with weight 0.
-    rows = (row.clamp(min=0), (row + 1).clamp(max=height - 1))
-    columns = (column.clamp(min=0), (column + 1).clamp(max=width - 1))
-
-    image = torch.arange(batch, device=value.device, dtype=index_dtype).view(-1, 1, 1, 1, 1) * height
-    group = torch.arange(groups, device=value.device, dtype=index_dtype).view(-1, 1)
-    indices, weights = [], []
-    zeros = batch * height * width * groups
-    for corner_y in (0, 1):
-        line = (image + rows[corner_y]) * width
-        strength_y = strength * weight_y[corner_y]
-        for corner_x in (0, 1):
-            indices.append(torch.where(inside, (line + columns[corner_x]) * groups + group, zeros))
-            weights.append(strength_y * weight_x[corner_x])
-
-    table = F.pad(value.reshape(-1, group_channels), (0, 0, 0, 1))
-    return _weighted_sum(torch.stack(indices, -2), table, torch.stack(weights, -2), value.dtype, offset.shape[:-1])
-
-
-def _index_dtype(value: torch.Tensor, mask: torch.Tensor) -> torch.dtype:
-    """Wide enough for a row of `value`, and for the number of all indices."""
-    return torch.int32 if max(value.numel(), 4 * mask.numel()) < 2**31 else torch.int64
-
-
-def _weighted_sum(
-    indices: torch.Tensor, table: torch.Tensor, weights: torch.Tensor, dtype: torch.dtype, points: torch.Size
-) -> torch.Tensor:
-    """Rows of `table` weighted and summed for each (pixel, group): (N, Ho, Wo, G, Dg)."""
-    layout = (math.prod(points[:-1]), 4 * points[-1])
-    result = F.embedding_bag(indices.view(layout), table, per_sample_weights=weights.view(layout).to(dtype), mode="sum")
-    return result.view(*points[:-1], table.shape[-1])
+    rows = index_dtype(value, mask)
+    image = torch.arange(batch, device=value.device, dtype=rows).view(-1, 1, 1, 1, 1) * (height * width * groups)
+    first = image + torch.arange(groups, device=value.device, dtype=rows).view(-1, 1)
+    nowhere = batch * height * width * groups
+    indices, weights = weigh_corners(y, x, mask.to(precise), height, width, first, groups, nowhere, dim=-2)
+    table = with_row_of_zeros(value.reshape(-1, group_channels))
+    return weighted_sum(table, indices, weights, 4 * mask.shape[-1]).view(*mask.shape[:-1], group_channels)
 
 
 def _grids(
