@@ -288,7 +288,7 @@ def test_help_says_each_default_and_eats_no_brackets():
         ("--ops", "dcnv", ["dcnv2", "dcnv3", "dcnv4", "dcnv4_lightweight"]),
         ("--ops", "conv3x3,dcnv4_", ["conv3x3,dcnv4_lightweight"]),
         ("--ops", "dcnv3,dcnv3", []),
-        ("--providers", "dcnv3=t", ["dcnv3=triton", "dcnv3=torch", "dcnv3=torch_compile"]),
+        ("--providers", "dcnv3=t", ["dcnv3=triton", "dcnv3=torch", "dcnv3=torch_compile", "dcnv3=triton_autotuned"]),
         ("--dtypes", "fp32,f", ["fp32,fp16"]),
         ("--level", "c", ["core"]),
         ("--direction", "fwd_", ["fwd_bwd"]),

@@ -45,7 +45,7 @@ def run(tmp_path, monkeypatch):
 
     def make(body="pass", limit_s=30.0):
         (tmp_path / "fake_worker.py").write_text(FAKE_WORKER.replace("BODY", body))
-        made.append(WorkerExecutor(OPTIONS, limit_s, Workers("fake_worker:serve")))
+        made.append(WorkerExecutor(OPTIONS, limit_s, Workers("fake_worker:serve"), {("double", "alone")}))
         return lambda provider="p", side=4: made[-1].run(
             make_cell(make_case(shape=(1, side, 4, 8)), provider=provider), lambda stage: None
         )
@@ -104,6 +104,13 @@ def test_a_broken_device_gets_a_new_process(run):
 def test_another_shape_gets_another_process(run):
     measure = run()
     assert measure(side=4).reason == measure(side=4).reason != measure(side=6).reason
+
+
+def test_a_provider_that_must_be_alone_gets_another_process(run):
+    measure = run()
+    first, alone, again, after = measure(), measure("alone"), measure("alone"), measure()
+    assert alone.reason == again.reason
+    assert len({first.reason, alone.reason, after.reason}) == 3
 
 
 def test_a_worker_that_writes_among_the_answers_costs_one_row(run):

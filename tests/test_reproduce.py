@@ -11,8 +11,10 @@ from opbench.results.journal import JOURNAL
 from opbench.results.run import Run
 from opbench.sweeps import reproduction
 from opbench.sweeps.as_paper import AS_PAPER
+from opbench.sweeps.conduct import make_conduct
 from opbench.sweeps.plan import plan_cells
-from opbench.sweeps.reproduction import Part, chosen_parts, parts_for
+from opbench.sweeps.progress import NullProgress
+from opbench.sweeps.reproduction import Part, chosen_parts, parts_for, run_part
 from opbench.sweeps.request import make_request
 from opbench.workload.shapes import load_shape_lists
 
@@ -28,13 +30,15 @@ def test_the_parts_on_a_gpu_are_what_the_paper_has_and_more(monkeypatch):
         ways.add((request.timer, request.cache))
         for cell in plan_cells(request, load_shape_lists(request.shapes), operators):
             case = cell.case
-            entry = (request.timer, request.cache, case.operator, case.level, case.direction, case.shape, case.dtype)
+            entry = (request.timer, request.cache, case.operator, case.level, case.direction, case.shape, case.dtype,
+                     case.settings, cell.provider)  # fmt: skip
             assert entry not in cells  # measured once
             cells.add(entry)
     assert ways == {("cuda-event", "cold"), ("cuda-event", "warm"), ("cuda-graph", "cold"), ("launch-sync", "warm")}
-    # As published 7 operators, 15 shapes, 2 dtypes; 7 forward and 3 backward, 10 shapes, 2 levels, 4 dtypes, 3 timers
-    assert len(cells) == 7 * 15 * 2 + (7 + 3) * 10 * 2 * 4 * 3
-    assert {name for _, _, name, _, direction, _, _ in cells if direction == "bwd"} == set(reproduction.DEFORMABLE)
+    # As published 7 operators, 15 shapes, 2 dtypes; 7 forward and 3 backward, 10 shapes, 2 levels, 4 dtypes, 3 timers;
+    # beside the published 3 operators with 3 other settings, and 3 providers of convolutions.
+    assert len(cells) == (7 + 3 * 3 + 3) * 15 * 2 + (7 + 3) * 10 * 2 * 4 * 3
+    assert {name for _, _, name, _, direction, *_ in cells if direction == "bwd"} == set(reproduction.DEFORMABLE)
     assert {name for _, _, name, *_ in cells} == set(registry.PAPER_ORDER)
 
 
@@ -52,6 +56,23 @@ def test_an_operator_that_is_not_the_papers_is_in_no_part(device, monkeypatch):
     operators = {**registry.registered(), "mine": replace(registry.find("conv3x3"), name="mine")}
     for part in chosen_parts(None, device, {}):
         assert set(make_request(part.options, operators).ops) <= set(registry.PAPER_ORDER), part.name
+
+
+def test_a_part_whose_providers_must_be_alone_is_isolated_whatever_the_others_are(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(reproduction, "start_run", lambda *_: None)
+    monkeypatch.setattr(reproduction, "finish", lambda *_, **__: None)
+
+    def watched(run, operators, progress, conduct):
+        seen[part.name] = str(conduct.isolation)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(reproduction, "run_cells", watched)
+    monkeypatch.setattr(reproduction, "make_request", lambda *_: None)
+    for part in parts_for("cuda"):
+        with pytest.raises(KeyboardInterrupt):
+            run_part(part, tmp_path, {}, NullProgress(), make_conduct({"isolation": "none"}))
+    assert {name for name, isolation in seen.items() if isolation == "process"} == {"as-paper-convolutions"}
 
 
 def test_what_is_given_for_every_part_stands_in_place_of_its_own():

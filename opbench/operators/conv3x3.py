@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
+from opbench.operators._cudnn import autotuned
 from opbench.operators._random import normal
 from opbench.workload.case import Case, Level
 from opbench.workload.operator import Forward, Operator, Provider, Tensors, by_direction, compiled
@@ -62,22 +64,27 @@ def memory_bytes(case: Case) -> int:
     return case.dtype.element_bytes * 2 * (2 * case.shape.elements + 9 * case.shape.channels**2)
 
 
-def _build(case: Case, tensors: Tensors) -> Forward:
+def _build(case: Case, tensors: Tensors, *, nchw: bool = False) -> Forward:
     import torch.nn.functional as F
 
     x = tensors["x"].permute(0, 3, 1, 2)  # a channels_last view of NHWC memory: nothing is copied
     weight = tensors["weight"].permute(0, 3, 1, 2)
+    if nchw:
+        x, weight = x.contiguous(), weight.contiguous()
     bias = tensors.get("bias")
     return lambda: F.conv2d(x, weight, bias, padding=1).permute(0, 2, 3, 1)
 
 
 TORCH = Provider("torch", _build, "torch.nn.functional.conv2d, channels_last")
+NCHW = Provider(
+    "torch_nchw", partial(_build, nchw=True), "torch.nn.functional.conv2d on NCHW tensors, rearranged before the timing"
+)
 
 OPERATOR = Operator(
     name="conv3x3",
     family="convolution",
     summary="3x3 convolution, C to C channels, padding 1; module adds the bias",
-    timed="the convolution on channels_last views; no layout conversion",
+    timed="the convolution, on channels_last views (torch_nchw: on NCHW tensors); no layout conversion",
     make_inputs=make_inputs,
     reference=reference,
     flop_count=flop_count,
@@ -87,5 +94,5 @@ OPERATOR = Operator(
     tolerance=lambda case: rounding_budget(
         case, storage_roundings=1, float32_growth=max(9 * case.shape.channels, case.shape.pixels) ** 0.5
     ),
-    providers=(TORCH, compiled(TORCH)),
+    providers=(TORCH, compiled(TORCH), NCHW, autotuned(TORCH)),
 )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 from opbench.operators import _dcn, _triton
+from opbench.operators._cudnn import autotuned
 from opbench.operators._linear import linear, linear_weight
 from opbench.operators._random import normal
 from opbench.workload.case import Case, Level
@@ -153,6 +155,11 @@ def _build(implementation: Implementation, case: Case, tensors: Tensors) -> Forw
     return lambda: output_proj(core(*inputs()))
 
 
+def _autotuned_not_applicable(case: Case, _device_type: str) -> str | None:
+    return "the core has no convolution for cuDNN to choose" if case.level is Level.CORE else None
+
+
+TRITON = _triton.triton_provider(_build, _dcn.warp_instructions)
 TORCH = Provider("torch", partial(_build, "torch"), "vectorised torch, embedding_bag")
 
 OPERATOR = Operator(
@@ -169,9 +176,10 @@ OPERATOR = Operator(
     smooth_inputs=smooth_inputs,
     tolerance=_dcn.tolerance,
     providers=(
-        _triton.triton_provider(_build, _dcn.warp_instructions),
+        TRITON,
         TORCH,
         compiled(TORCH),
+        replace(autotuned(TRITON, "triton_autotuned"), not_applicable=_autotuned_not_applicable),
     ),
     settings={
         "group_channels": _dcn.GROUP_CHANNELS,

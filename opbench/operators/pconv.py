@@ -7,6 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from opbench.operators import _triton
+from opbench.operators._cudnn import autotuned
 from opbench.operators._linear import linear_weight
 from opbench.operators._random import normal
 from opbench.operators.conv3x3 import shifted_products
@@ -166,7 +167,7 @@ OPERATOR = Operator(
     memory_bytes=memory_bytes,
     reference_elements=reference_elements,
     tolerance=tolerance,
-    providers=(TRITON, TORCH, SLICING, compiled(TORCH)),
+    providers=(TRITON, TORCH, SLICING, compiled(TORCH), autotuned(TORCH)),
     settings={"n_div": Setting(4, 1, "the convolution takes one part in so many of the channels")},
     not_applicable=not_applicable,
 )

@@ -4,7 +4,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from opbench.errors import UnknownNameError
 from opbench.files import write_whole
 from opbench.registry.registry import PAPER_ORDER
 from opbench.sweeps.as_paper import AS_PAPER
-from opbench.sweeps.conduct import Conduct
+from opbench.sweeps.conduct import Conduct, Isolation
 from opbench.sweeps.progress import Progress
 from opbench.sweeps.request import make_request
 from opbench.sweeps.run_cells import run_cells
@@ -43,22 +43,47 @@ PASSES: dict[str, dict[str, list[str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One sweep: its name, and its options as opbench.sweep takes them."""
+    """One sweep.
+
+    Attributes:
+        name: of its folder.
+        options: as opbench.sweep takes them.
+        own_processes: it has providers whose cells share no process with others: they are isolated in any case.
+    """
 
     name: str
     options: dict[str, Any]
+    own_processes: bool = False
 
 
 def parts_for(device_type: str) -> list[Part]:
     """Every part for "cpu" or "cuda", what the paper has first."""
     ops = list(PAPER_ORDER)
-    as_paper = [Part("as-paper", {**AS_PAPER, "ops": ops, "direction": ["fwd"]})] if device_type == "cuda" else []
     common = {"ops": ops, "shapes": SHAPES, "dtypes": list(DTYPES[device_type])}
-    return as_paper + [
+    parts = [
         Part(f"{name}-{way}", {**common, **options, "timer": timer, "cache": cache})
         for way, (timer, cache) in WAYS[device_type].items()
         for name, options in PASSES.items()
     ]
+    if device_type == "cpu":
+        return parts
+    return [Part("as-paper", {**AS_PAPER, "ops": ops, "direction": ["fwd"]}), *parts, *_beside_the_paper()]
+
+
+def _beside_the_paper() -> list[Part]:
+    """What the published tables may depend on, timed as they were: offsets, group widths, layouts and algorithms."""
+    as_paper = {**AS_PAPER, "direction": ["fwd"]}
+    settings = {"offset-0": "offset_std_px=0", "offset-4": "offset_std_px=4", "groups-16": "group_channels=16"}
+    parts = [
+        Part(
+            f"as-paper-{name}",
+            {**as_paper, "ops": list(DEFORMABLE), "settings": [f"{operator}.{setting}" for operator in DEFORMABLE]},
+        )
+        for name, setting in settings.items()
+    ]
+    providers = ["conv3x3=torch_nchw", "conv3x3=torch_autotuned", "dcnv3=triton_autotuned"]
+    algorithms = {**as_paper, "ops": ["conv3x3", "dcnv3"], "providers": providers}
+    return [*parts, Part("as-paper-convolutions", algorithms, own_processes=True)]
 
 
 def chosen_parts(names: Sequence[str] | None, device: str, options: Mapping[str, Any]) -> list[Part]:
@@ -77,7 +102,7 @@ def chosen_parts(names: Sequence[str] | None, device: str, options: Mapping[str,
     for name in chosen:
         if name not in known:
             raise UnknownNameError("part", name, known)
-    return [Part(name, {**known[name].options, **options, "device": device}) for name in chosen]
+    return [replace(known[name], options={**known[name].options, **options, "device": device}) for name in chosen]
 
 
 def run_part(
@@ -100,6 +125,8 @@ def run_part(
     """
     started = time.monotonic()
     path = out / part.name
+    if part.own_processes:
+        conduct = replace(conduct, isolation=Isolation.PROCESS)
     if (path / "run.json").exists():
         run = continue_run(path, part.options, operators, accept_differences=accept_differences)
     else:

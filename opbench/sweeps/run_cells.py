@@ -154,11 +154,22 @@ def _executor(run: Run, operators: Mapping[str, Operator], conduct: Conduct, wor
         workers.preload = tuple(name for name in PRELOADED if name in providers and find_spec(name))
         limit_s = conduct.cell_timeout_s or cell_limit_s(options.time_budget_s)
         sources = run.command.get("sources", ())
-        with closing(WorkerExecutor({**options.to_json(), "sources": list(sources)}, limit_s, workers)) as isolated:
+        told = {**options.to_json(), "sources": list(sources)}
+        with closing(WorkerExecutor(told, limit_s, workers, _alone(operators))) as isolated:
             yield isolated
         return
     with _in_process(run, options, operators) as here:
         yield here
+
+
+def _alone(operators: Mapping[str, Operator]) -> set[tuple[str, str]]:
+    """Operator and provider of those that share no process with others."""
+    return {
+        (name, provider.name)
+        for name, operator in operators.items()
+        for provider in operator.providers
+        if provider.own_process
+    }
 
 
 @contextmanager
@@ -167,6 +178,7 @@ def _in_process(run: Run, options: "RunOptions", operators: Mapping[str, Operato
     from opbench.sweeps.runner import CellRunner, memory_limit, torch_threads
 
     runner = CellRunner(options, operators.__getitem__)
+    alone = _alone(operators)
     with short_collections() as set_aside_imports:
 
         def run_cell(cell: Cell, on_stage: OnStage) -> Measurement:
@@ -175,6 +187,10 @@ def _in_process(run: Run, options: "RunOptions", operators: Mapping[str, Operato
                     f"{options.device} no longer answers this process since the last cell; what is left was not "
                     f"measured: start again to go on (sweep: --resume --out {run.path}), or take --isolation process"
                 )
+            place = (cell.case.operator, cell.provider)
+            if place in alone and not operators[place[0]].provider(place[1]).unavailable(options.device_type):
+                needed = "its cells need a process of their own: --isolation process"
+                return Measurement(cell, Status.UNAVAILABLE, needed)
             with (
                 noted(run.path, cell) as note,
                 torch_threads(options.threads),

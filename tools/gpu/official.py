@@ -1,6 +1,7 @@
 """Times opbench's Triton kernels beside the official CUDA ones, values checked first.
 
 usage: python tools/gpu/official.py --out DIR [--sources third_party] [--ops dcnv4,dcnv3] [--timer cuda-graph]
+                                    [--cache warm]
            [--direction fwd] [--accept-difference driver]
        python tools/gpu/official.py --out DIR --build-only | --dry-run
 
@@ -49,6 +50,7 @@ from opbench.sweeps.console_progress import ConsoleProgress
 from opbench.sweeps.request import make_request
 from opbench.sweeps.run_cells import run_cells
 from opbench.sweeps.start import continue_run, plan, start_run
+from opbench.timing import CACHES
 from opbench.workload.operator import Operator, Provider
 
 NEEDS_GPU = 77
@@ -145,7 +147,8 @@ def measure(ops: Sequence[str], directions: Sequence[str], given: argparse.Names
     scope = {**FULL, "direction": list(directions)}
     runs = [
         sweep_round(
-            out / f"round-{turn + 1}", options(scope, ops, OURS, turn, timer=given.timer), operators,
+            out / f"round-{turn + 1}", options(scope, ops, OURS, turn, timer=given.timer, cache=given.cache),
+            operators,
             given.accept_difference,
         )
         for turn in range(given.rounds)
@@ -172,7 +175,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--build", type=Path, default=Path("build/official"), help="where the extensions are kept")
     parser.add_argument("--ops", default="dcnv4,dcnv3")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--timer", choices=("cuda-event", "cuda-graph"), default="cuda-event")
+    parser.add_argument("--timer", choices=("cuda-event", "cuda-graph", "launch-sync"), default="cuda-event")
+    parser.add_argument("--cache", choices=CACHES, help="by default cold where the timer can flush")
     parser.add_argument("--direction", default=",".join(FULL["direction"]), help="of fwd and bwd; both by default")
     parser.add_argument(
         "--accept-difference", action="append", default=[], metavar="NAME", help="go on although this differs"

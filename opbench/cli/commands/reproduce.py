@@ -45,9 +45,10 @@ def reproduce(
 
     Both published shape lists, the paper's operators, every dtype that the device has, module and core, forward; the
     deformable operators backward too. On a GPU each by CUDA events, with a cold and with a warm cache, and by CUDA
-    graphs; before them the part as-paper, timed as the published scripts do. Each part is a run
-    of its own, DIR/PART, without plots: `opbench report DIR/PART --write` draws them, on any machine. DIR/PART/tables
-    has the published figures beside the measured; DIR/reproduce.json says how long each part took.
+    graphs; before them the part as-paper, timed as the published scripts do, and after them what its figures may depend
+    on: offsets, group widths, layouts and cuDNN's algorithms. Each part is a run of its own, DIR/PART, without plots:
+    `opbench report DIR/PART --write` draws them, on any machine. DIR/PART/tables has the published figures beside the
+    measured; DIR/reproduce.json says how long each part took.
 
     Cells share one process, because starting one for each operator and shape of every part would take longer than
     measuring. A cell that ends this process, or breaks the GPU's context, ends the command: the same command again goes

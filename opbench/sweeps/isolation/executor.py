@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, Protocol
 
 from opbench.host.system import says_out_of_memory
@@ -11,7 +11,7 @@ from opbench.results.measurement import Measurement, Status
 from opbench.sweeps.isolation.supervisor import can_fork
 from opbench.sweeps.isolation.worker_process import SupervisorLost, WorkerDied, Workers
 from opbench.sweeps.progress import OnStage
-from opbench.workload.case import Case, Cell
+from opbench.workload.case import Cell
 
 __all__ = ["Executor", "InProcessExecutor", "WorkerExecutor", "cell_limit_s"]
 
@@ -74,9 +74,17 @@ class WorkerExecutor:
         options: as RunOptions.to_json gives them.
         limit_s: seconds after which a cell is killed and recorded as a timeout.
         workers: where they come from; a supervisor that was launched before is ready sooner.
+        alone: (operator, provider) of those whose cells share no worker with other providers.
     """
 
-    def __init__(self, options: dict[str, Any], limit_s: float, workers: Workers | None = None) -> None:
+    def __init__(
+        self,
+        options: dict[str, Any],
+        limit_s: float,
+        workers: Workers | None = None,
+        alone: Collection[tuple[str, str]] = (),
+    ) -> None:
+        self._alone = alone
         self._options = options
         self._limit_s = limit_s
         self._workers = workers or Workers()
@@ -86,7 +94,7 @@ class WorkerExecutor:
         """Measure one cell in the group's worker."""
         stage, started, limit_s = "start-up", time.monotonic(), START_LIMIT_S
         try:
-            self._enter_group(cell.case)
+            self._enter_group(cell)
             limit_s, started = self._limit_s, time.monotonic()
             self._workers.send(cell.to_json())
             while True:
@@ -125,10 +133,13 @@ class WorkerExecutor:
         self._group = None
         self._workers.close()
 
-    def _enter_group(self, case: Case) -> None:
-        """Have a worker that ran no other operator or shape."""
+    def _enter_group(self, cell: Cell) -> None:
+        """Have a worker that ran no other operator or shape, and where the provider needs it no other provider."""
+        case = cell.case
         # Where each worker has to import torch anew, one serves until a cell ends it or leaves it changed.
         group: tuple[object, ...] = (case.operator, case.shape_list, case.shape) if can_fork() else ("every cell",)
+        if (case.operator, cell.provider) in self._alone:
+            group = (case.operator, case.shape_list, case.shape, cell.provider)
         if self._group == group:
             return
         if self._group:
