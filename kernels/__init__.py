@@ -6,7 +6,7 @@ from opbench_kernels.deform.functional import dcnv3, dcnv4
 from opbench_kernels.deform.modules import DCNv3, DCNv4
 from opbench_kernels.depthwise.functional import depthwise_conv2d
 from opbench_kernels.depthwise.modules import RepLKBlock, RepLKConv, SLaKConv
-from opbench_kernels.parc.modules import BGU
+from opbench_kernels.parc.modules import BGU, ParCV2
 from opbench_kernels.partial.functional import partial_conv3x3
 from opbench_kernels.partial.modules import PartialConv3
 
@@ -15,6 +15,7 @@ __all__ = [
     "DCNv2",
     "DCNv3",
     "DCNv4",
+    "ParCV2",
     "PartialConv3",
     "RepLKBlock",
     "RepLKConv",

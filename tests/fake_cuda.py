@@ -13,6 +13,7 @@ import torch
 import triton
 from opbench_kernels import launch, tuning
 from opbench_kernels.deform import dcnv4_fused, operators, sampling_torch
+from opbench_kernels.depthwise import operators as depthwise_operators
 from opbench_kernels.partial import operators as partial_operators
 from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import get_gradient_edge
@@ -26,6 +27,8 @@ OPERATORS = (
     operators._dcnv4,
     operators._dcnv4_backward,
     dcnv4_fused._from_input,
+    depthwise_operators._depthwise,
+    depthwise_operators._weight_grad,
     partial_operators._partial_conv3x3,
 )
 

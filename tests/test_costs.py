@@ -31,6 +31,7 @@ CORNERS = 4 * (
 )  # bytes: the torch provider's indices and weights of four corners are 4 bytes each
 
 D = 7 * 17 // 5  # the channels that a partial convolution takes at n_div 5: 23
+OVERSIZED = 2 * 19 + 49  # taps of an oversized convolution of 19, in both directions, and of the 7x7 one
 HALF = 7 * 17 * 6 // 2  # hidden channels of BGU at mlp_ratio 6, halved by its gate
 
 ATTENTION = {"head_dim": HEAD_DIM}
@@ -46,6 +47,7 @@ SETTINGS = {
     "dcnv4": DEFORMABLE,
     "pconv": {"n_div": 5},
     "bgu": {"mlp_ratio": 6},
+    "parc_v2": {"global_kernel_size": 19},
 }
 NAMES = list(SETTINGS)
 
@@ -95,6 +97,8 @@ FLOPS = {  # forward, backward
     ("pconv", "core"): (18 * P * D**2, 36 * P * D**2),
     ("pconv", "module"): (18 * P * D**2 + 8 * P * C**2, 36 * P * D**2 + 16 * P * C**2),
     ("bgu", "module"): (6 * PC * HALF, 12 * PC * HALF),  # C to 2 * HALF, HALF to C
+    ("parc_v2", "core"): (2 * PC * OVERSIZED, 4 * PC * OVERSIZED),
+    ("parc_v2", "module"): (2 * PC * OVERSIZED + 6 * P * C**2, 4 * PC * OVERSIZED + 12 * P * C**2),
 }
 
 ELEMENTS = {  # that cross the memory bus; forward, backward
@@ -135,6 +139,9 @@ ELEMENTS = {  # that cross the memory bus; forward, backward
     # 1x1 to 2C and back 3 PC each, GELU 4 PC, the addition 3 PC
     ("pconv", "module"): (15 * PC + 9 * D**2 + 4 * C**2, 28 * PC + P * D + 18 * D**2 + 8 * C**2),
     ("bgu", "module"): (2 * PC + 6 * P * HALF + 3 * C * HALF, 4 * PC + 12 * P * HALF + 6 * C * HALF),
+    ("parc_v2", "core"): (9 * PC + C * OVERSIZED, 18 * PC + 2 * C * OVERSIZED),
+    # C to 2C 3 PC, GELU 2 PC, the gate 3 PC, C to C 2 PC
+    ("parc_v2", "module"): (19 * PC + C * OVERSIZED + 3 * C**2, 38 * PC + 2 * C * OVERSIZED + 6 * C**2),
 }
 
 MEMORY_FP16 = {  # estimated peak bytes of a forward pass
@@ -156,6 +163,8 @@ MEMORY_FP16 = {  # estimated peak bytes of a forward pass
     ("pconv", "core"): 2 * (4 * PC + 9 * D**2),
     ("pconv", "module"): 2 * (16 * PC + 9 * D**2 + 4 * C**2),
     ("bgu", "module"): 2 * (2 * PC + 4 * P * HALF + 3 * C * HALF),
+    ("parc_v2", "core"): 2 * (6 * PC + C * OVERSIZED + 3 * C**2),
+    ("parc_v2", "module"): 2 * (10 * PC + C * OVERSIZED + 3 * C**2),
 }
 
 REFERENCE = {  # estimated elements that the reference holds; forward, and where gradients keep what they need
@@ -170,6 +179,7 @@ REFERENCE = {  # estimated elements that the reference holds; forward, and where
     ("pconv", "core"): (6 * PC + 9 * D**2, 6 * PC + 9 * D**2),
     ("pconv", "module"): (12 * PC + 9 * D**2, 12 * PC + 9 * D**2),
     "bgu": (2 * PC + 8 * P * HALF, 2 * PC + 8 * P * HALF),
+    "parc_v2": (14 * PC, (14 + OVERSIZED) * PC),
 }
 
 
@@ -302,7 +312,7 @@ def output_of(name, level, tensors):
     return on_cpu[0].build(case_of(name, level), tensors)()
 
 
-STORING = ("attention", "window_attention", "bgu")
+STORING = ("attention", "window_attention", "bgu", "parc_v2")
 """Operators without a level that stores nothing between its stages."""
 
 SAMPLING_ALONE = ("dcnv3", "dcnv4", "dcnv4_lightweight")
@@ -427,3 +437,13 @@ def test_a_gated_unit_moves_what_its_stages_do():
     moved = moved_by_stages(lambda: output_of("bgu", "module", tensors))
     moved += 2 * P * HALF  # the gate reads both halves and writes one, which is counted as GELU's
     assert registry.find("bgu").bytes_moved(case_of("bgu", "module")) == 4 * moved
+
+
+@pytest.mark.parametrize("level", list(Level))
+def test_an_oversized_convolution_moves_what_its_stages_do(level):
+    tensors = tensors_of("parc_v2", level)
+    moved = moved_by_stages(lambda: output_of("parc_v2", level, tensors))
+    moved += 3 * PC  # the sum of both convolutions
+    if level is Level.MODULE:
+        moved += PC + 3 * PC  # what GELU reads, and the gate
+    assert registry.find("parc_v2").bytes_moved(case_of("parc_v2", level)) == 4 * moved

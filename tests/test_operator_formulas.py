@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from opbench_kernels import BGU, DCNv3, DCNv4, tuning
+from opbench_kernels import BGU, DCNv3, DCNv4, ParCV2, tuning
 from opbench_kernels.deform.launch import Config
 from timm.models.fasternet import MLPBlock
 from torchvision.ops import deform_conv2d
@@ -85,11 +85,33 @@ def test_a_gated_unit_is_the_module():
     assert_same(reference(case, t), module(t["x"]).detach())
 
 
+@pytest.mark.parametrize("given", [0, 5])
+def test_an_oversized_convolution_is_the_module_and_its_merged_kernel_the_same(given):
+    case = case_of("parc_v2", global_kernel_size=given)
+    t = random_like(case)
+    module = ParCV2(24, global_kernel_size=given or 11).double()
+    module.load_state_dict({
+        "pwconv1.weight": t["pwconv1_weight"][..., None, None], "pwconv1.bias": t["pwconv1_bias"],
+        "dwconv1.conv_h.weight": t["column_weight"], "dwconv1.conv_w.weight": t["row_weight"],
+        "dwconv2.weight": t["local_weight"], "pwconv2.weight": t["pwconv2_weight"][..., None, None],
+    })  # fmt: skip
+    assert_same(reference(case, t), module(t["x"]).detach())
+    merged = registry.find("parc_v2").provider("torch_merged")
+    if given:
+        assert merged.not_applicable(case, "cpu") == "merging is for kernels of 7 to 31, this is 5"
+    else:
+        assert_same(reference(case, t), merged.build(case, t)())
+
+
 def test_where_channels_have_no_such_part():
     assert "cannot be halved" in registry.find("bgu").not_applicable(case_of("bgu", (1, 3, 3, 5), mlp_ratio=3))
     assert registry.find("bgu").not_applicable(case_of("bgu", mlp_ratio=3)) is None
     assert "no 25th part" in registry.find("pconv").not_applicable(case_of("pconv", n_div=25))
     assert registry.find("pconv").not_applicable(case_of("pconv", n_div=24)) is None
+    oversized = registry.find("parc_v2").not_applicable
+    assert "must be odd" in oversized(case_of("parc_v2", global_kernel_size=4))
+    assert "13 is above 11" in oversized(case_of("parc_v2", global_kernel_size=13))
+    assert oversized(case_of("parc_v2", global_kernel_size=11)) is None
 
 
 def by_hand(q, k, v, head_dim, bias):

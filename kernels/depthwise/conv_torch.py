@@ -37,8 +37,11 @@ def depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, 
     """
     if x.device.type != "cpu":
         return F.conv2d(x, weight, bias, padding=(kernel.pad_h, kernel.pad_w), groups=x.shape[1])
-    result: torch.Tensor = _OnCpu.apply(x, weight, bias, kernel)
-    return result
+    tensors = (x, weight) if bias is None else (x, weight, bias)
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        result: torch.Tensor = _OnCpu.apply(x, weight, bias, kernel)
+        return result
+    return _convolve(x, weight, bias, kernel)  # a Function would look up its modules at every call
 
 
 class _Context(Protocol):

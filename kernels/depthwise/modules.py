@@ -10,10 +10,10 @@ from opbench_kernels.depthwise.functional import depthwise_conv2d, depthwise_con
 from opbench_kernels.implementation import Implementation, check_implementation
 from torch import nn
 
-__all__ = ["RepLKBlock", "RepLKConv", "SLaKConv"]
+__all__ = ["DepthwiseConv2d", "RepLKBlock", "RepLKConv", "SLaKConv"]
 
 
-class _DepthwiseConv2d(nn.Conv2d):
+class DepthwiseConv2d(nn.Conv2d):
     """nn.Conv2d with one channel per group, stride 1 and the image's size kept, by depthwise_conv2d."""
 
     def __init__(self, channels: int, kernel_size: tuple[int, int], bias: bool, implementation: Implementation) -> None:
@@ -89,13 +89,13 @@ class _ReparamConv(nn.Module):
 
     def _branch(self, height: int, width: int, normalized: bool = True) -> nn.Sequential:
         branch = nn.Sequential()
-        branch.add_module("conv", _DepthwiseConv2d(self.channels, (height, width), False, self.implementation))
+        branch.add_module("conv", DepthwiseConv2d(self.channels, (height, width), False, self.implementation))
         if normalized:
             branch.add_module("bn", nn.BatchNorm2d(self.channels))
         return branch
 
-    def _merged_conv(self) -> _DepthwiseConv2d:
-        return _DepthwiseConv2d(self.channels, (self.kernel_size, self.kernel_size), True, self.implementation)
+    def _merged_conv(self) -> DepthwiseConv2d:
+        return DepthwiseConv2d(self.channels, (self.kernel_size, self.kernel_size), True, self.implementation)
 
     def _branches(self) -> list[nn.Sequential]:
         """Those that add up to the output; none once merged."""

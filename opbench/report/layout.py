@@ -20,6 +20,7 @@ OPERATOR_LABELS = {
     "dcnv4_lightweight": "DCNv4 (lightweight)",
     "dcnv4": "DCNv4",
     "pconv": "PConv",
+    "parc_v2": "ParC V2",
     "bgu": "BGU",
 }
 """Row labels: those of the published tables, in their order; after them any of other operators."""
