@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from opbench.operators import _triton
 from opbench.operators._cudnn import autotuned
-from opbench.operators._cudnn import autotuned
 from opbench.operators._linear import linear, linear_weight
 from opbench.operators._random import normal
 from opbench.workload.case import Case, Direction, Level
