@@ -3,35 +3,38 @@
 import os
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
-import compile_kernels
+import gpu_plan
 import pytest
 import torch
 from compile_kernels import main, planned_launches
 from fake_cuda import DEVICE, fake_cuda
+from opbench_kernels.deform.configs import CONFIGS
+
+from opbench.workload.shapes import load_shape_lists
 
 ROOT = Path(__file__).parents[1]
 
 
-def test_every_deformable_operator_is_launched_in_both_directions_and_with_every_choice(monkeypatch):
-    monkeypatch.setattr(compile_kernels, "SHAPE_LISTS", ("smoke",))
-    counts = Counter()
+def test_the_kernels_of_every_cell_are_launched_with_every_choice(monkeypatch):
+    """At small shapes, where the rule chooses as everywhere among six."""
+    shapes = load_shape_lists(["smoke"])
+    monkeypatch.setattr("opbench.sweeps.request.resolve_device", lambda name: name)
+    monkeypatch.setattr(gpu_plan, "load_shape_lists", lambda names: shapes)
+    seen, forwards = set(), set()
     with fake_cuda() as launches:
         for key, launch in planned_launches(str(DEVICE)):
             launches.clear()
             launch()
             operator, level, direction, *_ = key.split("/")
-            counts[operator, level, direction] += bool(launches)
-            kernels = ["grad_value_ptr" in tensors for tensors in launches]
-            assert any(kernels) == (direction == "bwd"), key
-            assert len(launches) >= 1 + (direction == "bwd"), key
-    assert {operator for operator, *_ in counts} == set(compile_kernels.OPERATORS)
-    assert {(level, direction) for _, level, direction in counts} == {
-        (level, direction) for level in ("module", "core") for direction in ("fwd", "bwd")
-    }
-    assert all(counts.values())
+            seen.add((operator, level, direction))
+            assert any("grad_value_ptr" in tensors for tensors in launches) == (direction == "bwd"), key
+            forwards.add(sum("grad_value_ptr" not in tensors for tensors in launches))
+    operators, levels = ("dcnv3", "dcnv4", "dcnv4_lightweight"), ("module", "core")
+    assert {one for one in seen if one[2] == "bwd"} == {(name, level, "bwd") for name in operators for level in levels}
+    assert {name for name, _, direction in seen if direction == "fwd"} == set(operators)
+    assert max(forwards) > len(CONFIGS)  # each candidate alone, and the one that is chosen
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a CUDA device")

@@ -1,4 +1,4 @@
-"""Compiles every variant of our Triton kernels that the published shapes launch, by many processes at once.
+"""Compiles every variant of our Triton kernels that the steps of gpu_steps.py launch, by many processes at once.
 
 usage: python tools/gpu/compile_kernels.py [--processes N] [--dry-run]
 
@@ -19,15 +19,12 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
-from itertools import product
 from multiprocessing import get_context
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
 NEEDS_GPU = 77
-OPERATORS = ("dcnv3", "dcnv4_lightweight", "dcnv4")
-SHAPE_LISTS = ("standard", "high_resolution", "standard_batch1")
 DRY_LAUNCHES = 2
 
 
@@ -86,22 +83,21 @@ def seen_variants() -> Iterator[dict[str, Variant]]:
 
 
 def planned_launches(device: str) -> Iterator[tuple[str, Callable[[], object]]]:
-    """What launches each kernel once per case of the published shapes, with the key of the case."""
-    from opbench.registry.registry import find
-    from opbench.sweeps.plan import applicability
-    from opbench.workload.case import Case, Direction, Dtype, Level
-    from opbench.workload.shapes import load_shape_lists
+    """What launches our kernels for each cell of the steps, whatever its timer, with the cell's key."""
+    from gpu_plan import planned_cells, reproducing_steps
 
-    shapes = [(group.name, shape) for group in load_shape_lists(SHAPE_LISTS) for shape in group.shapes]
-    device_type = device.partition(":")[0]
-    for name, level, direction, (group, shape), dtype in product(
-        OPERATORS, Level, (Direction.FWD, Direction.BWD), shapes, Dtype
-    ):
-        operator = find(name)
-        case = Case(name, level, direction, group, shape, dtype, operator.resolve_settings({}))
-        for provider in operator.providers:
-            if provider.name.startswith("triton") and not applicability(operator, provider, case, device_type):
-                yield f"{case.key}@{provider.name}", _launching(operator, provider, case, device)
+    from opbench.registry.registry import find
+
+    cells = {
+        cell.key: cell
+        for step in reproducing_steps()
+        for _, planned in planned_cells(step)
+        for cell in planned
+        if cell.provider.startswith("triton")
+    }
+    for key, cell in cells.items():
+        operator = find(cell.case.operator)
+        yield key, _launching(operator, operator.provider(cell.provider), cell.case, device)
 
 
 def _launching(operator: Any, provider: Any, case: Any, device: str) -> Callable[[], object]:

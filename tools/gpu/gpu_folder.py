@@ -147,7 +147,7 @@ class WorkFolder:
         try:
             with path.open("rb") as file:
                 info = packed.gettarinfo(arcname=str(name), fileobj=file)
-                if name.parts[0] == "logs" and info.size > LOG_BYTES:
+                if name.suffix == ".log" and info.size > LOG_BYTES:
                     file.seek(info.size - LOG_BYTES)
                     info.size = LOG_BYTES
                 packed.addfile(info, file)

@@ -1,10 +1,11 @@
 """What is measured on a GPU, as a table: every step of the three commands, with its rank, its estimate and its limit.
 
-The estimates are arithmetic from counts of cells and launches; none was measured yet.
+The estimates are arithmetic from counts of cells, variants and processes; none was measured yet. The least certain have
+the last ranks of their part.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -17,6 +18,8 @@ PARTS = {
 }
 ROOT = Path(__file__).parents[2]
 TEST_PROCESSES = 12
+SPARE = 900
+"""From this rank on a step is for what time is left: a part's estimates need not have room for it."""
 CELL_STALL_S = 90
 """Most that a cell may take: compiling, tuning and checking it included."""
 
@@ -32,6 +35,7 @@ class Step:
         estimate_s: what it is expected to take; it is not started where less is left.
         limit_s: after so long it is stopped.
         command: arguments of Python. {out} is the step's folder, {local} one that stays on the machine.
+        variables: of its environment, in addition.
         resumes: run again, it goes on after what it has measured, and after a cell that ended its process.
         needs: a step without which it is not worth its time.
         local: what it makes stays on the machine, so that it is done again on another one.
@@ -43,11 +47,14 @@ class Step:
     estimate_s: int
     limit_s: int
     command: tuple[str, ...]
+    variables: Mapping[str, str] = field(default_factory=dict)
     resumes: bool = False
     needs: str = ""
     local: bool = False
 
 
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+"""For each of many processes."""
 ACCEPTED = ("--accept-difference", "driver", "--accept-difference", "gpu-uuid")
 """Machines of one kind differ in these; a run goes on all the same, and its rows say so."""
 NOT_LIGHTWEIGHT = "conv3x3,attention,flash_attention_2,window_attention,dcnv3,dcnv4"
@@ -90,14 +97,16 @@ def _official(*arguments: str) -> tuple[str, ...]:
 
 STEPS = (
     Step("environment", "A", 10, 10, 60, _opbench("env", "--check")),
-    Step("compile", "ABC", 30, 60, 240, ("tools/gpu/compile_kernels.py",), local=True),
-    Step("ceilings", "A", 40, 40, 90, _opbench("ceilings", "--device", "cuda")),
+    # 380 launches, and 484 variants of about 4 s by 16 processes, the candidates of each choice among them.
+    Step("compile", "ABC", 30, 135, 300, ("tools/gpu/compile_kernels.py",), variables=ONE_THREAD, local=True),
+    Step("ceilings", "A", 40, 35, 90, _opbench("ceilings", "--device", "cuda")),
     Step(
-        "timers", "A", 50, 25, 200,
+        "timers", "A", 50, 20, 200,
         _tests("tests/test_cuda_timers.py", "tests/test_timing.py", "tests/test_pytest_plugin.py", "-m", "gpu"),
+        variables=ONE_THREAD,
     ),
-    Step("kernels", "A", 60, 100, 400, _tests(*_kernel_tests(), "-m", "not slow")),
-    Step("operators", "A", 70, 60, 300, _tests("tests/test_operators.py", "-m", "not slow")),
+    Step("kernels", "A", 60, 85, 400, _tests(*_kernel_tests(), "-m", "not slow"), variables=ONE_THREAD),
+    Step("operators", "A", 70, 50, 300, _tests("tests/test_operators.py", "-m", "not slow"), variables=ONE_THREAD),
     # 6 processes of each arm, about 6 s each to start, and one cell.
     Step(
         "gate-aa", "A", 80, 80, 200,
@@ -107,7 +116,7 @@ STEPS = (
         ),
     ),
     # Last in A; before what needs it where B or C begins on another machine.
-    Step("official-build", "ABC", 125, 170, 400, _official("--build-only"), local=True),
+    Step("official-build", "ABC", 125, 130, 400, _official("--build-only"), local=True),
     # 210 cells of half a second: 100 launches, and 200 more. Kernels are tuned as cells meet them: half a second each.
     Step("as-paper", "B", 100, 135, 300, _reproduce("as-paper"), resumes=True),
     # From here on 0.2 s a cell: 0.05 s of samples, and what lies around them.
@@ -159,11 +168,24 @@ STEPS = (
     Step("memcheck", "C", 230, 110, 300, ("tools/gpu/sanitize.py", "--tools", "memcheck", "--out", "{out}")),
     # One cell; a session without and one with a slow-down, each of 6 processes of each arm.
     Step(
-        "gate-slowdown", "C", 240, 140, 300,
+        "gate-slowdown", "C", 240, 165, 350,
         _opbench(
             "gate", "--selftest", "--ops", "dcnv4", "--dtypes", "fp16", "--shapes", "tools/gpu/gate_shape.yaml",
             "--rounds", "3+3", "--sessions", "1", "--inject", "5%", "--out", "{out}/gate",
         ),
+    ),
+    # What the published figures may depend on, at five shapes: 45 cells of half a second.
+    Step(
+        "as-paper-settings", "C", 250, 30, 100,
+        _reproduce(
+            "as-paper-offset-0,as-paper-offset-4,as-paper-groups-16", "--shapes", "standard", "--dtypes", "fp16"
+        ),
+        resumes=True,
+    ),
+    # A process for each operator and shape, so that cuDNN's search for an algorithm is no other cell's.
+    Step(
+        "as-paper-convolutions", "BC", SPARE, 90, 300,
+        _reproduce("as-paper-convolutions", "--shapes", "standard", "--dtypes", "fp16"), resumes=True,
     ),
 )  # fmt: skip
 

@@ -148,7 +148,7 @@ class Command:
             file.write(f"$ {' '.join(command)}\n")
         started = self._clock()
         ended = run_program(
-            command, log, self._variables, limit_s=limit_s, stall_s=self._stall_s,
+            command, log, {**self._variables, **step.variables}, limit_s=limit_s, stall_s=self._stall_s,
             progress=(lambda: self._work.progress(step.name)) if step.resumes else None,
             terminated=lambda: self.terminated, clock=self._clock,
         )  # fmt: skip
@@ -223,15 +223,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.list:
         for step in steps:
             times = f"about {step.estimate_s} s, at most {step.limit_s} s"
-            print(f"{step.parts} {step.name}: {times}: {' '.join(step.command)}")
+            words = (*(f"{name}={value}" for name, value in step.variables.items()), *step.command)
+            print(f"{step.parts} {step.name}: {times}: {' '.join(words)}")
         return 0
     if given.out is None:
         parser.error("--out is needed")
+    out, work = given.out.absolute(), WorkFolder((given.work or (REHEARSAL if given.rehearse else WORK)).absolute())
+    out.mkdir(parents=True, exist_ok=True)
     os.chdir(ROOT)
-    work = WorkFolder(given.work or (REHEARSAL if given.rehearse else WORK))
-    given.out.mkdir(parents=True, exist_ok=True)
     command = Command(
-        work, given.out.absolute(), given.deadline, environment(work, rehearse=given.rehearse),
+        work, out, given.deadline, environment(work, rehearse=given.rehearse),
         stall_s=given.stall, again=names,
     )  # fmt: skip
     signal.signal(signal.SIGTERM, command.terminate)
