@@ -21,7 +21,18 @@ import torch
 import triton
 from triton.runtime.errors import OutOfResources
 
-__all__ = ["Config", "Key", "Timing", "cache_path", "choose", "enable", "forget_choices", "is_enabled", "last_choices"]
+__all__ = [
+    "Config",
+    "Key",
+    "Timing",
+    "cache_path",
+    "choose",
+    "enable",
+    "forget_choices",
+    "is_enabled",
+    "last_choices",
+    "taken",
+]
 
 Config = tuple[int, ...]
 """A NamedTuple of what may be chosen."""
@@ -73,7 +84,7 @@ def _in_rounds(launches: Sequence[Trial]) -> list[list[float]]:
 
 _DEFAULT_TIMING = Timing(_in_rounds, "cold")
 _state: dict[str, Any] = {}
-_known: dict[tuple[Key, str], Config] = {}
+_known: dict[tuple[Key, str], Any] = {}
 """By key and state of the cache."""
 _last: dict[str, Config] = {}
 
@@ -117,14 +128,17 @@ def choose(key: Key, candidates: Sequence[C], launch_of: Callable[[C], Trial]) -
 
     Args:
         key: what the choice depends on.
-        candidates: the rule's first.
+        candidates: the rule's first; the same ones for the same key.
         launch_of: gives a launch that may be repeated. Where that changes a result, it should write somewhere else.
     """
-    chosen = candidates[0]
-    if is_enabled() and key.device.type == "cuda":
-        chosen = _tuned(key, candidates, launch_of)
-    _last[key.kernel] = chosen
-    return chosen
+    tuned = is_enabled() and key.device.type == "cuda"
+    return taken(key.kernel, _tuned(key, candidates, launch_of) if tuned else candidates[0])
+
+
+def taken(kernel: str, config: C) -> C:
+    """`config`, which a launch of `kernel` takes: for last_choices, where nothing is tuned and no key is needed."""
+    _last[kernel] = config
+    return config
 
 
 def _tuned(key: Key, candidates: Sequence[C], launch_of: Callable[[C], Trial]) -> C:
@@ -133,9 +147,9 @@ def _tuned(key: Key, candidates: Sequence[C], launch_of: Callable[[C], Trial]) -
     While a CUDA graph is captured nothing can be timed: then it is the rule's, and not remembered.
     """
     timing: Timing = _state.get("timing", _DEFAULT_TIMING)
-    known = _known.get((key, timing.cache))
-    if known in candidates:
-        return candidates[candidates.index(known)]
+    known: C | None = _known.get((key, timing.cache))
+    if known is not None:
+        return known
     text = _text(key, timing.cache)
     chosen = next((config for config in candidates if config == _stored_choice(text)), None)
     if chosen is None:

@@ -106,6 +106,7 @@ def test_cold_and_warm_are_choices_of_their_own(memory):
 
 def test_a_choice_that_is_no_longer_a_candidate_is_made_again(memory, monkeypatch):
     assert Kernels(Tile(4, 8)).choose() == Tile(4, 8)
+    forget(monkeypatch)  # another version of the package, which keeps the text of the kernel
     assert Kernels(Tile(2, 4)).choose(candidates=TILES[:2]) == Tile(2, 4)
     forget(monkeypatch)
     assert Kernels(Tile(1, 4)).choose() == Tile(2, 4)
@@ -202,12 +203,13 @@ def test_strides_and_alignment_are_part_of_the_key():
         configs._key(*sampled(**change)) for change in ({}, {"extra": 4}, {"extra": 8}, {"extra": 2}, {"packed": 64})
     ]
     assert len({*keys}) == len(keys)
-    starts = [configs._alignment(torch.zeros(64, dtype=torch.float16)[start:]) for start in (0, 8, 4, 2, 1, 12)]
-    assert starts == [16, 16, 8, 4, 2, 8]
+    starts = [configs._place_in_vector(torch.zeros(64, dtype=torch.float16)[start:]) for start in (0, 8, 4, 1, 12)]
+    assert starts == [0, 0, 8, 2, 8]
 
 
 def test_the_rules_configuration_is_the_first_candidate(monkeypatch):
     seen = []
+    monkeypatch.setattr(tuning, "_state", {"enabled": True})
     monkeypatch.setattr(tuning, "choose", lambda key, candidates, launch_of: seen.append(candidates) or candidates[0])
     asked = sampled()
     assert configs.choose_forward(*asked) == forward_config(asked[0])
@@ -215,8 +217,16 @@ def test_the_rules_configuration_is_the_first_candidate(monkeypatch):
 
 
 def test_narrow_groups_have_no_second_vector():
-    narrow, _ = sampled(channels=4)
-    assert {config.vectors for config in configs._possible(narrow)} == {1}
+    assert {config.vectors for config in configs._candidates(Config(1, 2), 16)} == {1}
+    assert {config.vectors for config in configs._candidates(Config(1, 2), 17)} == {1, 2}
+
+
+def test_without_tuning_a_launch_makes_no_key(monkeypatch):
+    """It is taken at every launch of a model."""
+    monkeypatch.setattr(tuning, "_state", {"enabled": False})
+    monkeypatch.setattr(configs, "_key", None)
+    asked = sampled()
+    assert configs.choose_forward(*asked) == tuning.last_choices()[configs.FORWARD] == forward_config(asked[0])
 
 
 @pytest.mark.parametrize("config", CONFIGS)

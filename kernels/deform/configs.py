@@ -5,6 +5,8 @@ per program decide how programs are spread over the SMs, and the rest of a tile 
 depends on the choice.
 """
 
+from functools import cache
+
 import torch
 import triton
 from opbench_kernels import tuning
@@ -23,7 +25,9 @@ SOURCES = tuple(
 def choose_forward(sampled: Sampled, out: torch.Tensor) -> Config:
     """The configuration of a forward launch that writes `out`."""
     rule = forward_config(sampled)
-    candidates = [rule, *(config for config in _possible(sampled) if config != rule)]
+    if not tuning.is_enabled():
+        return tuning.taken(FORWARD, rule)
+    candidates = _candidates(rule, sampled.value.shape[-1] * sampled.value.element_size())
     # Its method, because mypy takes no NamedTuple for a function.
     return tuning.choose(_key(sampled, out), candidates, lambda config: forward_launch(sampled, out, config).__call__)
 
@@ -33,20 +37,20 @@ def _key(sampled: Sampled, out: torch.Tensor) -> tuning.Key:
     value, offset, mask, size, geometry = sampled
     facts = (
         value.dtype, *value.shape[1:], value.stride(0), *offset.stride()[:2], *mask.stride()[:2],
-        *(_alignment(tensor) for tensor in (value, offset, mask, out)),
+        *(_place_in_vector(tensor) for tensor in (value, offset, mask, out)),
         min(size) < 2, is_wide(size, geometry, value.stride(0), sampled.rows),
-        geometry.points, *geometry.stride, triton.next_power_of_2(sampled.rows),
+        geometry.points, *geometry.stride, (sampled.rows - 1).bit_length(),
     )  # fmt: skip
     return tuning.Key(FORWARD, value.device, facts, SOURCES)
 
 
-def _alignment(tensor: torch.Tensor) -> int:
-    """Bytes that the start of a tensor is a multiple of, up to a vector's, in memory from torch's allocator."""
-    start = int(tensor.storage_offset()) * tensor.element_size()
-    return min(VECTOR_BYTES, start & -start) or VECTOR_BYTES
+def _place_in_vector(tensor: torch.Tensor) -> int:
+    """Bytes from the last multiple of a vector's to the start of a tensor, in memory from torch's allocator."""
+    return int(tensor.storage_offset()) * tensor.element_size() % VECTOR_BYTES
 
 
-def _possible(sampled: Sampled) -> list[Config]:
-    """Configurations whose second vector, if any, still has channels to load."""
-    most = triton.next_power_of_2(sampled.value.shape[-1]) * sampled.value.element_size() // VECTOR_BYTES
-    return [config for config in CONFIGS if config.vectors <= max(1, most)]
+@cache
+def _candidates(rule: Config, row_bytes: int) -> tuple[Config, ...]:
+    """The rule's, and those whose second vector, if any, still has channels to load."""
+    most = max(1, triton.next_power_of_2(row_bytes) // VECTOR_BYTES)
+    return (rule, *(config for config in CONFIGS if config.vectors <= most and config != rule))
