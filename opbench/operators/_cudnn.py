@@ -1,7 +1,7 @@
 """Convolutions with the algorithm that cuDNN finds fastest by timing, beside the one that its heuristic names.
 
-Which of them a framework runs is a switch (`torch.backends.cudnn.benchmark`), off by default. In strict float32 and in
-depthwise convolutions the two often differ, so a comparison needs both.
+Which of them a framework runs is a switch (`torch.backends.cudnn.benchmark`), off by default. A comparison needs both,
+since a slow choice of the heuristic would flatter what stands beside it.
 """
 
 from __future__ import annotations
