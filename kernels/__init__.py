@@ -6,6 +6,8 @@ from opbench_kernels.deform.functional import dcnv3, dcnv4
 from opbench_kernels.deform.modules import DCNv3, DCNv4
 from opbench_kernels.depthwise.functional import depthwise_conv2d
 from opbench_kernels.depthwise.modules import RepLKBlock, RepLKConv, SLaKConv
+from opbench_kernels.msda.functional import ms_deform_attn
+from opbench_kernels.msda.modules import MSDeformAttn
 from opbench_kernels.parc.modules import BGU, ParCV2
 from opbench_kernels.partial.functional import partial_conv3x3
 from opbench_kernels.partial.modules import PartialConv3
@@ -15,6 +17,7 @@ __all__ = [
     "DCNv2",
     "DCNv3",
     "DCNv4",
+    "MSDeformAttn",
     "ParCV2",
     "PartialConv3",
     "RepLKBlock",
@@ -24,5 +27,6 @@ __all__ = [
     "dcnv3",
     "dcnv4",
     "depthwise_conv2d",
+    "ms_deform_attn",
     "partial_conv3x3",
 ]

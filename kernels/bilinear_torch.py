@@ -7,7 +7,15 @@ is ever stored.
 import torch
 import torch.nn.functional as F
 
-__all__ = ["index_dtype", "precise_dtype", "weigh_corners", "weighted_sum", "with_row_of_zeros"]
+__all__ = [
+    "are_plain",
+    "index_dtype",
+    "is_inference_on_the_cpu",
+    "precise_dtype",
+    "weigh_corners",
+    "weighted_sum",
+    "with_row_of_zeros",
+]
 
 
 def precise_dtype(value: torch.Tensor) -> torch.dtype:
@@ -18,6 +26,20 @@ def precise_dtype(value: torch.Tensor) -> torch.dtype:
 def index_dtype(value: torch.Tensor, points: torch.Tensor) -> torch.dtype:
     """Wide enough for a row of `value`, and for the number of all indices of `points`, one element a point."""
     return torch.int32 if max(value.numel(), 4 * points.numel()) < 2**31 else torch.int64
+
+
+def is_inference_on_the_cpu(*tensors: torch.Tensor) -> bool:
+    """Whether no gradient is wanted, and values may be looked at without waiting for a device."""
+    wants_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    on_the_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
+    return on_the_cpu and not wants_gradients and are_plain(*tensors)
+
+
+def are_plain(*tensors: torch.Tensor) -> bool:
+    """Whether nothing traces or transforms this call: only then can values be looked at, and tensors kept."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return False
+    return all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
 
 
 def weigh_corners(

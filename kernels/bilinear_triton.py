@@ -1,4 +1,4 @@
-"""Bilinear samples inside Triton kernels: what the kernels of deform/ share.
+"""Bilinear samples inside Triton kernels: what the kernels of deform/ and msda/ share.
 
 Two ways to add a point: `add_square` reads two neighbours in each direction that are always in the image and needs no
 comparison; `strict_add` compares each corner with the borders and reads no pixel that does not count.
@@ -9,7 +9,16 @@ import os
 import triton
 import triton.language as tl
 
-__all__ = ["add_square", "load_point", "place_point", "strict_add", "strict_corner", "strict_point", "weigh_square"]
+__all__ = [
+    "add_square",
+    "load_point",
+    "place_point",
+    "strict_add",
+    "strict_backward",
+    "strict_corner",
+    "strict_point",
+    "weigh_square",
+]
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 """In Triton 3.6's interpreter the minimum of a number and NaN is NaN, which is no index; compiled, it is the number."""
@@ -118,3 +127,38 @@ def strict_add(
         v = tl.load(pixels + shift * STRIDE, mask=there & in_group, other=0.0).to(tl.float32)
         acc += (strength * weight_y * weight_x)[:, None] * v
     return acc
+
+
+@triton.jit
+def strict_backward(
+    pixels, grad_pixels, grad, y, x, strength, start_y, start_x, height, width, valid, in_group, unit, unit2,
+    STRIDE: tl.constexpr, GRAD_STRIDE: tl.constexpr, FIXED_POINT: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """The gradients of one point's strength, y and x, each (BLOCK_ROWS,), from that of its sum, `grad`.
+
+    The shares of its corners are added to grad_pixels; with FIXED_POINT as integers, of which 1.0 has unit * unit2.
+    """
+    top, left, down, right, strength, inside = strict_point(y, x, strength, start_y, start_x, height, width)
+    grad_strength = tl.zeros(strength.shape, dtype=tl.float32)
+    grad_y = tl.zeros(strength.shape, dtype=tl.float32)
+    grad_x = tl.zeros(strength.shape, dtype=tl.float32)
+    for corner in tl.static_range(4):
+        weight_y = down if corner // 2 == 1 else 1.0 - down
+        weight_x = right if corner % 2 == 1 else 1.0 - right
+        sign_y = 1.0 if corner // 2 == 1 else -1.0
+        sign_x = 1.0 if corner % 2 == 1 else -1.0
+        shift, there = strict_corner(
+            top + corner // 2, left + corner % 2, inside & valid, start_y, start_x, height, width, WIDE
+        )
+        there = there & in_group
+        v = tl.load(pixels + shift * STRIDE, mask=there, other=0.0).to(tl.float32)
+        dot = tl.sum(grad * v, axis=1)
+        grad_strength += weight_y * weight_x * dot
+        grad_y += sign_y * weight_x * dot
+        grad_x += sign_x * weight_y * dot
+        share = (strength * weight_y * weight_x)[:, None] * grad
+        if FIXED_POINT:
+            share = (share * unit * unit2).to(tl.int64)
+        # Any other order fences and empties the L1 cache at each addition; nothing here reads the sums.
+        tl.atomic_add(grad_pixels + shift * GRAD_STRIDE, share, mask=there, sem="relaxed")
+    return tl.where(inside, grad_strength, 0.0), strength * grad_y, strength * grad_x

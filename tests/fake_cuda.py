@@ -14,6 +14,7 @@ import triton
 from opbench_kernels import launch, tuning
 from opbench_kernels.deform import dcnv4_fused, operators, sampling_torch
 from opbench_kernels.depthwise import operators as depthwise_operators
+from opbench_kernels.msda import operators as msda_operators
 from opbench_kernels.partial import operators as partial_operators
 from torch._subclasses import FakeTensorMode
 from torch.autograd.graph import get_gradient_edge
@@ -29,6 +30,8 @@ OPERATORS = (
     dcnv4_fused._from_input,
     depthwise_operators._depthwise,
     depthwise_operators._weight_grad,
+    msda_operators._attend,
+    msda_operators._attend_backward,
     partial_operators._partial_conv3x3,
 )
 
@@ -62,7 +65,7 @@ def fake_cuda():
             (torch.cuda, "device_of", lambda tensor: nullcontext()),
             (torch.nn.functional, "scaled_dot_product_attention", flash_attention),
             # What is kept for plain tensors of a shape is kept for these, by themselves.
-            (sampling_torch, "_are_plain", lambda *tensors: True),
+            (sampling_torch, "are_plain", lambda *tensors: True),
             (sampling_torch, "_kept_grids", cache(sampling_torch._kept_grids.__wrapped__)),
             (launch.Launch, "__call__", lambda launch: launches.append(bound_tensors(launch))),
             (tuning, "_device", str),

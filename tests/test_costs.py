@@ -41,6 +41,7 @@ SETTINGS = {
     "attention": ATTENTION,
     "flash_attention_2": ATTENTION,
     "window_attention": {**ATTENTION, "window_size": WINDOW},
+    "ms_deform_attn": {"n_levels": 3, "n_heads": 7, "n_points": 5},
     "dcnv2": {"kernel_size": 5, "deform_groups": G},
     "dcnv3": DEFORMABLE,
     "dcnv4_lightweight": DEFORMABLE,
@@ -50,6 +51,12 @@ SETTINGS = {
     "parc_v2": {"global_kernel_size": 19},
 }
 NAMES = list(SETTINGS)
+
+# Multi-scale deformable attention: pyramids of 11 x 29, 6 x 15 and 3 x 8, 15 points of each query and head
+SC = 3 * (319 + 90 + 24) * C
+TAPS = 7 * 15
+MSDA = (8 * 15 * PC + 30 * TAPS * P, 16 * 15 * PC + 30 * TAPS * P)
+MSDA_ADDED = 2 * SC * C + 2 * PC * C + 6 * TAPS * PC + 5 * TAPS * P
 
 SAMPLING = (8 * K * PC + 30 * K * P * G, 16 * K * PC + 30 * K * P * G)
 
@@ -74,6 +81,8 @@ FLOPS = {  # forward, backward
         100 * PADDED * C + 5 * PADDED_SCORES + 8 * PADDED * C**2,
         200 * PADDED * C + 10 * PADDED_SCORES + 16 * PADDED * C**2,
     ),
+    ("ms_deform_attn", "core"): MSDA,
+    ("ms_deform_attn", "module"): (MSDA[0] + MSDA_ADDED, MSDA[1] + 2 * MSDA_ADDED),
     ("dcnv2", "core"): (SAMPLING[0] + 2 * K * P * C**2, SAMPLING[1] + 4 * K * P * C**2),
     ("dcnv2", "module"): (  # and the convolution to OFFSETS_MASKS channels
         SAMPLING[0] + 2 * K * P * C**2 + 2 * K * PC * OFFSETS_MASKS,
@@ -112,6 +121,11 @@ ELEMENTS = {  # that cross the memory bus; forward, backward
     ("window_attention", "module"): (
         10 * PADDED * C + 4 * PADDED_SCORES + 4 * C**2,
         20 * PADDED * C + 8 * PADDED_SCORES + 8 * C**2,
+    ),
+    ("ms_deform_attn", "core"): (SC + 3 * TAPS * P + PC, 2 * SC + 6 * TAPS * P + PC),
+    ("ms_deform_attn", "module"): (  # value_proj 2 SC; Linears of offsets and weights; softmax; output_proj 2 PC
+        3 * SC + 8 * TAPS * P + 5 * PC + 2 * C**2 + 3 * TAPS * C,
+        6 * SC + 16 * TAPS * P + 9 * PC + 4 * C**2 + 6 * TAPS * C,
     ),
     ("dcnv2", "core"): (2 * PC + P * OFFSETS_MASKS + K * C**2, 3 * PC + 2 * P * OFFSETS_MASKS + 2 * K * C**2),
     ("dcnv2", "module"): (  # its convolution reads PC and writes OFFSETS_MASKS
@@ -153,6 +167,7 @@ MEMORY_FP16 = {  # estimated peak bytes of a forward pass
     ("flash_attention_2", "module"): 2 * 8 * PC,
     ("window_attention", "core"): 2 * (9 * PADDED * C + 3 * PADDED_SCORES),
     ("window_attention", "module"): 2 * (9 * PADDED * C + 3 * PADDED_SCORES),
+    **{("ms_deform_attn", level): 2 * (2 * SC + 3 * PC + 3 * TAPS * P) + 4 * 48 * TAPS * P for level in Level},
     **{("dcnv2", level): 2 * ((K + 3) * PC + K * C**2) + 4 * 48 * K * G * P for level in Level},
     ("dcnv3", "core"): CORNERS,
     ("dcnv3", "module"): CORNERS + 2 * 5 * PC,
@@ -172,6 +187,7 @@ REFERENCE = {  # estimated elements that the reference holds; forward, and where
     "attention": (9 * PC + 3 * SCORES * 256 // 319, 9 * PC + 3 * SCORES),  # 256 of 319 queries at a time
     "flash_attention_2": (9 * PC + 3 * SCORES * 256 // 319, 9 * PC + 3 * SCORES),
     "window_attention": (11 * PADDED * C + 4 * PADDED_SCORES, 11 * PADDED * C + 4 * PADDED_SCORES),
+    "ms_deform_attn": tuple(3 * SC + (12 * kept + 3) * PC + 8 * TAPS * P for kept in (1, 15)),
     "dcnv2": tuple((12 * kept + 4) * PC + K * C**2 + K * C * OFFSETS_MASKS + 12 * K * G * P for kept in (1, K)),
     "dcnv3": (16 * PC + 6 * K * G * P, 8 * PC + 8 * K * PC + 6 * K * G * P),
     "dcnv4_lightweight": (12 * PC + 6 * K * G * P, 4 * PC + 8 * K * PC + 6 * K * G * P),
@@ -222,7 +238,7 @@ def test_an_operator_is_in_each_table(name):
 @pytest.mark.parametrize("level", list(Level))
 def test_gathered_bytes_by_hand(name, level):
     """Four corners of each point and channel; a backward pass reads them once more."""
-    gathered = 4 * K * PC if name.startswith("dcn") else 0
+    gathered = 4 * K * PC if name.startswith("dcn") else 4 * 15 * PC if name == "ms_deform_attn" else 0
     for direction, passes in (("fwd", 1), ("bwd", 1), ("fwd_bwd", 2)):
         for dtype, element_bytes in (("fp32", 4), ("bf16", 2)):
             case = case_of(name, level, direction=Direction(direction), dtype=Dtype(dtype))
@@ -251,7 +267,7 @@ def test_estimates_of_memory_by_hand(name, level):
     operator = registry.find(name)
     for direction in Direction:
         assert operator.memory_bytes(case_of(name, level, direction, Dtype.FP16)) == MEMORY_FP16[name, level]
-    if not name.startswith("dcn"):  # there most is 4 bytes wide in any dtype
+    if not name.startswith(("dcn", "ms_deform")):  # there most is 4 bytes wide in any dtype
         assert operator.memory_bytes(case_of(name, level)) == 2 * MEMORY_FP16[name, level]
 
 
@@ -315,7 +331,7 @@ def output_of(name, level, tensors):
 STORING = ("attention", "window_attention", "bgu", "parc_v2")
 """Operators without a level that stores nothing between its stages."""
 
-SAMPLING_ALONE = ("dcnv3", "dcnv4", "dcnv4_lightweight")
+SAMPLING_ALONE = ("dcnv3", "dcnv4", "dcnv4_lightweight", "ms_deform_attn")
 COUNTED_BY_TORCH = [  # not FlashAttention-2's own, nor the sampling of a deformable core
     (name, level)
     for name, level in FLOPS
@@ -338,8 +354,10 @@ def test_matrix_products_and_convolutions_are_what_torch_counts(name, level, dir
     from torch.utils.flop_counter import FlopCounterMode
 
     times = 1 if direction is Direction.FWD else 2
-    scores = {"attention": SCORES, "window_attention": PADDED_SCORES, "dcnv3": K * G * P}
+    scores = {"attention": SCORES, "window_attention": PADDED_SCORES, "dcnv3": K * G * P, "ms_deform_attn": TAPS * P}
     others = times * 5 * scores.get(name, 0)
+    if name == "ms_deform_attn":
+        others += MSDA[times - 1]
     if name.startswith("dcn"):
         others += SAMPLING[times - 1]
     counter = FlopCounterMode(
@@ -414,7 +432,7 @@ def test_materialised_attention_moves_what_its_stages_do(name, level):
     assert registry.find(name).bytes_moved(case_of(name, level)) == 4 * moved
 
 
-@pytest.mark.parametrize("name", ["flash_attention_2", "dcnv3", "dcnv4_lightweight", "dcnv4"])
+@pytest.mark.parametrize("name", ["flash_attention_2", "dcnv3", "dcnv4_lightweight", "dcnv4", "ms_deform_attn"])
 def test_a_module_moves_what_the_stages_around_its_core_do(name):
     operator, tensors = registry.find(name), tensors_of(name, "module")
     moved = moved_by_stages(lambda: output_of(name, "module", tensors))

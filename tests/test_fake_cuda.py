@@ -60,6 +60,18 @@ def kind(tensor):
     return tuple(tensor.shape), tensor.dtype, tensor.device
 
 
+def allowed_dtypes(name, case, dtype):
+    """Of a kernel's operand, in a case of this dtype."""
+    if name in ("shapes_ptr", "starts_ptr"):
+        return {torch.int64}
+    summed = name in ("grad_value_ptr", "fixed_point_ptr", "partial_ptr")
+    made_here = "location" in name and case.level is Level.MODULE  # from offsets of the case's dtype
+    if summed or made_here:
+        return {torch.float32}
+    # A kernel without tensor cores takes its parameters in float32.
+    return {dtype, torch.float32} if name in ("weight_ptr", "bias_ptr") else {dtype}
+
+
 @pytest.mark.parametrize(("case", "provider"), CELLS, ids=lambda each: getattr(each, "key", None) or each.name)
 def test_a_provider_builds_and_launches(case, provider, launches):
     """A launch, but for the first, touches nothing of the host's: it can be captured in a CUDA graph."""
@@ -79,14 +91,11 @@ def test_a_provider_builds_and_launches(case, provider, launches):
     assert bool(launches) == provider.name.startswith("triton")
     for operands in launches:
         for name, tensor in operands.items():
-            summed = name in ("grad_value_ptr", "fixed_point_ptr", "partial_ptr")
-            parameter = name in ("weight_ptr", "bias_ptr")  # a kernel without tensor cores takes them in float32
-            allowed = {torch.float32} if summed else {dtype, torch.float32} if parameter else {dtype}
-            assert tensor.dtype in allowed, name
+            assert tensor.dtype in allowed_dtypes(name, case, dtype), name
             assert tensor.device == DEVICE, name
 
 
-@pytest.mark.parametrize("name", ["dcnv3", "dcnv4"])
+@pytest.mark.parametrize("name", ["dcnv3", "dcnv4", "ms_deform_attn"])
 def test_a_deterministic_backward_pass_adds_integers(name, launches, monkeypatch):
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     case = case_of(name, Level.CORE, Direction.BWD, Dtype.FP16)

@@ -1,6 +1,7 @@
 """References of the operators against other ways to compute the same, and the spread of the inputs they are given."""
 
 import math
+import re
 import sys
 from collections import namedtuple
 from dataclasses import replace
@@ -9,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from opbench_kernels import BGU, DCNv3, DCNv4, ParCV2, tuning
+from opbench_kernels import BGU, DCNv3, DCNv4, MSDeformAttn, ParCV2, tuning
 from opbench_kernels.deform.launch import Config
 from timm.models.fasternet import MLPBlock
 from torchvision.ops import deform_conv2d
@@ -219,6 +220,28 @@ def test_dcnv2_is_torchvisions(level):
     assert ("bias" in t) == (level is Level.MODULE)
 
 
+def test_the_module_level_of_ms_deform_attn_is_deformable_detrs():
+    case = case_of("ms_deform_attn", (2, 5, 7, 24), n_levels=3, n_heads=4, n_points=2)
+    t = random_like(case)
+    module = MSDeformAttn(24, 3, 4, 2, implementation="torch").double()
+    module.load_state_dict({re.sub("_(weight|bias)$", r".\1", key): t[key] for key in t if key not in ("x", "query")})
+    sizes = torch.tensor([(5, 7), (3, 4), (2, 2)])
+    starts = torch.tensor([0, 35, 47])
+    x, y = ((torch.arange(side, dtype=torch.float64) + 0.5) / side for side in (7, 5))
+    places = torch.stack([x.repeat(5), y.repeat_interleave(7)], -1).view(1, 35, 1, 2).expand(2, -1, 3, -1)
+    with torch.no_grad():
+        expected = module(t["query"].flatten(1, 2), places, t["x"], sizes, starts)
+    assert_same(reference(case, t), expected.view(2, 5, 7, 24))
+
+
+def test_the_core_of_ms_deform_attn_is_grid_samples():
+    case = case_of("ms_deform_attn", (1, 5, 6, 8), Level.CORE, n_levels=2, n_heads=2, n_points=3)
+    t = make_tensors(registry.find("ms_deform_attn"), case, "cpu", 5)
+    t = {name: tensor.double() for name, tensor in t.items()}
+    launch = registry.find("ms_deform_attn").provider("grid_sample").build(case, t)
+    torch.testing.assert_close(launch(), reference(case, t), rtol=1e-5, atol=1e-5)  # it computes in float32
+
+
 MODULE_NAMES = {"dw_conv": "dw_conv.0", "norm": "dw_conv.1.1"}
 
 
@@ -262,6 +285,7 @@ def test_the_modules_level_is_the_module_of_the_paper(name, module, given):
         ("dcnv3", {}, 1, 6, 2 * 6 + 24**0.5),
         ("dcnv4", {"offset_std_px": 0.5}, 1, 6, 2 * 6 + 24**0.5),
         ("dcnv4_lightweight", {"offset_std_px": 3}, 1, 6, 2 * 18 + 24**0.5),
+        ("ms_deform_attn", {"offset_std_px": 3}, 1, 6, 2 * 18 + 24**0.5),
         ("dcnv2", {"offset_std_px": 3}, 2, 6, 2 * 18 + (9 * 24) ** 0.5),
     ],
 )
@@ -317,6 +341,18 @@ def spreads_of(name):
             "core": {"x": (image, 1, 0), "weight": ((64, 3, 3, 64), 1 / 24, 0)},
             "module": {"x": (image, 1, 0), "weight": ((64, 3, 3, 64), 1 / 24, 0), "bias": ((64,), 1, 0)},
         },
+        "ms_deform_attn": {
+            "core": {
+                "value": ((2, 250, 64), 1, 0), "locations": ((2, 20, 10, 48), None, 0.5),
+                "weights": ((2, 20, 10, 24), None, 1 / 6),
+            },
+            "module": {
+                "query": (image, 1, 0), "x": ((2, 250, 64), 1, 0), "sampling_offsets_weight": ((48, 64), 3 / 8, 0),
+                "sampling_offsets_bias": ((48,), 0, 0), "attention_weights_weight": ((24, 64), 1 / 8, 0),
+                "attention_weights_bias": ((24,), 0, 0),
+                **{f"{to}_proj_{kind}": spread for to in ("value", "output") for kind, spread in projections.items()},
+            },
+        },
         "dcnv2": {
             "core": {
                 "x": (image, 1, 0), "weight": ((64, 3, 3, 64), 1 / 24, 0), "offset": ((2, 20, 10, 36), 0.5, 0),
@@ -361,6 +397,7 @@ def spreads_of(name):
         ("dcnv3", {"offset_std_px": 0.5, "dw_kernel_size": 5}),
         ("dcnv4", {"offset_std_px": 3, "dw_kernel_size": 5}),
         ("dcnv2", {"offset_std_px": 0.5, "deform_groups": 2}),
+        ("ms_deform_attn", {"n_levels": 2, "n_heads": 4, "n_points": 3, "offset_std_px": 3}),
     ],
 )
 def test_inputs_have_their_shapes_and_spreads(name, given, level):

@@ -14,7 +14,7 @@ from opbench.workload.case import Shape
 from opbench.workload.shapes import ShapeList, builtin_shape_lists, load_shape_list, load_shape_lists
 
 ITEM = "- {batch: 1, height: 8, width: 9, channels: 32}\n"
-BUILTIN = ("fasternet", "high_resolution", "internimage", "smoke", "standard", "standard_batch1")
+BUILTIN = ("deformable_detr", "fasternet", "high_resolution", "internimage", "smoke", "standard", "standard_batch1")
 KNOWN = f"{', '.join(BUILTIN)}, or the path of a YAML file (there is none of that name)"
 
 
@@ -45,6 +45,7 @@ def test_builtin_names():
     [
         ("standard", "64x56x56x128 64x28x28x256 64x14x14x512 64x7x7x1024 64x14x14x768"),
         ("high_resolution", "1x200x320x128 1x100x160x256 1x50x80x512 1x25x40x1024 1x64x64x768"),
+        ("deformable_detr", "1x100x167x256 2x100x167x256 1x200x334x256"),
         (
             "internimage",
             "64x56x56x112 64x28x28x224 64x14x14x448 64x7x7x896 2x200x200x112 2x100x100x224 2x50x50x448 2x25x25x896",

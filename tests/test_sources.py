@@ -17,7 +17,16 @@ DEFORM = (
     "configs", "functional", "geometry", "instructions", "operators", "sampling_torch", "launch", "sampling_triton",
     "reference",
 )  # fmt: skip
-BESIDE = ("bilinear_reference", "bilinear_torch", "bilinear_triton", "implementation", "launch", "sizes", "tuning")
+BESIDE = (
+    "bilinear_reference",
+    "bilinear_torch",
+    "bilinear_triton",
+    "implementation",
+    "launch",
+    "sizes",
+    "tuning",
+    "fixed_point",
+)
 SHARED = {*(f"deform.{name}" for name in DEFORM), *BESIDE}
 """Of opbench_kernels: `deform.functional` chooses at run time, and `_dcn` holds the reference too."""
 

@@ -66,8 +66,9 @@ def _grids(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Coordinates y and x of the points before offsets, pixels: (Ho, 1, K, 1) and (Wo, K, 1); rows of points outer."""
     (height, width), grids = geometry.kernel, []
-    for axis, tap in enumerate((torch.arange(height).repeat_interleave(width), torch.arange(width).repeat(height))):
+    point = torch.arange(height * width, device=device)
+    for axis, tap in enumerate((point // width, point % width)):
         start = torch.arange(out_shape[axis], device=device, dtype=dtype) * geometry.stride[axis]
-        place = tap.to(device, dtype) * geometry.dilation[axis] - geometry.padding[axis]
+        place = tap.to(dtype) * geometry.dilation[axis] - geometry.padding[axis]
         grids.append(start.view(-1, 1, 1) + place.view(-1, 1))
     return grids[0].unsqueeze(1), grids[1]

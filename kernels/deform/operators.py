@@ -6,12 +6,12 @@ launch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from opbench_kernels.deform.geometry import Geometry
+from opbench_kernels.fixed_point import from_fixed_point, units
 
 if TYPE_CHECKING:
     from opbench_kernels.deform.launch import Sampled
@@ -43,25 +43,14 @@ def _backward(
     if grad_out.numel():
         backward_launch(sampled, grad_out.contiguous(), grad_value, grad_offset, grad_mask, fixed_point)()
     if fixed_point is not None:
-        grad_value = grad_value.double()
-        grad_value /= fixed_point.double().prod()
+        grad_value = from_fixed_point(grad_value, fixed_point)
     return grad_value.to(sampled.value.dtype)
 
 
 def _fixed_point(sampled: Sampled, grad_out: torch.Tensor) -> torch.Tensor:
-    """Integer units per 1.0, as two powers of two, whose product float32 might not hold.
-
-    With them no sum of shares overflows 63 bits. Where an input is not finite, both are NaN. Sums of integers do not
-    depend on their order, so atomic additions give the same bits every time.
-    """
-    if not grad_out.numel():
-        return torch.ones(2, device=grad_out.device)
+    """Integer units per 1.0 of the gradient of value."""
     out_pixels = sampled.geometry.output_size(*sampled.size)
-    shares = out_pixels[0] * out_pixels[1] * sampled.geometry.points
-    largest = torch.log2(grad_out.abs().amax().double()) + torch.log2(sampled.mask.abs().amax().double())
-    exponent = (62 - math.ceil(math.log2(shares)) - largest.ceil()).clamp(-250, 250)
-    halves = torch.stack([(exponent / 2).floor(), (exponent / 2).ceil()])
-    return torch.where(largest < math.inf, torch.exp2(halves).float(), math.nan)
+    return units(out_pixels[0] * out_pixels[1] * sampled.geometry.points, grad_out, sampled.mask)
 
 
 @torch.library.custom_op("opbench_kernels::dcnv3", mutates_args=())

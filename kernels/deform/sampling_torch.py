@@ -14,7 +14,9 @@ from typing import NamedTuple
 
 import torch
 from opbench_kernels.bilinear_torch import (
+    are_plain,
     index_dtype,
+    is_inference_on_the_cpu,
     precise_dtype,
     weigh_corners,
     weighted_sum,
@@ -45,24 +47,11 @@ def deformable_sample(
         (N, Ho, Wo, G, Dg) in the dtype of `value`; sums are accumulated in float32 or better.
     """
     # An image of one row or column has no second neighbour there.
-    if min(value.shape[1:3]) > 1 and _is_inference_on_the_cpu(value, offset, mask):
+    if min(value.shape[1:3]) > 1 and is_inference_on_the_cpu(value, offset, mask):
         result = _unchecked_sample(value, offset, mask, geometry)
         if math.isfinite(result.sum(dtype=precise_dtype(value)).item()):
             return result
     return _strict_sample(value, offset, mask, geometry)
-
-
-def _is_inference_on_the_cpu(*tensors: torch.Tensor) -> bool:
-    wants_gradients = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    on_the_cpu = all(tensor.device.type == "cpu" for tensor in tensors)
-    return on_the_cpu and not wants_gradients and _are_plain(*tensors)
-
-
-def _are_plain(*tensors: torch.Tensor) -> bool:
-    """Whether nothing traces or transforms this call: only then can values be looked at, and tensors kept."""
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
-        return False
-    return all(type(tensor) in (torch.Tensor, torch.nn.Parameter) for tensor in tensors)
 
 
 def _unchecked_sample(
@@ -145,7 +134,7 @@ def _strict_sample(value: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor
     """The sum that reads only pixels that count, and a row of zeros in place of the others."""
     batch, height, width, groups, group_channels = value.shape
     precise = precise_dtype(value)
-    make_grids = _kept_grids if _are_plain(offset) else _grids
+    make_grids = _kept_grids if are_plain(offset) else _grids
     y, x = (
         grid + offset[..., 1 - axis].to(precise) * geometry.offset_scale
         for axis, grid in enumerate(make_grids((offset.shape[1], offset.shape[2]), geometry, offset.device, precise))

@@ -11,8 +11,10 @@ from opbench.workload.shapes import load_shape_list
 SHAPES = load_shape_list("smoke").shapes
 
 
-@pytest.mark.parametrize("provider", ["torchvision", "torch"])
-@pytest.mark.parametrize("operator", ["dcnv2"])
+@pytest.mark.parametrize(
+    ("operator", "provider"),
+    [("dcnv2", "torchvision"), ("dcnv2", "torch"), ("ms_deform_attn", "grid_sample"), ("ms_deform_attn", "torch")],
+)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @torch.no_grad()
 def test_core(benchmark, operator, shape, provider):
