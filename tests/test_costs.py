@@ -32,6 +32,7 @@ CORNERS = 4 * (
 
 D = 7 * 17 // 5  # the channels that a partial convolution takes at n_div 5: 23
 OVERSIZED = 2 * 19 + 49  # taps of an oversized convolution of 19, in both directions, and of the 7x7 one
+BAND = 7 * 17 * 29**2  # a row of a depthwise kernel as a matrix of each channel
 HALF = 7 * 17 * 6 // 2  # hidden channels of BGU at mlp_ratio 6, halved by its gate
 
 ATTENTION = {"head_dim": HEAD_DIM}
@@ -49,6 +50,10 @@ SETTINGS = {
     "pconv": {"n_div": 5},
     "bgu": {"mlp_ratio": 6},
     "parc_v2": {"global_kernel_size": 19},
+    "depthwise_conv": {"kernel_size": 13},
+    "grouped_conv3x3": {"groups": 17},
+    "replk": {"kernel_size": 13, "small_kernel": 3},
+    "slak": {"kernel_size": 13, "small_kernel": 3},
 }
 NAMES = list(SETTINGS)
 
@@ -108,6 +113,12 @@ FLOPS = {  # forward, backward
     ("bgu", "module"): (6 * PC * HALF, 12 * PC * HALF),  # C to 2 * HALF, HALF to C
     ("parc_v2", "core"): (2 * PC * OVERSIZED, 4 * PC * OVERSIZED),
     ("parc_v2", "module"): (2 * PC * OVERSIZED + 6 * P * C**2, 4 * PC * OVERSIZED + 12 * P * C**2),
+    ("depthwise_conv", "core"): (338 * PC, 676 * PC),  # 13 * 13 taps
+    ("grouped_conv3x3", "core"): (18 * PC * 7, 36 * PC * 7),  # 7 channels a group
+    ("replk", "core"): (338 * PC, 676 * PC),  # the small kernel is added to the large one
+    ("replk", "module"): (338 * PC + 4 * P * C**2, 676 * PC + 8 * P * C**2),
+    ("slak", "core"): (2 * 87 * PC, 4 * 87 * PC),  # 39 + 39 + 9 taps
+    ("slak", "module"): (2 * 87 * PC + 16 * P * C**2, 4 * 87 * PC + 32 * P * C**2),
 }
 
 ELEMENTS = {  # that cross the memory bus; forward, backward
@@ -156,6 +167,14 @@ ELEMENTS = {  # that cross the memory bus; forward, backward
     ("parc_v2", "core"): (9 * PC + C * OVERSIZED, 18 * PC + 2 * C * OVERSIZED),
     # C to 2C 3 PC, GELU 2 PC, the gate 3 PC, C to C 2 PC
     ("parc_v2", "module"): (19 * PC + C * OVERSIZED + 3 * C**2, 38 * PC + 2 * C * OVERSIZED + 6 * C**2),
+    ("depthwise_conv", "core"): (2 * PC + 169 * C, 3 * PC + 338 * C),
+    ("grouped_conv3x3", "core"): (2 * PC + 63 * C, 3 * PC + 126 * C),
+    ("replk", "core"): (2 * PC + 178 * C, 3 * PC + 356 * C),
+    # two 1x1 and two ReLUs 2 PC each, the addition 3 PC
+    ("replk", "module"): (13 * PC + 178 * C + 2 * C**2, 25 * PC + 356 * C + 4 * C**2),
+    ("slak", "core"): (2 * PC + 87 * C, 3 * PC + 174 * C),
+    # LayerNorm 2 PC, Linears to 4C and back 5 PC each, GELU 8 PC, the addition 3 PC
+    ("slak", "module"): (25 * PC + 87 * C + 8 * C**2, 49 * PC + 174 * C + 16 * C**2),
 }
 
 MEMORY_FP16 = {  # estimated peak bytes of a forward pass
@@ -180,6 +199,12 @@ MEMORY_FP16 = {  # estimated peak bytes of a forward pass
     ("bgu", "module"): 2 * (2 * PC + 4 * P * HALF + 3 * C * HALF),
     ("parc_v2", "core"): 2 * (6 * PC + C * OVERSIZED + 3 * C**2),
     ("parc_v2", "module"): 2 * (10 * PC + C * OVERSIZED + 3 * C**2),
+    ("depthwise_conv", "core"): 2 * 2 * (2 * PC + 169 * C),
+    ("grouped_conv3x3", "core"): 2 * 2 * (2 * PC + 63 * C),
+    ("replk", "core"): 2 * 2 * (2 * PC + 178 * C),
+    ("replk", "module"): 2 * (7 * PC + 2 * 178 * C + 2 * C**2),
+    ("slak", "core"): 2 * 2 * (2 * PC + 87 * C),
+    ("slak", "module"): 2 * (15 * PC + 2 * 87 * C + 8 * C**2),
 }
 
 REFERENCE = {  # estimated elements that the reference holds; forward, and where gradients keep what they need
@@ -196,6 +221,10 @@ REFERENCE = {  # estimated elements that the reference holds; forward, and where
     ("pconv", "module"): (12 * PC + 9 * D**2, 12 * PC + 9 * D**2),
     "bgu": (2 * PC + 8 * P * HALF, 2 * PC + 8 * P * HALF),
     "parc_v2": (14 * PC, (14 + OVERSIZED) * PC),
+    "depthwise_conv": (6 * PC + 3 * BAND, 6 * PC + 27 * BAND),
+    "grouped_conv3x3": (7 * PC + 63 * C, 7 * PC + 63 * C),
+    "replk": (12 * PC + 6 * BAND, 12 * PC + 54 * BAND),
+    "slak": (18 * PC + 9 * BAND, 18 * PC + 81 * BAND),
 }
 
 
@@ -465,3 +494,21 @@ def test_an_oversized_convolution_moves_what_its_stages_do(level):
     if level is Level.MODULE:
         moved += PC + 3 * PC  # what GELU reads, and the gate
     assert registry.find("parc_v2").bytes_moved(case_of("parc_v2", level)) == 4 * moved
+
+
+def test_a_block_with_a_large_kernel_moves_what_its_stages_do():
+    tensors = tensors_of("replk", "module")
+    moved = moved_by_stages(lambda: output_of("replk", "module", tensors))
+    moved += 4 * PC + 3 * PC  # ReLUs and the addition
+    moved += 9 * C  # the small kernel, which is merged before
+    assert registry.find("replk").bytes_moved(case_of("replk", "module")) == 4 * moved
+
+
+def test_a_block_with_three_kernels_moves_what_its_stages_do():
+    from opbench.operators import slak
+
+    tensors = tensors_of("slak", "module")
+    moved = moved_by_stages(lambda: slak.mlp(tensors)(tensors["x"]))
+    moved += PC + 4 * PC + 3 * PC  # what LayerNorm writes and GELU reads, and the addition: none is counted there
+    core, module = (slak.OPERATOR.bytes_moved(case_of("slak", level)) for level in ("core", "module"))
+    assert module - core == 4 * moved

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from opbench_kernels import BGU, DCNv3, DCNv4, MSDeformAttn, ParCV2, tuning
+from opbench_kernels import BGU, DCNv3, DCNv4, MSDeformAttn, ParCV2, RepLKBlock, SLaKConv, tuning
 from opbench_kernels.deform.launch import Config
 from timm.models.fasternet import MLPBlock
 from torchvision.ops import deform_conv2d
@@ -102,6 +102,93 @@ def test_an_oversized_convolution_is_the_module_and_its_merged_kernel_the_same(g
         assert merged.not_applicable(case, "cpu") == "merging is for kernels of 7 to 31, this is 5"
     else:
         assert_same(reference(case, t), merged.build(case, t)())
+
+
+@pytest.mark.parametrize("groups", [1, 3, 24])
+def test_a_grouped_convolution_is_torchs(groups):
+    case = case_of("grouped_conv3x3", level=Level.CORE, groups=groups)
+    t = random_like(case)
+    image, weight = t["x"].permute(0, 3, 1, 2), t["weight"].permute(0, 3, 1, 2)
+    assert_same(reference(case, t), F.conv2d(image, weight, padding=1, groups=groups).permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 31, 51])
+def test_a_depthwise_convolution_is_torchs(size):
+    case = case_of("depthwise_conv", level=Level.CORE, kernel_size=size)
+    t = {name: tensor.requires_grad_() for name, tensor in random_like(case).items()}
+    got = reference(case, t)
+    expected = F.conv2d(t["x"].permute(0, 3, 1, 2), t["weight"], padding=size // 2, groups=24).permute(0, 2, 3, 1)
+    assert_same(got, expected)
+    grad = torch.randn(got.shape, dtype=torch.float64)
+    for ours, theirs in zip(
+        torch.autograd.grad(got, list(t.values()), grad), torch.autograd.grad(expected, list(t.values()), grad),
+        strict=True,
+    ):  # fmt: skip
+        assert_same(ours, theirs)
+
+
+@pytest.mark.parametrize("level", list(Level))
+def test_repl_k_is_the_modules_convolution_and_its_block_with_the_normalisations_folded(level):
+    case = case_of("replk", level=level, kernel_size=9, small_kernel=3)
+    t = random_like(case)
+    block = RepLKBlock(24, 24, 9, 3, drop_path=0.0).double().eval()
+    for module in block.modules():  # as if there were none: running variance and eps are 1 together
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_var.fill_(1 - module.eps)
+    block.large_kernel.lkb_origin.conv.weight.data = t["large_weight"]
+    block.large_kernel.small_conv.conv.weight.data = t["small_weight"]
+    if level is Level.MODULE:
+        for name in ("pw1", "pw2"):
+            getattr(block, name).conv.weight.data = t[f"{name}_weight"][..., None, None]
+            getattr(block, name).bn.bias.data = t[f"{name}_bias"]
+        block.large_kernel.small_conv.bn.bias.data = t["conv_bias"]
+    module = block if level is Level.MODULE else block.large_kernel
+    assert_same(reference(case, t), module(t["x"].permute(0, 3, 1, 2)).permute(0, 2, 3, 1).detach())
+
+
+@pytest.mark.parametrize("level", list(Level))
+def test_slak_is_the_modules_convolution_and_its_block(level):
+    case = case_of("slak", level=level, kernel_size=9, small_kernel=3)
+    t = random_like(case)
+    conv = SLaKConv(24, 24, 9, 1, 24, 3, Decom=True, bn=False).double()
+    for name, weight in (("LoRA1", "tall"), ("LoRA2", "wide"), ("small_conv", "small")):
+        getattr(conv, name).conv.weight.data = t[f"{weight}_weight"]
+    expected = conv(t["x"].permute(0, 3, 1, 2)).permute(0, 2, 3, 1).detach()
+    if level is Level.MODULE:
+        hidden = expected + t["conv_bias"]
+        spread = (hidden.var(-1, correction=0, keepdim=True) + 1e-6).sqrt()
+        hidden = (hidden - hidden.mean(-1, keepdim=True)) / spread * t["norm_weight"] + t["norm_bias"]
+        hidden = hidden @ t["fc1_weight"].T + t["fc1_bias"]
+        hidden = hidden * (1 + torch.erf(hidden / 2**0.5)) / 2
+        expected = t["x"] + hidden @ t["fc2_weight"].T + t["fc2_bias"]
+    assert_same(reference(case, t), expected)
+
+
+def test_what_comes_into_a_relu_stays_away_from_zero_where_gradients_are_compared():
+    case = case_of("replk", (1, 12, 12, 32), kernel_size=9, direction=Direction.BWD)
+    operator = registry.find("replk")
+    t = operator.smooth_inputs(case, make_tensors(operator, case, "cpu", 5))
+    first = t["x"] @ t["pw1_weight"].T + t["pw1_bias"]
+    second = reference(replace(case, level=Level.CORE), {**t, "x": first.relu()}) + t["conv_bias"]
+    for entering in (first, second):
+        assert entering.abs().min() > 0.3
+        assert 0.4 < (entering > 0).double().mean() < 0.6
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "reason"),
+    [
+        ("depthwise_conv", {"kernel_size": 8}, "kernel_size must be odd to keep the image size, got 8"),
+        ("replk", {"small_kernel": 4}, "small_kernel must be odd"),
+        ("replk", {"kernel_size": 5, "small_kernel": 7}, "small_kernel must be at most kernel_size 5, got 7"),
+        ("slak", {"kernel_size": 50}, "kernel_size must be odd"),
+        ("slak", {"kernel_size": 5}, "small_kernel must be smaller than kernel_size 5, got 5"),
+        ("grouped_conv3x3", {"groups": 5}, "24 channels are not a multiple of 5 groups"),
+    ],
+)
+def test_where_there_is_no_such_convolution(name, given, reason):
+    assert reason in registry.find(name).not_applicable(case_of(name, level=Level.CORE, **given))
+    assert registry.find(name).not_applicable(case_of(name, (1, 2, 2, 32), level=Level.CORE)) is None
 
 
 def test_where_channels_have_no_such_part():

@@ -139,6 +139,8 @@ def test_any_shape(name, shape):
         ("dcnv4_lightweight", {"group_channels": 96, "kernel_size": 1}),
         ("ms_deform_attn", {"n_levels": 2, "n_heads": 3, "n_points": 1, "offset_std_px": 4}),
         ("dcnv2", {"deform_groups": 3, "kernel_size": 5, "offset_std_px": 3}),
+        ("replk", {"kernel_size": 13, "small_kernel": 7}),
+        ("slak", {"kernel_size": 7, "small_kernel": 3}),
     ],
 )
 @pytest.mark.parametrize("level", list(Level))

@@ -14,7 +14,10 @@ from opbench.workload.case import Shape
 from opbench.workload.shapes import ShapeList, builtin_shape_lists, load_shape_list, load_shape_lists
 
 ITEM = "- {batch: 1, height: 8, width: 9, channels: 32}\n"
-BUILTIN = ("deformable_detr", "fasternet", "high_resolution", "internimage", "smoke", "standard", "standard_batch1")
+BUILTIN = (
+    "deformable_detr", "fasternet", "high_resolution", "internimage", "large_kernel", "smoke", "standard",
+    "standard_batch1",
+)  # fmt: skip
 KNOWN = f"{', '.join(BUILTIN)}, or the path of a YAML file (there is none of that name)"
 
 
@@ -52,6 +55,14 @@ def test_builtin_names():
         ),
         ("smoke", "1x28x28x64 1x14x14x128 2x9x13x96"),
         ("fasternet", " ".join(f"32x{56 >> s}x{56 >> s}x{w << s}" for w in (40, 96, 128, 192) for s in range(4))),
+        (
+            "large_kernel",
+            " ".join(
+                f"32x{56 >> s}x{56 >> s}x{w}"
+                for widths in ((128, 256, 512, 1024), (124, 249, 499, 998), (64, 128, 320, 512))
+                for s, w in enumerate(widths)
+            ),
+        ),
     ],
 )
 def test_builtin_shapes(name, shapes):

@@ -22,6 +22,10 @@ OPERATOR_LABELS = {
     "pconv": "PConv",
     "parc_v2": "ParC V2",
     "bgu": "BGU",
+    "grouped_conv3x3": "Grouped conv (3×3)",
+    "depthwise_conv": "Depthwise conv",
+    "replk": "RepLKNet conv",
+    "slak": "SLaK conv",
 }
 """Row labels: those of the published tables, in their order; after them any of other operators."""
 
