@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from opbench import plots
+    from opbench import models, plots
     from opbench.report.notebook import Run
     from opbench.results.frames import load_results, load_samples
     from opbench.sweeps.sweep import sweep
@@ -47,6 +47,7 @@ __all__ = [
     "compiled",
     "load_results",
     "load_samples",
+    "models",
     "plots",
     "rounding_budget",
     "sweep",
@@ -58,8 +59,8 @@ def __getattr__(name: str) -> Any:  # noqa: ANN401 - the type of whatever is ask
         from importlib.metadata import version
 
         return version("opbench")
-    if name == "plots":
-        return import_module("opbench.plots")
+    if name in ("models", "plots"):
+        return import_module(f"opbench.{name}")
     if name not in _PLACES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_PLACES[name]), name)

@@ -67,8 +67,8 @@ GROUND = "ground"
 FACES = {"__init__", "__main__", "plots"}
 """Modules directly in opbench/ that name what others hold, for users: nothing imports them."""
 ORDER = (
-    GROUND, "host", "workload", "operators", "registry", "timing", "device", "results", "compare", "report", "sweeps",
-    "contract", "gate", "inspection", "pytest_plugin", "cli",
+    GROUND, "models", "host", "workload", "operators", "registry", "timing", "device", "results", "compare", "report",
+    "sweeps", "contract", "gate", "inspection", "pytest_plugin", "cli",
 )  # fmt: skip
 """Each imports only from those before it; CONTRIBUTING.md draws them."""
 
@@ -201,6 +201,13 @@ def test_kernels_stand_without_the_harness():
     allowed = {"torch", "triton", "opbench_kernels", *sys.stdlib_module_names}
     for path in (ROOT / "kernels").glob("*.py"):
         assert {name.partition(".")[0] for name in absolute_imports(path)} <= allowed, path
+
+
+def test_models_stand_without_the_harness():
+    allowed = {"torch", "timm", "opbench_kernels", *sys.stdlib_module_names}
+    for path in (ROOT / "opbench" / "models").rglob("*.py"):
+        others = {name for name in absolute_imports(path) if not name.startswith("opbench.models")}
+        assert {name.partition(".")[0] for name in others} <= allowed, path
 
 
 def test_triton_is_imported_only_for_triton():

@@ -469,6 +469,17 @@ def test_it_compiles_into_one_graph(kind, arguments, implementation):
     torch.testing.assert_close(torch.autograd.grad(got.square().sum(), [image, *module.parameters()]), wanted)
 
 
+@pytest.mark.parametrize("kind", MODULES)
+def test_compiled_with_another_offset_scale(kind):
+    """After the first, the compiler takes offset_scale as a number that it does not know."""
+    torch.compiler.reset()
+    image = random(1, 4, 5, 6, dtype=torch.float32)
+    for scale in (1.0, 0.5):
+        module = make(kind, {"offset_scale": scale}, dtype=torch.float32, implementation="torch")
+        compiled = torch.compile(module, fullgraph=True, backend="eager")
+        torch.testing.assert_close(compiled(image), module(image))
+
+
 def test_compiled_sequences_of_any_length():
     module = make("dcnv4", {}, dtype=torch.float32, implementation="torch")
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")

@@ -109,7 +109,9 @@ def dcnv3(
 def _geometry(
     kernel_size: Size, stride: Size, padding: Size, dilation: Size, offset_scale: float, remove_center: bool
 ) -> Geometry:
-    if isinstance(offset_scale, bool) or not isinstance(offset_scale, int | float) or not math.isfinite(offset_scale):
+    is_number = isinstance(offset_scale, int | float) and not isinstance(offset_scale, bool)
+    # Comparisons, because torch.compile cannot trace math.isfinite of a number that it does not know.
+    if not is_number or not -math.inf < offset_scale < math.inf:
         raise ValueError(f"offset_scale must be a finite number, got {offset_scale!r}")
     if remove_center not in (False, True):
         raise ValueError(f"remove_center must be True or False, got {remove_center!r}")

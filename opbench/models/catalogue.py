@@ -1,0 +1,111 @@
+"""The models by name: the authors' configurations, and what makes a model of one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from typing import Any
+
+from opbench.models.backbone import Backbone
+from opbench.models.core_operators import OPERATOR_NAMES
+from opbench.models.intern_image import FlashInternImage, InternImage
+
+__all__ = ["CATALOGUE", "Entry", "create", "names"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model of the catalogue.
+
+    Attributes:
+        model: its class.
+        arguments: of the constructor; drop_path_rate is 0, whatever the class has.
+        paper: its identifier on arXiv.
+        image_size: side of the images for which it is published, pixels.
+    """
+
+    model: type[Backbone]
+    arguments: Mapping[str, Any]
+    paper: str
+    image_size: int = 224
+
+
+def _intern_image(channels: int, depths: tuple[int, ...], **arguments: Any) -> Entry:  # noqa: ANN401 - the model's
+    groups = tuple(channels // 16 * 2**index for index in range(4))
+    return Entry(InternImage, {"channels": channels, "depths": depths, "groups": groups, **arguments}, "2211.05778")
+
+
+def _flash(entry: Entry, **arguments: Any) -> Entry:  # noqa: ANN401 - the model's
+    return replace(entry, model=FlashInternImage, arguments={**entry.arguments, **arguments}, paper="2401.06197")
+
+
+POST_NORM = {"post_norm": True, "layer_scale": 1e-5}
+
+_INTERN_IMAGE = {
+    "t": _intern_image(64, (4, 4, 18, 4)),
+    "s": _intern_image(80, (4, 4, 21, 4), **POST_NORM),
+    "b": _intern_image(112, (4, 4, 21, 4), **POST_NORM),
+    "l": replace(_intern_image(160, (5, 5, 22, 5), offset_scale=2.0, **POST_NORM), image_size=384),
+    "xl": replace(_intern_image(192, (5, 5, 24, 5), offset_scale=2.0, **POST_NORM), image_size=384),
+    "h": _intern_image(
+        320,
+        (6, 6, 32, 6),
+        groups=(10, 20, 40, 80),
+        dw_kernel_size=5,
+        res_post_norm=True,
+        level2_post_norm=True,
+        level2_post_norm_block_ids=(5, 11, 17, 23, 29),
+        center_feature_scale=True,
+        use_clip_projector=True,
+    ),
+}
+
+_FLASH_INTERN_IMAGE = {
+    "t": _flash(_INTERN_IMAGE["t"], offset_scale=1.0),
+    "s": _flash(_INTERN_IMAGE["s"], offset_scale=1.0, dw_kernel_size=3),
+    "b": _flash(_INTERN_IMAGE["b"], offset_scale=0.5, dw_kernel_size=3),
+    "l": _flash(_INTERN_IMAGE["l"], offset_scale=2.0, dw_kernel_size=3, mlp_fc2_bias=True, dcn_output_bias=True),
+}
+
+CATALOGUE: dict[str, Entry] = {
+    **{f"internimage_{size}": entry for size, entry in _INTERN_IMAGE.items()},
+    **{f"flash_internimage_{size}": entry for size, entry in _FLASH_INTERN_IMAGE.items()},
+}
+"""Every model by name."""
+
+
+def names() -> list[str]:
+    """The models that `create` knows, family by family."""
+    return list(CATALOGUE)
+
+
+def create(name: str, **changes: Any) -> Backbone:  # noqa: ANN401 - the model's arguments
+    """A model with random weights and 1000 classes, in the authors' configuration; on torch's default device.
+
+    `with torch.device("meta"):` makes one without memory for its parameters.
+
+    Args:
+        name: one of `names()`.
+        changes: arguments of the model's constructor that differ, such as num_classes, drop_path_rate (0 unless given)
+            or with_cp; and for InternImage and FlashInternImage `operator`, which puts "dcnv3", "dcnv4",
+            "window_attention" or "conv3x3" in the place of theirs.
+
+    Raises:
+        ValueError: an unknown name, operator, or value of an argument.
+        TypeError: an argument that the constructor does not have.
+    """
+    if name not in CATALOGUE:
+        near = get_close_matches(name, CATALOGUE, n=5, cutoff=0.5)
+        hint = f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(CATALOGUE)}"
+        raise ValueError(f"no model {name!r}; {hint}")
+    entry = CATALOGUE[name]
+    if "operator" in changes:
+        changes["core_op"] = _core_op(name, entry, changes.pop("operator"))
+    return entry.model(**{"drop_path_rate": 0.0, **entry.arguments, **changes})
+
+
+def _core_op(name: str, entry: Entry, operator: str) -> str:
+    if not issubclass(entry.model, InternImage):
+        raise ValueError(f"{name} has no operator to replace; InternImage and FlashInternImage do")
+    if operator not in OPERATOR_NAMES:
+        raise ValueError(f"operator must be one of {', '.join(OPERATOR_NAMES)}, got {operator!r}")
+    return OPERATOR_NAMES[operator]
