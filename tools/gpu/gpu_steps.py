@@ -187,6 +187,11 @@ STEPS = (
         "as-paper-convolutions", "BC", SPARE, 90, 300,
         _reproduce("as-paper-convolutions", "--shapes", "standard", "--dtypes", "fp16"), resumes=True,
     ),
+    # Beside as-paper: 120 cells of half a second.
+    Step(
+        "official-as-paper", "BC", SPARE + 10, 80, 250,
+        _official("--direction", "fwd", "--timer", "launch-sync", "--rounds", "1"), resumes=True, needs="official-build",
+    ),
 )  # fmt: skip
 
 

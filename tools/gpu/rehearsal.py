@@ -3,7 +3,7 @@
 usage: python tools/gpu/rehearsal.py reproduce|ceilings|env|gate OPTIONS...     as `opbench` takes them
 
 `reproduce` plans the parts of a GPU, and measures them on the CPU at one small shape by a timer that makes up its
-latencies: its rows name the timer `fake`. A gate is not carried out.
+latencies: its rows name the timer `fake`. A gate is not carried out, nor is the part as-paper-convolutions.
 
 OPBENCH_REHEARSAL_FAULTS plants faults: a JSON object from a part of a cell's key to one of FAULTS.
 """
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from opbench.workload.operator import Operator, Provider
 
 ROOT = Path(__file__).parents[2]
+IN_WORKERS = "as-paper-convolutions"
+"""A part that runs in processes of its own, which know no rehearsal."""
 SHAPE = "tools/gpu/rehearsal_shape.yaml"
 PLANTED = "OPBENCH_REHEARSAL_FAULTS"
 ESTIMATE_S, LIMIT_S = 8, 240
@@ -119,7 +121,7 @@ def _opbench(*arguments: str) -> None:
 def main() -> None:
     """Rehearse one command of opbench."""
     name, *options = sys.argv[1:]
-    if name == "reproduce":
+    if name == "reproduce" and IN_WORKERS not in options:
         reproduce(options)
     elif name == "ceilings":
         _opbench("ceilings", "--device", "cpu", "--budget", "1")
