@@ -190,7 +190,8 @@ STEPS = (
     # Beside as-paper: 120 cells of half a second.
     Step(
         "official-as-paper", "BC", SPARE + 10, 80, 250,
-        _official("--direction", "fwd", "--timer", "launch-sync", "--rounds", "1"), resumes=True, needs="official-build",
+        _official("--direction", "fwd", "--timer", "launch-sync", "--rounds", "1"),
+        resumes=True, needs="official-build",
     ),
 )  # fmt: skip
 
