@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
-from opbench.report.layout import OPERATOR_LABELS
+from opbench.report.layout import PAPER_LABELS
 from opbench.report.palette import PALETTE, identity_looks
 
 WHITE, DARK = "#ffffff", "#15181c"
@@ -72,8 +72,8 @@ def test_without_any_colour_markers_tell_series_apart():
 @pytest.mark.parametrize("providers", [1, 2, 3, 12, 40])
 def test_every_identity_has_a_look_of_its_own(providers):
     identities = [("mine", f"provider{n}") for n in range(providers)]
-    looks = identity_looks([*identities, *((operator, "torch") for operator in OPERATOR_LABELS)]).values()
-    assert len({(look.colour, look.marker, look.filled) for look in looks}) == providers + len(OPERATOR_LABELS)
+    looks = identity_looks([*identities, *((operator, "torch") for operator in PAPER_LABELS)]).values()
+    assert len({(look.colour, look.marker, look.filled) for look in looks}) == providers + len(PAPER_LABELS)
     alone = list(identity_looks(identities).values())
     assert len({look.colour for look in alone[:12]}) == len({look.marker for look in alone[:12]}) == min(providers, 12)
 

@@ -26,7 +26,7 @@ from opbench.errors import UsageError
 from opbench.registry.registry import PAPER_ORDER
 from opbench.report import write_page
 from opbench.report.cell_text import cell_text
-from opbench.report.layout import OPERATOR_LABELS
+from opbench.report.layout import PAPER_LABELS
 from opbench.report.page.data import MOST_SAMPLES, page_data
 from opbench.report.page.environment import in_words
 from opbench.report.page.html import page
@@ -40,7 +40,7 @@ SHAPES = [Shape(64, 56, 56, 128), Shape(64, 28, 28, 256), Shape(64, 14, 14, 512)
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>\"'&{{7*7}}"
 
 
-def example_cells(factor=1.0, operators=tuple(OPERATOR_LABELS)):
+def example_cells(factor=1.0, operators=tuple(PAPER_LABELS)):
     """Both levels of every operator; one cell of each kind of failure; one that beats the example ceilings."""
     cells = []
     for (rank, operator), level, dtype, (place, shape) in itertools.product(

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from report_fixtures import DEVICE, make_run, measurement
 
 from opbench.report import write_plots
-from opbench.report.layout import OPERATOR_LABELS, Group, group_rows
+from opbench.report.layout import PAPER_LABELS, Group, group_rows
 from opbench.report.plots.flops import flops_figure
 from opbench.report.plots.resolution import resolution_figure
 from opbench.report.plots.source import source_of_run
@@ -41,7 +41,7 @@ def rate(rank: int, place: int, dtype: str) -> float:
 def full_run() -> list[Measurement]:
     """Seven operators, five shapes, two dtypes; the flash row has no fp32."""
     cells = []
-    for (rank, operator), (place, shape) in itertools.product(enumerate(OPERATOR_LABELS), enumerate(SHAPES)):
+    for (rank, operator), (place, shape) in itertools.product(enumerate(PAPER_LABELS), enumerate(SHAPES)):
         flop_count = (rank + 1) * (9 - place) * 700_000_000
         for dtype in ("fp32", "fp16"):
             value = flop_count / rate(rank, place, dtype) / 1e9
@@ -103,7 +103,7 @@ def test_throughput_points_are_rate_against_median(run):
         for m in full_run()
         if m.cell.case.operator == "dcnv3" and m.cell.case.dtype == "fp16"
     }
-    drawn = points(figure, panel=1, label_index=list(OPERATOR_LABELS).index("dcnv3"))
+    drawn = points(figure, panel=1, label_index=list(PAPER_LABELS).index("dcnv3"))
     np.testing.assert_allclose(sorted(drawn), sorted(expected))
     assert [y for _, y in drawn] == pytest.approx([50.0 - 7 * 4] * 5)
     for axes in figure.axes:
@@ -141,9 +141,9 @@ def test_speedup_is_fp32_over_fp16(run):
     figure = speedup_figure(run, only_group(run))
     (axes,) = figure.axes
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == [label for name, label in OPERATOR_LABELS.items() if name != "flash_attention_2"]
+    assert labels == [label for name, label in PAPER_LABELS.items() if name != "flash_attention_2"]
     for index, label in enumerate(labels):
-        rank = list(OPERATOR_LABELS.values()).index(label)
+        rank = list(PAPER_LABELS.values()).index(label)
         drawn = points(figure, panel=0, label_index=index)
         assert [round(x) for x, _ in drawn] == [0, 1, 2, 3, 4]
         assert [y for _, y in drawn] == pytest.approx([rate(rank, i, "fp16") / rate(rank, i, "fp32") for i in range(5)])
@@ -197,7 +197,7 @@ def test_nothing_is_said_to_be_missing_from_a_full_run(tmp_path):
 
 
 def test_each_series_has_its_own_look(tmp_path):
-    names = [*OPERATOR_LABELS, *(f"extra{i}" for i in range(9))]
+    names = [*PAPER_LABELS, *(f"extra{i}" for i in range(9))]
     cells = [measurement(name, SHAPES[0], "fp32", 1.0) for name in names]
     cells.append(measurement("dcnv4", SHAPES[0], "fp32", 2.0, provider="triton"))
     styles = series_styles(only_group(make_run(tmp_path, cells)))

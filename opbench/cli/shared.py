@@ -58,7 +58,7 @@ AcceptDifference = Annotated[
     typer.Option(
         "--accept-difference",
         metavar="NAME",
-        help="Go on although this differs, such as driver; several add up. The rows say it.",
+        help="Go on although this differs, such as driver; several add up. The rows say it. [default: none]",
     ),
 ]
 Inconclusive = Annotated[

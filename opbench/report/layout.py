@@ -9,9 +9,9 @@ from functools import cached_property
 from opbench.results.row import Row
 from opbench.workload.case import Dtype, Shape
 
-__all__ = ["OPERATOR_LABELS", "Group", "Series", "group_rows", "row_shape"]
+__all__ = ["OPERATOR_LABELS", "PAPER_LABELS", "Group", "Series", "group_rows", "row_shape"]
 
-OPERATOR_LABELS = {
+PAPER_LABELS = {
     "conv3x3": "Conv (3×3)",
     "attention": "Attention (torch)",
     "flash_attention_2": "FlashAttention-2",
@@ -19,6 +19,13 @@ OPERATOR_LABELS = {
     "dcnv3": "DCNv3",
     "dcnv4_lightweight": "DCNv4 (lightweight)",
     "dcnv4": "DCNv4",
+}
+"""Row labels of the DCNv4 paper's tables, in their order."""
+
+OPERATOR_LABELS = {
+    **PAPER_LABELS,
+    "dcnv2": "DCNv2",
+    "ms_deform_attn": "Deformable attention",
     "pconv": "PConv",
     "parc_v2": "ParC V2",
     "bgu": "BGU",
@@ -27,7 +34,7 @@ OPERATOR_LABELS = {
     "replk": "RepLKNet conv",
     "slak": "SLaK conv",
 }
-"""Row labels: those of the published tables, in their order; after them any of other operators."""
+"""Row labels, in the order of rows; after them any of other operators."""
 
 DTYPE_ORDER = tuple(str(dtype) for dtype in Dtype)
 MAX_STEM_BYTES = 150

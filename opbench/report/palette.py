@@ -7,7 +7,7 @@ the colour-blind; lines also differ in their dashes. Nothing here imports a libr
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from opbench.report.layout import OPERATOR_LABELS
+from opbench.report.layout import PAPER_LABELS
 
 __all__ = ["PALETTE", "Identity", "Look", "identity_looks"]
 
@@ -71,7 +71,7 @@ def identity_looks(identities: Iterable[Identity]) -> dict[Identity, Look]:
     The first provider of one of the paper's operators looks the same whatever else was run. Everything else takes what
     is left in the order given, so a run's plots agree where all are given the run's identities.
     """
-    reserved = {operator: number for number, operator in enumerate(OPERATOR_LABELS)}
+    reserved = {operator: number for number, operator in enumerate(PAPER_LABELS)}
     numbers: dict[Identity, int] = {}
     others: list[Identity] = []
     for identity in dict.fromkeys(identities):
@@ -80,7 +80,7 @@ def identity_looks(identities: Iterable[Identity]) -> dict[Identity, Look]:
             others.append(identity)
         else:
             numbers[identity] = number
-    free = [*range(len(OPERATOR_LABELS), len(PALETTE)), *reserved.values()]
+    free = [*range(len(PAPER_LABELS), len(PALETTE)), *reserved.values()]
     free += range(len(PALETTE), len(PALETTE) + len(others))
     numbers |= dict(zip(others, free, strict=False))
     return {identity: _look(number) for identity, number in numbers.items()}
