@@ -20,6 +20,15 @@ AUTHORS = json.loads((Path(__file__).parent / "authors_models.json").read_text()
 SMALL_INTERN_IMAGE = {
     "channels": 16, "depths": (1, 2, 3, 1), "groups": (1, 2, 4, 8), "num_classes": 10, "mlp_ratio": 2.0,
 }  # fmt: skip
+SMALL_REPLKNET = {
+    "large_kernel_sizes": (13, 9, 7, 5), "layers": (1, 1, 2, 1), "channels": (6, 10, 14, 18), "num_classes": 10,
+}  # fmt: skip
+SMALL_SLAK = {
+    "kernel_size": (13, 11, 9, 7, 5), "depths": (1, 1, 2, 1), "dims": (6, 10, 14, 18), "num_classes": 10,
+}  # fmt: skip
+SMALL_PARCNET_V2 = {
+    "global_kernel_sizes": (31, 15, 7, 3), "depths": (1, 1, 2, 1), "dims": (6, 10, 14, 18), "num_classes": 10,
+}  # fmt: skip
 SMALL = {
     "internimage_t": ("internimage_t", SMALL_INTERN_IMAGE),
     "internimage_l": ("internimage_l", SMALL_INTERN_IMAGE),
@@ -28,6 +37,12 @@ SMALL = {
     "flash_internimage_t": ("flash_internimage_t", SMALL_INTERN_IMAGE),
     "flash_internimage_b": ("flash_internimage_b", SMALL_INTERN_IMAGE),
     "flash_internimage_l": ("flash_internimage_l", SMALL_INTERN_IMAGE),
+    "replknet_31b": ("replknet_31b", SMALL_REPLKNET),
+    "replknet_xl": ("replknet_xl", SMALL_REPLKNET),
+    "slak_tiny": ("slak_tiny", SMALL_SLAK),
+    "slak without strips": ("slak_tiny", {**SMALL_SLAK, "Decom": False, "layer_scale_init_value": 0.0}),
+    "parcnetv2_tiny": ("parcnetv2_tiny", SMALL_PARCNET_V2),
+    "parcnetv2 with scales": ("parcnetv2_tiny", {**SMALL_PARCNET_V2, "layer_scale_init_values": 1.0}),
 }
 """A name of the catalogue, and arguments of the constructor that make it small."""
 SIZE = 64

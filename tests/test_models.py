@@ -17,6 +17,9 @@ from opbench.models.layers import drop_path_rates
 
 INTERN_IMAGES = [f"internimage_{size}" for size in ("t", "s", "b", "l", "xl", "h")]
 FLASH_INTERN_IMAGES = [f"flash_internimage_{size}" for size in ("t", "s", "b", "l")]
+REPLKNETS = [f"replknet_{size}" for size in ("31b", "31l", "xl")]
+SLAKS = [f"slak_{size}" for size in ("tiny", "small", "base")]
+PARCNETS = [f"parcnetv2_{size}" for size in ("xt", "tiny", "small", "base")]
 
 
 def on_meta(name, **changes):
@@ -29,7 +32,7 @@ def relative_error(value, wanted):
 
 
 def test_the_names():
-    assert names() == [*INTERN_IMAGES, *FLASH_INTERN_IMAGES]
+    assert names() == [*INTERN_IMAGES, *FLASH_INTERN_IMAGES, *REPLKNETS, *SLAKS, *PARCNETS]
 
 
 @pytest.mark.parametrize("name", names())
@@ -68,7 +71,7 @@ def is_in_the_documents(row):
     return model_table.line(row) in page.splitlines()
 
 
-@pytest.mark.parametrize("row", rows_of("internimage_t", "fasternet_t0"))
+@pytest.mark.parametrize("row", rows_of("internimage_t", "parcnetv2_xt", "slak_tiny"))
 def test_the_documents_table_is_counted(row):
     assert is_in_the_documents(row)
 
@@ -222,6 +225,76 @@ def test_internimage_h_says_which_sizes_it_takes():
     with pytest.raises(ValueError, match="width must give stage 3 an even size, as a multiple of 32 does, got 40"):
         model(torch.zeros(1, 3, 64, 40, dtype=torch.float64))
     assert model(image(96)).shape == (1, 10)
+
+
+@pytest.mark.parametrize("case", ["replknet_31b", "replknet_xl", "slak_tiny", "slak without strips"])
+def test_merged_kernels_give_the_same_values(case):
+    model, x = small(case), image()
+    wanted = model(x)
+    before = parameter_count(model)
+    model.structural_reparam()
+    assert relative_error(model(x), wanted) < 1e-13
+    assert parameter_count(model) < before
+
+
+def test_a_network_built_with_merged_kernels_takes_merged_weights():
+    merged = small("replknet_31b")
+    merged.structural_reparam()
+    built = small("replknet_31b", small_kernel_merged=True)
+    built.load_state_dict(merged.state_dict())
+    assert torch.equal(built(image()), merged(image()))
+
+
+def test_replknet_for_feature_maps():
+    _, arguments = SMALL["replknet_31b"]
+    arguments = {**arguments, "num_classes": None, "out_indices": (0, 2), "norm_intermediate_features": True}
+    model = filled(create("replknet_31b", **arguments).double()).eval()
+    first, third = model(image())
+    assert (first.shape, third.shape) == ((1, 6, 16, 16), (1, 14, 4, 4))
+    plain = filled(create("replknet_31b", **{**arguments, "norm_intermediate_features": False}).double()).eval()
+    assert torch.equal(first, model.stages[0].norm(plain(image())[0]))
+    assert [name for name in model.state_dict() if name.startswith(("norm.", "head."))] == []
+
+
+def test_synchronised_normalisation_has_the_same_names():
+    assert digest(small("replknet_31b", use_sync_bn=True)) == digest(small("replknet_31b"))
+    kinds = {type(module) for module in small("replknet_31b", use_sync_bn=True).modules()}
+    assert nn.SyncBatchNorm in kinds
+    assert nn.BatchNorm2d not in kinds
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("replknet_31b", {"layers": (2, 2)}, "large_kernel_sizes, layers and channels must have one entry a stage"),
+        ("replknet_31b", {"out_indices": (1,)}, "give one of num_classes and out_indices, got 1000 and (1,)"),
+        ("replknet_31b", {"norm_intermediate_features": True}, "norm_intermediate_features needs out_indices"),
+        ("replknet_31b", {"small_kernel": 14}, "small_kernel must be a positive odd integer, got 14"),
+        (
+            "slak_tiny",
+            {"kernel_size": (51, 49)},
+            "one entry a stage, and kernel_size one more",
+        ),
+        ("parcnetv2_xt", {"dims": (48, 96)}, "dims must have one entry for each of the 4 stages of depths, got 2"),
+        ("parcnetv2_xt", {"global_kernel_sizes": 10}, "kernel_size must be a positive odd integer, got 10"),
+        (
+            "slak_tiny",
+            {"operator": "dcnv4"},
+            "slak_tiny has no operator to replace; InternImage and",
+        ),
+    ],
+)
+def test_wrong_arguments_of_the_others(name, arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        on_meta(name, **arguments)
+
+
+def test_slak_scales_its_classifier():
+    torch.manual_seed(0)
+    one = create("slak_tiny", **SMALL["slak_tiny"][1])
+    torch.manual_seed(0)
+    half = create("slak_tiny", **SMALL["slak_tiny"][1], head_init_scale=0.5)
+    assert torch.equal(half.head.weight, one.head.weight / 2)
 
 
 def test_stages_and_blocks_that_are_not_there():

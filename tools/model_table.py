@@ -4,6 +4,7 @@ Usage: python tools/model_table.py
 """
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -36,9 +37,11 @@ def agrees(printed, number):
 def counts(row):
     """Parameters and multiply-accumulates of a row's model at its image size."""
     height, width = int(row["height"]), int(row["width"])
-    fixed = timm.get_pretrained_cfg(row["model"]).fixed_input_size
+    arguments = json.loads(row["arguments"] or "{}")
+    if timm.get_pretrained_cfg(row["model"]).fixed_input_size:
+        arguments["img_size"] = (height, width)
     with torch.device("meta"):
-        model = timm.create_model(row["model"], **({"img_size": (height, width)} if fixed else {}))
+        model = timm.create_model(row["model"], **arguments)
     return parameter_count(model), mac_count(model, height=height, width=width)
 
 

@@ -1,4 +1,4 @@
-"""Backbones of the operators in opbench_kernels, with the authors' parameter names: InternImage and FlashInternImage.
+"""Backbones of the operators in opbench_kernels, with the authors' constructor arguments and parameter names.
 
 They need torch, timm and opbench_kernels, nothing else of opbench. Importing this package also makes them known to
 timm, as `timm.create_model("internimage_b.opbench")`.
@@ -10,11 +10,17 @@ from opbench.models.catalogue import create, names
 from opbench.models.checkpoints import load_checkpoint
 from opbench.models.counts import mac_count, parameter_count
 from opbench.models.intern_image import FlashInternImage, InternImage
+from opbench.models.parcnet_v2 import ParCNetV2
+from opbench.models.replknet import RepLKNet
+from opbench.models.slak import SLaK
 
 __all__ = [
     "Backbone",
     "FlashInternImage",
     "InternImage",
+    "ParCNetV2",
+    "RepLKNet",
+    "SLaK",
     "create",
     "load_checkpoint",
     "mac_count",

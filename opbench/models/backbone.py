@@ -51,7 +51,9 @@ class Backbone(nn.Module, ABC):
     block_names: ClassVar[str]
     """Pattern of the blocks' parameters, with the numbers of stage and block."""
     downsampling_names: ClassVar[str]
-    """Pattern of the parameters between two stages, with the number of the earlier one."""
+    """Pattern of the parameters between two stages, with a number."""
+    stage_after_downsampling: ClassVar[int] = 1
+    """To be added to this number for that of the later stage."""
 
     def __init__(
         self, *, num_classes: int | None, channels: Sequence[int], head_hidden_size: int | None = None
@@ -96,11 +98,7 @@ class Backbone(nn.Module, ABC):
 
     def forward_features(self, x: torch.Tensor) -> torch.Tensor:
         """The last stage's feature map, for images (N, C, H, W)."""
-        self.check_size(x.shape[-2], x.shape[-1])
-        before = x
-        for index, stage in enumerate(self.stage_modules()):
-            before, x = x, stage(self._downsample(index, x))
-        return self._join(before, x)
+        return self._run(x, (), len(self.stage_modules()))[0]
 
     def forward_head(self, x: torch.Tensor, pre_logits: bool = False) -> torch.Tensor:
         """Logits (N, num_classes) of forward_features' map, or with `pre_logits` what the classifier reads."""
@@ -137,16 +135,19 @@ class Backbone(nn.Module, ABC):
         """
         if str(output_fmt) not in ("NCHW", "Format.NCHW"):
             raise ValueError(f"output_fmt must be 'NCHW', got {output_fmt!r}")
-        self.check_size(x.shape[-2], x.shape[-1])
         taken = self._taken(indices)
-        last = max(taken)
-        features, before = [], x
-        stages = self.stage_modules()[: last + 1] if stop_early else self.stage_modules()
-        for index, stage in enumerate(stages):
+        last, features = self._run(x, taken, max(taken) + 1 if stop_early else len(self.stage_modules()))
+        return features if intermediates_only else (last, features)
+
+    def _run(self, x: torch.Tensor, taken: Sequence[int], stages: int) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """What the first stages give, as forward_features, and the maps of those that are taken."""
+        self.check_size(x.shape[-2], x.shape[-1])
+        before, features = x, []
+        for index, stage in enumerate(self.stage_modules()[:stages]):
             before, x = x, stage(self._downsample(index, x))
             if index in taken:
                 features.append(self._feature(index, x))
-        return features if intermediates_only else (self._join(before, x), features)
+        return self._join(before, x), features
 
     def _taken(self, indices: int | Sequence[int] | None) -> list[int]:
         """Stages by number from the first: all for None, the last n for a number n."""
@@ -238,7 +239,7 @@ class Backbone(nn.Module, ABC):
         if re.match(self.stem_names, name):
             return (0,)
         if found := re.match(self.downsampling_names, name):
-            stage, block = int(found[1]) + 1, 0
+            stage, block = int(found[1]) + self.stage_after_downsampling, 0
         elif found := re.match(self.block_names, name):
             stage, block = int(found[1]), int(found[2])
         else:

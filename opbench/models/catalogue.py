@@ -8,6 +8,9 @@ from typing import Any
 from opbench.models.backbone import Backbone
 from opbench.models.core_operators import OPERATOR_NAMES
 from opbench.models.intern_image import FlashInternImage, InternImage
+from opbench.models.parcnet_v2 import ParCNetV2
+from opbench.models.replknet import RepLKNet
+from opbench.models.slak import SLaK
 
 __all__ = ["CATALOGUE", "Entry", "create", "names"]
 
@@ -30,12 +33,29 @@ class Entry:
 
 
 def _intern_image(channels: int, depths: tuple[int, ...], **arguments: Any) -> Entry:  # noqa: ANN401 - the model's
-    groups = tuple(channels // 16 * 2**index for index in range(4))
-    return Entry(InternImage, {"channels": channels, "depths": depths, "groups": groups, **arguments}, "2211.05778")
+    fixed = {"channels": channels, "depths": depths, "groups": _doubled(channels // 16)}
+    return Entry(InternImage, {**fixed, **arguments}, "2211.05778")
 
 
 def _flash(entry: Entry, **arguments: Any) -> Entry:  # noqa: ANN401 - the model's
     return replace(entry, model=FlashInternImage, arguments={**entry.arguments, **arguments}, paper="2401.06197")
+
+
+def _replknet(sides: tuple[int, ...], channels: int, **arguments: Any) -> Entry:  # noqa: ANN401 - the model's
+    fixed = {"large_kernel_sizes": sides, "layers": (2, 2, 18, 2), "channels": _doubled(channels), "small_kernel": 5}
+    return Entry(RepLKNet, {**fixed, **arguments}, "2203.06717")
+
+
+def _slak(depths: tuple[int, ...], channels: int) -> Entry:
+    return Entry(SLaK, {"depths": depths, "dims": _doubled(channels), "width_factor": 1.3, "Decom": True}, "2207.03620")
+
+
+def _parcnet_v2(depths: tuple[int, ...], dims: tuple[int, ...]) -> Entry:
+    return Entry(ParCNetV2, {"depths": depths, "dims": dims}, "2211.07157")
+
+
+def _doubled(first: int) -> tuple[int, ...]:
+    return tuple(first * 2**stage for stage in range(4))
 
 
 POST_NORM = {"post_norm": True, "layer_scale": 1e-5}
@@ -66,9 +86,31 @@ _FLASH_INTERN_IMAGE = {
     "l": _flash(_INTERN_IMAGE["l"], offset_scale=2.0, dw_kernel_size=3, mlp_fc2_bias=True, dcn_output_bias=True),
 }
 
+_REPLKNET = {
+    "31b": _replknet((31, 29, 27, 13), 128),
+    "31l": replace(_replknet((31, 29, 27, 13), 192), image_size=384),
+    "xl": replace(_replknet((27, 27, 27, 13), 256, small_kernel=None, dw_ratio=1.5), image_size=320),
+}
+
+_SLAK = {
+    "tiny": _slak((3, 3, 9, 3), 96),
+    "small": _slak((3, 3, 27, 3), 96),
+    "base": _slak((3, 3, 27, 3), 128),
+}
+
+_PARCNET_V2 = {
+    "xt": _parcnet_v2((3, 3, 9, 2), (48, 96, 192, 320)),
+    "tiny": _parcnet_v2((3, 3, 12, 3), (64, 128, 320, 512)),
+    "small": _parcnet_v2((3, 9, 24, 3), (64, 128, 320, 512)),
+    "base": _parcnet_v2((3, 9, 24, 3), (96, 192, 384, 576)),
+}
+
 CATALOGUE: dict[str, Entry] = {
     **{f"internimage_{size}": entry for size, entry in _INTERN_IMAGE.items()},
     **{f"flash_internimage_{size}": entry for size, entry in _FLASH_INTERN_IMAGE.items()},
+    **{f"replknet_{size}": entry for size, entry in _REPLKNET.items()},
+    **{f"slak_{size}": entry for size, entry in _SLAK.items()},
+    **{f"parcnetv2_{size}": entry for size, entry in _PARCNET_V2.items()},
 }
 """Every model by name."""
 

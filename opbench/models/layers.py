@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 __all__ = [
+    "LayerNormNCHW",
     "SequentialStage",
     "Stage",
     "ToNCHW",
@@ -44,6 +45,13 @@ class ToNHWC(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return to_nhwc(x)
+
+
+class LayerNormNCHW(nn.LayerNorm):
+    """LayerNorm over the channels of (N, C, H, W)."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:  # noqa: A002 - nn.LayerNorm's name
+        return to_nchw(super().forward(to_nhwc(input)))
 
 
 class Stage(nn.Module, ABC):
