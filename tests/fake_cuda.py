@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 import triton
 from opbench_kernels import launch, tuning
-from opbench_kernels.deform import dcnv4_fused, operators, sampling_torch
+from opbench_kernels.deform import dcnv2_operators, dcnv4_fused, operators, sampling_torch
 from opbench_kernels.depthwise import operators as depthwise_operators
 from opbench_kernels.msda import operators as msda_operators
 from opbench_kernels.partial import operators as partial_operators
@@ -30,6 +30,8 @@ OPERATORS = (
     dcnv4_fused._from_input,
     depthwise_operators._depthwise,
     depthwise_operators._weight_grad,
+    dcnv2_operators._dcnv2,
+    dcnv2_operators._dcnv2_backward,
     msda_operators._attend,
     msda_operators._attend_backward,
     partial_operators._partial_conv3x3,

@@ -3,6 +3,7 @@
 import copy
 import math
 import re
+from functools import partial
 
 import pytest
 import torch
@@ -11,8 +12,12 @@ from hypothesis import strategies as st
 from opbench_kernels import DCNv2, dcnv2
 from torchvision.ops import deform_conv2d
 
+# Triton's interpreter computes with numpy, which warns where a GPU silently makes NaN.
+pytestmark = pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-IMPLEMENTATIONS = ["torch"]
+ROUNDOFF = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
+IMPLEMENTATIONS = ["torch", "triton"]
 
 
 @st.composite
@@ -96,6 +101,82 @@ def test_the_output_and_every_gradient_are_torchvisions(case):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.slow  # ten seconds an example in the interpreter where groups are many
+@settings(deadline=None, max_examples=12)
+@given(cases())
+def test_triton_is_torchvisions_whatever_the_geometry(case):
+    assert_triton_is_right(draw_tensors(case), keyword(case), torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "dilation", "groups"),
+    [
+        ((2, 3), (2, 1), (0, 2), (1, 2), (1, 1)),
+        ((3, 1), (1, 3), (2, 0), (2, 1), (2, 3)),
+        ((1, 1), (1, 1), (1, 1), (1, 1), (3, 2)),
+    ],
+)
+def test_triton_is_torchvisions(kernel, stride, padding, dilation, groups):
+    """Strides, paddings and dilations that differ from axis to axis, and offsets that leave the image."""
+    case = {"kernel": kernel, "size": (2, 5, 6), "channels": (6, 6), "bias": True, "offset_std": 3.0, "seed": 7}
+    case |= {"arguments": {"stride": stride, "padding": padding, "dilation": dilation}, "channels_last": False}
+    case |= dict(zip(("groups", "deform_groups"), groups, strict=True))
+    assert_triton_is_right(draw_tensors(case), keyword(case), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", list(ROUNDOFF))
+@pytest.mark.parametrize(
+    ("channels", "groups", "deform_groups"), [((40, 20), 1, 1), ((80, 48), 2, 1), ((48, 144), 1, 3), ((96, 36), 2, 3)]
+)
+def test_triton_in_each_dtype_where_no_tile_divides_the_channels(channels, groups, deform_groups, dtype):
+    """Several blocks of channels, of outputs and of pixels, and segments of both kinds of groups."""
+    case = {"kernel": (2, 1), "size": (2, 6, 7), "channels": channels, "groups": groups, "deform_groups": deform_groups}
+    case |= {"arguments": {"stride": (1, 1), "padding": (1, 0), "dilation": (1, 1)}, "bias": True, "offset_std": 0.7}
+    assert_triton_is_right(draw_tensors(case | {"channels_last": True, "seed": 3}), keyword(case), dtype)
+
+
+@pytest.mark.parametrize("size", [(1, 5), (5, 1), (1, 1)])
+def test_triton_on_an_image_of_one_row_or_column(size):
+    case = {"kernel": (3, 3), "size": (1, *size), "channels": (6, 6), "groups": 1, "deform_groups": 1, "bias": False}
+    case |= {"arguments": {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}, "offset_std": 0.7}
+    tensors = draw_tensors(case | {"channels_last": False, "seed": 4})
+    assert_triton_is_right(tensors, keyword(case), torch.float32)
+
+
+def test_the_weights_gradient_is_summed_in_slices(monkeypatch):
+    from opbench_kernels.deform import dcnv2_launch
+
+    monkeypatch.setattr(dcnv2_launch, "SLICED_PIXELS", 64)
+    case = {"kernel": (1, 2), "size": (3, 8, 9), "channels": (6, 6), "groups": 1, "deform_groups": 1, "bias": False}
+    case |= {"arguments": {"stride": (1, 1), "padding": (0, 1), "dilation": (1, 1)}, "offset_std": 0.7}
+    tensors = draw_tensors(case | {"channels_last": True, "seed": 5})
+    assert_triton_is_right(tensors, keyword(case), torch.float32)
+
+
+def test_a_deterministic_backward_pass_is_right():
+    case = {"kernel": (3, 3), "size": (1, 5, 6), "channels": (6, 6), "groups": 1, "deform_groups": 2, "bias": False}
+    case |= {"arguments": {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1)}, "offset_std": 0.7}
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert_triton_is_right(draw_tensors(case | {"channels_last": True, "seed": 6}), keyword(case), torch.float16)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def assert_triton_is_right(exact, arguments, dtype):
+    """In a dtype, on tensors rounded to it."""
+    tensors = [tensor.to(DEVICE, dtype) for tensor in exact]
+    # Offsets in float32: their rounding would move points, in the formula too, across pixels.
+    tensors[1] = exact[1].to(DEVICE, torch.float32)
+    expected = with_gradients(torchvisions, [tensor.double().cpu() for tensor in tensors], arguments)
+    got = with_gradients(lambda *leaves, **given: dcnv2(*leaves, **given, implementation="triton"), tensors, arguments)
+    for mine, right in zip(got, expected, strict=True):
+        error = (mine.double().cpu() - right).abs().max() / right.abs().max().clamp(min=1e-30)
+        # The samples are rounded before the product, and every result once.
+        assert error < 4 * ROUNDOFF[dtype] + 128 * ROUNDOFF[torch.float32]
+    assert got[0].is_contiguous(memory_format=torch.channels_last) or got[0].is_contiguous()
+
+
 def by_loop(image, offset, mask, weight):
     """One output after the other, stride 1, padding 1, of one image: numbers instead of tensors."""
     _, channels, height, width = image.shape
@@ -127,17 +208,18 @@ def test_the_output_is_a_plain_loops():
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e30])
 def test_a_point_that_is_nowhere_counts_nothing_and_a_pixel_reaches_its_points_alone(bad, implementation):
     image, offset, mask, weight = some_tensors(torch.float32)
-    expected = dcnv2(image, offset, mask, weight, padding=1)
+    function = partial(dcnv2, padding=1, implementation=implementation)
+    expected = function(image, offset, mask, weight)
     moved, masked = offset.clone(), mask.clone()
     moved[0, 4, 1, 2] = bad  # the row of point 2
     masked[0, 2, 1, 2] = 0
     torch.testing.assert_close(
-        dcnv2(image, moved, mask, weight, padding=1),
-        dcnv2(image, offset, masked, weight, padding=1),
+        function(image, moved, mask, weight),
+        function(image, offset, masked, weight),
     )
     spoiled = image.clone()
     spoiled[0, :, 0, 0] = bad
-    changed = (dcnv2(spoiled, offset, mask, weight, padding=1) != expected).any(1)[0]
+    changed = ~torch.isclose(function(spoiled, offset, mask, weight), expected, rtol=1e-4, atol=1e-5).all(1)[0]
     reach = torch.zeros(4, 5, dtype=torch.bool, device=DEVICE)
     for point in range(9):
         y = torch.arange(4, device=DEVICE).view(-1, 1) - 1 + point // 3 + offset[0, 2 * point]
@@ -147,16 +229,50 @@ def test_a_point_that_is_nowhere_counts_nothing_and_a_pixel_reaches_its_points_a
     assert not (changed & ~reach).any()
 
 
-def test_it_keeps_the_memory_format_as_a_convolution_does():
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_it_keeps_the_memory_format_as_a_convolution_does(implementation):
     image, *rest = some_tensors(torch.float32, channels=8)
-    assert dcnv2(image, *rest, padding=1).is_contiguous()
+    function = partial(dcnv2, padding=1, implementation=implementation)
+    assert function(image, *rest).is_contiguous()
     last = image.contiguous(memory_format=torch.channels_last)
-    assert dcnv2(last, *rest, padding=1).is_contiguous(memory_format=torch.channels_last)
+    assert function(last, *rest).is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(function(last, *rest), function(image, *rest))
 
 
-def test_an_empty_batch_is_an_empty_result():
-    image, offset, mask, weight = some_tensors(batch=0)
-    assert dcnv2(image, offset, mask, weight, padding=1).shape == (0, 4, 4, 5)
+def test_offsets_and_masks_may_be_parts_of_one_tensor():
+    image, offset, mask, weight = some_tensors(torch.float32)
+    both = torch.cat([offset, mask], 1).contiguous(memory_format=torch.channels_last)
+    parts = both[:, :18], both[:, 18:]
+    assert not parts[0].is_contiguous(memory_format=torch.channels_last)
+    got = dcnv2(image, *parts, weight, padding=1, implementation="triton")
+    torch.testing.assert_close(got, dcnv2(image, offset, mask, weight, padding=1, implementation="torch"))
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_an_empty_batch_is_an_empty_result(implementation):
+    tensors = [tensor.requires_grad_() for tensor in some_tensors(torch.float32, batch=0)]
+    out = dcnv2(*tensors, padding=1, implementation=implementation)
+    assert out.shape == (0, 4, 4, 5)
+    assert torch.autograd.grad(out.sum(), tensors)[3].eq(0).all()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck looks at its copies
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_the_operator_keeps_torchs_contract(requires_grad):
+    from opbench_kernels.deform import dcnv2_operators
+
+    image, offset, mask, weight = some_tensors(torch.float32, size=(2, 3))
+    tensors = [tensor.requires_grad_(requires_grad) for tensor in (image, offset, mask, weight, weight[:, 0, 0, 0])]
+    tensors[4] = tensors[4].detach().clone().requires_grad_(requires_grad)
+    torch.library.opcheck(dcnv2_operators._dcnv2, (*tensors, [1, 1], [1, 1], [1, 1], 1, 1))
+
+
+def test_a_second_derivative_is_refused():
+    tensors = [tensor.requires_grad_() for tensor in some_tensors(torch.float32)]
+    out = dcnv2(*tensors, padding=1, implementation="triton")
+    [grad] = torch.autograd.grad(out.square().sum(), tensors[0], create_graph=True)
+    with pytest.raises(NotImplementedError, match="opbench_kernels::dcnv2 has no second derivative"):
+        grad.sum().backward()
 
 
 def test_autocast_computes_in_the_lower_precision():
@@ -170,10 +286,12 @@ def test_autocast_computes_in_the_lower_precision():
     )  # the same call on the same values
 
 
-def test_it_compiles_into_one_graph():
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_it_compiles_into_one_graph(implementation):
     tensors = [tensor.requires_grad_() for tensor in some_tensors(torch.float32)]
-    compiled = torch.compile(dcnv2, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(*tensors, padding=1), dcnv2(*tensors, padding=1))
+    function = partial(dcnv2, padding=1, implementation=implementation)
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*tensors), function(*tensors))
 
 
 BAD = [
@@ -196,6 +314,7 @@ BAD = [
     ({"weight": [1.0]}, "weight must be a tensor of four axes, none but the batch empty, got list"),
     ({"weight": torch.zeros(4, 6, 3, 3, device="meta")}, "weight must be on cpu as input is, got meta"),
     ({"bias": torch.zeros(5)}, "bias must have shape (4,), got (5,)"),
+    ({"implementation": "cuda"}, "implementation must be"),
 ]
 
 
@@ -320,6 +439,7 @@ def test_the_module_exports_with_any_size():
         ({"deform_groups": 4}, "deform_groups must divide the 6 in_channels, got 4"),
         ({"kernel_size": 0}, "kernel_size must be an integer of at least 1"),
         ({"stride": 1.5}, "stride must be an integer of at least 1"),
+        ({"implementation": "cuda"}, "implementation must be"),
         ({"padding": "same"}, "padding must be an integer of at least 0"),
     ],
 )

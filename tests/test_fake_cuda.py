@@ -64,7 +64,7 @@ def allowed_dtypes(name, case, dtype):
     """Of a kernel's operand, in a case of this dtype."""
     if name in ("shapes_ptr", "starts_ptr"):
         return {torch.int64}
-    summed = name in ("grad_value_ptr", "fixed_point_ptr", "partial_ptr")
+    summed = name in ("grad_image_ptr", "grad_value_ptr", "fixed_point_ptr", "partial_ptr")
     made_here = "location" in name and case.level is Level.MODULE  # from offsets of the case's dtype
     if summed or made_here:
         return {torch.float32}

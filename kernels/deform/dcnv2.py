@@ -1,9 +1,9 @@
 """DCNv2 as a function: modulated deformable convolution of NCHW images."""
 
 import torch
-from opbench_kernels.deform import dcnv2_torch
+from opbench_kernels.deform import dcnv2_operators, dcnv2_torch
 from opbench_kernels.deform.geometry import Geometry
-from opbench_kernels.implementation import in_autocast_dtype, takes_triton
+from opbench_kernels.implementation import Implementation, in_autocast_dtype, takes_triton
 from opbench_kernels.sizes import Size, pair
 
 __all__ = ["dcnv2"]
@@ -20,6 +20,8 @@ def dcnv2(
     dilation: Size = 1,
     groups: int = 1,
     deform_groups: int = 1,
+    *,
+    implementation: Implementation = "auto",
 ) -> torch.Tensor:
     """Deformable convolution v2: a convolution whose points move by offsets, and whose samples have masks as factors.
 
@@ -27,8 +29,8 @@ def dcnv2(
     bilinear, and x likewise. It counts only where -1 < y < H and -1 < x < W; a neighbour outside the image is zero.
 
     Args:
-        input: (N, Ci, H, W), of any memory format, float32, float16, bfloat16 or float64. Under autocast, float32 is
-            taken in the lower precision.
+        input: (N, Ci, H, W), float32, float16 or bfloat16 (float64 too in torch). Triton reads channels_last memory in
+            place, and copies any other first. Under autocast, float32 is taken in the lower precision.
         offset: (N, 2 * K * deform_groups, Ho, Wo), pixels, K = kh * kw: of each deformable group K pairs (dy, dx).
             Any floating dtype: coordinates are float32 or better.
         mask: (N, K * deform_groups, Ho, Wo), any floating dtype.
@@ -37,6 +39,7 @@ def dcnv2(
         stride, padding, dilation: an integer or (height, width).
         groups: of the convolution; divides Ci and Co.
         deform_groups: groups of input channels with offsets and masks of their own; divides Ci.
+        implementation: "auto" takes Triton on a CUDA device, if it is installed, and torch elsewhere.
 
     Returns:
         (N, Co, Ho, Wo) in the dtype of `input`, channels last in memory where `input` is.
@@ -57,9 +60,10 @@ def dcnv2(
     for name, tensor, numbers in (("offset", offset, 2), ("mask", mask, 1)):
         _check_points(name, tensor, input, (numbers * geometry.points * deform_groups, *out_size))
     input = in_autocast_dtype(input)  # noqa: A001
-    takes_triton("input", input, "torch")
+    triton = takes_triton("input", input, implementation)
+    convolve = dcnv2_operators.convolve if triton else dcnv2_torch.convolve
     weight, bias = weight.to(input.dtype), None if bias is None else bias.to(input.dtype)
-    return dcnv2_torch.convolve(input, offset, mask, weight, bias, geometry, groups, deform_groups)
+    return convolve(input, offset, mask, weight, bias, geometry, groups, deform_groups)
 
 
 def _check_image_and_weight(

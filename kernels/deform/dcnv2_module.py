@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from opbench_kernels.deform.dcnv2 import dcnv2
 from opbench_kernels.deform.geometry import Geometry
+from opbench_kernels.implementation import Implementation, check_implementation
 from opbench_kernels.sizes import Size, pair
 from torch import nn
 
@@ -24,6 +25,7 @@ class DCNv2(nn.Module):
         groups: of the convolution; divides both channels. The convolution of offsets and masks has one group.
         deform_groups: groups of input channels with offsets and masks of their own.
         bias: whether there is one; mmcv's "auto" counts as yes.
+        implementation: of the convolution, see opbench_kernels.dcnv2.
         device, dtype: of the parameters.
 
     Raises:
@@ -46,6 +48,7 @@ class DCNv2(nn.Module):
         deform_groups: int = 1,
         bias: bool | str = True,
         *,
+        implementation: Implementation = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -59,6 +62,8 @@ class DCNv2(nn.Module):
             raise ValueError(f"groups must divide {in_channels} in_channels and {out_channels} out_channels: {groups}")
         if in_channels % deform_groups:
             raise ValueError(f"deform_groups must divide the {in_channels} in_channels, got {deform_groups}")
+        check_implementation(implementation)
+        self.implementation = implementation
         self.in_channels = in_channels
         self.out_channels = out_channels
         self.kernel_size = pair(kernel_size, "kernel_size", 1)
@@ -112,6 +117,7 @@ class DCNv2(nn.Module):
             self.dilation,
             self.groups,
             self.deform_groups,
+            implementation=self.implementation,
         )
 
     def extra_repr(self) -> str:

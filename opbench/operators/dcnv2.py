@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from opbench.operators import _dcn
+from opbench.operators import _dcn, _triton
 from opbench.operators._random import normal
 from opbench.workload.case import Case, Dtype, Level
 from opbench.workload.operator import Forward, Operator, Provider, Setting, Tensors, by_direction, compiled
@@ -15,6 +15,7 @@ from opbench.workload.tolerance import rounding_budget
 
 if TYPE_CHECKING:
     import torch
+    from opbench_kernels.implementation import Implementation
 
 Core = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 """The NCHW output from NCHW x, offsets and masks."""
@@ -187,7 +188,7 @@ def _around(case: Case, tensors: Tensors, core: Core) -> Forward:
     return module
 
 
-def _build(case: Case, tensors: Tensors) -> Forward:
+def _build(implementation: Implementation, case: Case, tensors: Tensors) -> Forward:
     from opbench_kernels import dcnv2
 
     core = partial(
@@ -196,6 +197,7 @@ def _build(case: Case, tensors: Tensors) -> Forward:
         bias=tensors.get("bias"),
         padding=case.int_setting("kernel_size") // 2,
         deform_groups=case.int_setting("deform_groups"),
+        implementation=implementation,
     )
     return _around(case, tensors, core)
 
@@ -221,7 +223,7 @@ def _single_alone(case: Case, _device_type: str) -> str | None:
     return refusals.get(case.dtype)
 
 
-TORCH = Provider("torch", _build, "samples by embedding_bag, then one matrix product")
+TORCH = Provider("torch", partial(_build, "torch"), "samples by embedding_bag, then one matrix product")
 
 OPERATOR = Operator(
     name="dcnv2",
@@ -239,6 +241,7 @@ OPERATOR = Operator(
     smooth_inputs=smooth_inputs,
     tolerance=tolerance,
     providers=(
+        _triton.triton_provider(_build),
         TORCH,
         compiled(TORCH),
         Provider(

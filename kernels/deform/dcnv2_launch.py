@@ -1,0 +1,160 @@
+"""Launches of the DCNv2 kernels: tiles from channels, groups and the dtype."""
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from opbench_kernels.deform.dcnv2_triton import dcnv2_bwd_kernel, dcnv2_fwd_kernel, dcnv2_weight_grad_kernel
+from opbench_kernels.deform.geometry import Geometry
+from opbench_kernels.launch import INDEX_LIMIT, Launch
+
+__all__ = ["Convolved", "backward_launch", "forward_launch", "weight_grad_launch", "weight_grad_slices"]
+
+BLOCK_P = 64
+NUM_WARPS = 4
+SMALLEST_PRODUCT = 16
+"""A matrix product has at least that many rows and columns."""
+SLICED_PIXELS = 4096
+"""Output pixels of a slice of the weight's gradient: then a GPU has enough programs, and the sums are few."""
+MOST_SLICES = 64
+
+
+class Convolved(NamedTuple):
+    """The operands of all passes.
+
+    Attributes:
+        image: (N, H, W, Ci), contiguous.
+        offset: (N, 2 * K * Dg, Ho, Wo), of any strides.
+        mask: (N, K * Dg, Ho, Wo), of any strides.
+        weight: (groups, K, Ci / groups, Co / groups), contiguous.
+        geometry: sampling grid with K points, of which the rows are outer here.
+        deform_groups: Dg.
+        allow_tf32: whether float32 products may be rounded to tf32.
+    """
+
+    image: torch.Tensor
+    offset: torch.Tensor
+    mask: torch.Tensor
+    weight: torch.Tensor
+    geometry: Geometry
+    deform_groups: int
+    allow_tf32: bool = False
+
+    @property
+    def out_shape(self) -> tuple[int, int, int, int]:
+        """(N, Ho, Wo, Co)."""
+        return self.image.shape[0], *self.mask.shape[2:], self.weight.shape[0] * self.weight.shape[3]
+
+    @property
+    def pixels(self) -> int:
+        """Output pixels of all images."""
+        return math.prod(self.out_shape[:3])
+
+    def sizes(self, constants: Mapping[str, Any]) -> tuple[int, ...]:
+        """The scalar arguments of all kernels."""
+        _, out_height, out_width, _ = self.out_shape
+        size = (*self.image.shape[1:3], out_height, out_width)
+        blocks = -(-int(constants["SEGMENT"]) // int(constants["BLOCK_C"]))
+        return self.pixels, *size, *self.offset.stride(), *self.mask.stride(), blocks
+
+    def constants(self) -> dict[str, Any]:
+        """The compile-time constants of all kernels."""
+        _, height, width, channels = self.image.shape
+        groups, points, group_channels, group_outputs = self.weight.shape
+        geometry, dtype = self.geometry, self.image.dtype
+        deform_channels = channels // self.deform_groups
+        segment = math.gcd(group_channels, deform_channels)
+        # The registers of a float32 tile are twice those of half precision; without tensor cores, where a product is
+        # multiply-adds in registers, they are more still. Larger tiles spill.
+        most_channels, most_outputs = (32, 128) if dtype != torch.float32 else (32, 64) if self.allow_tf32 else (16, 32)
+        distance = (height + geometry.padding[0]) * width + geometry.padding[1]
+        return {
+            "C": channels,
+            "GC": group_channels,
+            "GO": group_outputs,
+            "DC": deform_channels,
+            "SEGMENT": segment,
+            "OUTPUTS": groups * group_outputs,
+            "K": points,
+            "KW": geometry.kernel[1],
+            "STRIDE_H": geometry.stride[0],
+            "STRIDE_W": geometry.stride[1],
+            "PAD_H": geometry.padding[0],
+            "PAD_W": geometry.padding[1],
+            "DILATION_H": geometry.dilation[0],
+            "DILATION_W": geometry.dilation[1],
+            "WIDE": distance * channels >= INDEX_LIMIT,
+            "PRECISION": "tf32" if self.allow_tf32 else "ieee",
+            # Triton's interpreter multiplies the bits of bfloat16 as integers.
+            "UPCAST": dtype == torch.bfloat16 and os.environ.get("TRITON_INTERPRET") == "1",
+            "BLOCK_P": BLOCK_P,
+            # As many as divide a segment, so that no load has a predicate.
+            "BLOCK_C": max(SMALLEST_PRODUCT, min(most_channels, segment & -segment)),
+            "BLOCK_O": max(SMALLEST_PRODUCT, min(most_outputs, triton.next_power_of_2(group_outputs))),
+        }
+
+
+def _launch(
+    kernel: object, tensors: tuple[torch.Tensor, ...], convolved: Convolved, constants: dict[str, Any], *grid: int
+) -> Launch:
+    options = {"num_warps": NUM_WARPS, "enable_fp_fusion": True}
+    return Launch(kernel, (*tensors, *convolved.sizes(constants)), constants, options, grid)
+
+
+def forward_launch(convolved: Convolved, bias: torch.Tensor | None, out: torch.Tensor) -> Launch:
+    """The launch that writes `out` (N, Ho, Wo, Co), contiguous, in the dtype of the image."""
+    constants = convolved.constants()
+    # Two neighbours that are both in the image need two rows and two columns.
+    constants |= {"HAS_BIAS": bias is not None, "STRICT": min(convolved.image.shape[1:3]) < 2}
+    tensors = (*convolved[:4], convolved.weight if bias is None else bias, out)
+    groups, outputs = convolved.weight.shape[0], triton.cdiv(constants["GO"], constants["BLOCK_O"])
+    blocks = triton.cdiv(convolved.pixels, BLOCK_P)
+    return _launch(dcnv2_fwd_kernel, tensors, convolved, constants, blocks, groups * outputs)
+
+
+def backward_launch(
+    convolved: Convolved,
+    grad_out: torch.Tensor,
+    grad_image: torch.Tensor,
+    grad_offset: torch.Tensor,
+    grad_mask: torch.Tensor,
+    fixed_point: torch.Tensor | None = None,
+) -> Launch:
+    """The launch for the gradients of image, offset and mask.
+
+    Args:
+        convolved: the operands of the forward pass.
+        grad_out: (N, Ho, Wo, Co), contiguous.
+        grad_image: as image, zeros; float32, or int64 with `fixed_point`. Shares are added to it.
+        grad_offset, grad_mask: (N, Ho, Wo, channels), contiguous; written.
+        fixed_point: two numbers whose product is the integer units per 1.0 of grad_image.
+    """
+    unit = grad_image if fixed_point is None else fixed_point
+    constants = convolved.constants() | {"FIXED_POINT": fixed_point is not None}
+    tensors = (*convolved[:4], grad_out, grad_image, grad_offset, grad_mask, unit)
+    blocks = triton.cdiv(convolved.pixels, BLOCK_P)
+    return _launch(dcnv2_bwd_kernel, tensors, convolved, constants, blocks, convolved.deform_groups)
+
+
+def weight_grad_slices(convolved: Convolved) -> int:
+    """In how many parts the pixels are summed."""
+    return min(MOST_SLICES, -(-convolved.pixels // SLICED_PIXELS))
+
+
+def weight_grad_launch(convolved: Convolved, grad_out: torch.Tensor, partial: torch.Tensor) -> Launch:
+    """The launch that writes the sums of the weight's gradient over each slice of the pixels.
+
+    Args:
+        convolved: the operands of the forward pass.
+        grad_out: (N, Ho, Wo, Co), contiguous.
+        partial: (slices, groups, K, Ci / groups, Co / groups), float32.
+    """
+    constants = convolved.constants()
+    segments = constants["C"] // constants["SEGMENT"]
+    blocks = constants["K"] * segments * triton.cdiv(constants["SEGMENT"], constants["BLOCK_C"])
+    outputs = triton.cdiv(constants["GO"], constants["BLOCK_O"])
+    tensors = (*convolved[:3], grad_out, partial)
+    return _launch(dcnv2_weight_grad_kernel, tensors, convolved, constants, blocks, outputs, partial.shape[0])
