@@ -109,13 +109,13 @@ def test_a_machine_that_is_busy_at_the_start_is_said_once(sweep):
 
 
 def test_a_load_that_has_ended_is_no_busy_machine(sweep, monkeypatch):
-    monkeypatch.setattr("opbench.sweeps.run_cells.relative_half_width", lambda samples: 0.01)
+    monkeypatch.setattr("opbench.sweeps.run_cells.relative_half_width", lambda *_: 0.01)
     assert sweep(load=3.0, share=0.01) == []
     assert sweep(load=0.1, share=None) == []
 
 
 def test_samples_that_scatter_are_said_once(sweep, monkeypatch):
-    monkeypatch.setattr("opbench.sweeps.run_cells.relative_half_width", lambda samples: 4.0)
+    monkeypatch.setattr("opbench.sweeps.run_cells.relative_half_width", lambda *_: 4.0)
     assert sweep(load=0.1, share=None) == [f"samples scatter by up to ±400 %: {way_out(TWO)}"]
 
 

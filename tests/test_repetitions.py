@@ -1,6 +1,7 @@
 """Cells measured in several fresh processes: the order of the work, what a journal's lines make of a row, resuming."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -96,7 +97,7 @@ class Recorded:
 
     def __init__(self, monkeypatch, failing=(), stop_after=None):
         self.events, self.failing, self.stop_after = [], failing, stop_after
-        monkeypatch.setattr("opbench.sweeps.run_cells._executor", lambda *_: self)
+        monkeypatch.setattr("opbench.sweeps.run_cells._executor", lambda *_: nullcontext(self))
 
     def run(self, cell, on_stage):
         if len([event for event in self.events if event != "new"]) == self.stop_after:
@@ -196,10 +197,10 @@ def test_a_repetition_shares_no_process_with_the_one_before():
             return lambda *_: events.append(name)
 
     executor = WorkerExecutor({}, 1.0, Workers())
-    executor._enter_group(make_cell().case)
+    executor._enter_group(make_cell())
     executor.renew()
     assert events == ["start", "send", "receive", "kill", "close"]  # close ends the supervisor
-    executor._enter_group(make_cell().case)
+    executor._enter_group(make_cell())
     assert events[5:] == ["start", "send", "receive"]
 
 

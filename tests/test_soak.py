@@ -10,6 +10,7 @@ import statistics
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import psutil
@@ -102,7 +103,7 @@ def check_fake_soak(tmp_path, monkeypatch, shapes):
 
     def executor(*_):
         runner = CellRunner(RunOptions.of(run.command), known.__getitem__, FakeTimer([1.0, 1.1, 0.9]))
-        return InProcessExecutor(runner.run)
+        return nullcontext(InProcessExecutor(runner.run))
 
     monkeypatch.setattr("opbench.sweeps.run_cells._executor", executor)
     gc.collect()
