@@ -1,5 +1,6 @@
 """Vision operators in Triton and torch: deformable, partial and depthwise convolution; stands without the harness."""
 
+from opbench_kernels.dat.modules import DAttention
 from opbench_kernels.deform.dcnv2 import dcnv2
 from opbench_kernels.deform.dcnv2_module import DCNv2
 from opbench_kernels.deform.functional import dcnv3, dcnv4
@@ -14,6 +15,7 @@ from opbench_kernels.partial.modules import PartialConv3
 
 __all__ = [
     "BGU",
+    "DAttention",
     "DCNv2",
     "DCNv3",
     "DCNv4",

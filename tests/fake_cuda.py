@@ -65,7 +65,8 @@ def fake_cuda():
             (torch, "Generator", FakeGenerator),
             (torch.autograd, "grad", gradients),
             (torch.cuda, "device_of", lambda tensor: nullcontext()),
-            (torch.nn.functional, "scaled_dot_product_attention", flash_attention),
+            (torch.nn.functional, "scaled_dot_product_attention", attention),
+            (torch.nn.functional, "grid_sample", grid_sample),
             # What is kept for plain tensors of a shape is kept for these, by themselves.
             (sampling_torch, "are_plain", lambda *tensors: True),
             (sampling_torch, "_kept_grids", cache(sampling_torch._kept_grids.__wrapped__)),
@@ -144,6 +145,22 @@ def _in_order(last):
 
     visit(last)
     return reversed(found)
+
+
+GRID_SAMPLE = torch.nn.functional.grid_sample
+
+
+def grid_sample(*arguments, **given):
+    """torch's own kernel: cuDNN's has no shapes of its own for fake tensors."""
+    with torch.backends.cudnn.flags(enabled=False):
+        return GRID_SAMPLE(*arguments, **given)
+
+
+def attention(q, k, v, attn_mask=None):
+    """With a bias by other operators, in the dtype that it has; without one the kernel that is left."""
+    if attn_mask is None:
+        return flash_attention(q, k, v)
+    return (q @ k.transpose(-2, -1) + attn_mask).softmax(-1) @ v
 
 
 def flash_attention(q, k, v):

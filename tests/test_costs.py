@@ -42,6 +42,7 @@ SETTINGS = {
     "attention": ATTENTION,
     "flash_attention_2": ATTENTION,
     "window_attention": {**ATTENTION, "window_size": WINDOW},
+    "dat_attention": {**ATTENTION, "group_channels": 17, "dw_kernel_size": 13},
     "ms_deform_attn": {"n_levels": 3, "n_heads": 7, "n_points": 5},
     "dcnv2": {"kernel_size": 5, "deform_groups": G},
     "dcnv3": DEFORMABLE,
@@ -62,6 +63,8 @@ SC = 3 * (319 + 90 + 24) * C
 TAPS = 7 * 15
 MSDA = (8 * 15 * PC + 30 * TAPS * P, 16 * 15 * PC + 30 * TAPS * P)
 MSDA_ADDED = 2 * SC * C + 2 * PC * C + 6 * TAPS * PC + 5 * TAPS * P
+
+GATHERED = {"ms_deform_attn": 4 * 15 * PC, "dat_attention": 4 * (PC + SCORES)}
 
 SAMPLING = (8 * K * PC + 30 * K * P * G, 16 * K * PC + 30 * K * P * G)
 
@@ -85,6 +88,11 @@ FLOPS = {  # forward, backward
     ("window_attention", "module"): (
         100 * PADDED * C + 5 * PADDED_SCORES + 8 * PADDED * C**2,
         200 * PADDED * C + 10 * PADDED_SCORES + 16 * PADDED * C**2,
+    ),
+    ("dat_attention", "module"): tuple(  # a group is a head; N samples of the image, and S of the table
+        times * (8 * P * C**2 + 4 * P * N * C + 5 * SCORES + 2 * DEPTHWISE * PC + 4 * PC + 8 * (PC + SCORES))
+        + 30 * P * HEADS * (1 + N)
+        for times in (1, 2)
     ),
     ("ms_deform_attn", "core"): MSDA,
     ("ms_deform_attn", "module"): (MSDA[0] + MSDA_ADDED, MSDA[1] + 2 * MSDA_ADDED),
@@ -132,6 +140,10 @@ ELEMENTS = {  # that cross the memory bus; forward, backward
     ("window_attention", "module"): (
         10 * PADDED * C + 4 * PADDED_SCORES + 4 * C**2,
         20 * PADDED * C + 8 * PADDED_SCORES + 8 * C**2,
+    ),
+    ("dat_attention", "module"): tuple(
+        times * (19 * PC + 6 * P * HEADS + 2 * SCORES + 4 * C**2 + DEPTHWISE * 17 + 2 * 17 + HEADS * 21 * 57)
+        for times in (1, 2)
     ),
     ("ms_deform_attn", "core"): (SC + 3 * TAPS * P + PC, 2 * SC + 6 * TAPS * P + PC),
     ("ms_deform_attn", "module"): (  # value_proj 2 SC; Linears of offsets and weights; softmax; output_proj 2 PC
@@ -186,6 +198,7 @@ MEMORY_FP16 = {  # estimated peak bytes of a forward pass
     ("flash_attention_2", "module"): 2 * 8 * PC,
     ("window_attention", "core"): 2 * (9 * PADDED * C + 3 * PADDED_SCORES),
     ("window_attention", "module"): 2 * (9 * PADDED * C + 3 * PADDED_SCORES),
+    ("dat_attention", "module"): 2 * (10 * PC + 4 * C**2 + 3 * SCORES) + 4 * (2 * SCORES + 4 * P * N * HEADS),
     **{("ms_deform_attn", level): 2 * (2 * SC + 3 * PC + 3 * TAPS * P) + 4 * 48 * TAPS * P for level in Level},
     **{("dcnv2", level): 2 * ((K + 3) * PC + K * C**2) + 4 * 48 * K * G * P for level in Level},
     ("dcnv3", "core"): CORNERS,
@@ -212,6 +225,7 @@ REFERENCE = {  # estimated elements that the reference holds; forward, and where
     "attention": (9 * PC + 3 * SCORES * 256 // 319, 9 * PC + 3 * SCORES),  # 256 of 319 queries at a time
     "flash_attention_2": (9 * PC + 3 * SCORES * 256 // 319, 9 * PC + 3 * SCORES),
     "window_attention": (11 * PADDED * C + 4 * PADDED_SCORES, 11 * PADDED * C + 4 * PADDED_SCORES),
+    "dat_attention": 2 * (24 * PC + 16 * SCORES + 16 * P * N * HEADS + 4 * C**2,),
     "ms_deform_attn": tuple(3 * SC + (12 * kept + 3) * PC + 8 * TAPS * P for kept in (1, 15)),
     "dcnv2": tuple((12 * kept + 4) * PC + K * C**2 + K * C * OFFSETS_MASKS + 12 * K * G * P for kept in (1, K)),
     "dcnv3": (16 * PC + 6 * K * G * P, 8 * PC + 8 * K * PC + 6 * K * G * P),
@@ -267,7 +281,7 @@ def test_an_operator_is_in_each_table(name):
 @pytest.mark.parametrize("level", list(Level))
 def test_gathered_bytes_by_hand(name, level):
     """Four corners of each point and channel; a backward pass reads them once more."""
-    gathered = 4 * K * PC if name.startswith("dcn") else 4 * 15 * PC if name == "ms_deform_attn" else 0
+    gathered = 4 * K * PC if name.startswith("dcn") else GATHERED.get(name, 0)
     for direction, passes in (("fwd", 1), ("bwd", 1), ("fwd_bwd", 2)):
         for dtype, element_bytes in (("fp32", 4), ("bf16", 2)):
             case = case_of(name, level, direction=Direction(direction), dtype=Dtype(dtype))
@@ -296,7 +310,7 @@ def test_estimates_of_memory_by_hand(name, level):
     operator = registry.find(name)
     for direction in Direction:
         assert operator.memory_bytes(case_of(name, level, direction, Dtype.FP16)) == MEMORY_FP16[name, level]
-    if not name.startswith(("dcn", "ms_deform")):  # there most is 4 bytes wide in any dtype
+    if not name.startswith(("dcn", "ms_deform", "dat")):  # there most is 4 bytes wide in any dtype
         assert operator.memory_bytes(case_of(name, level)) == 2 * MEMORY_FP16[name, level]
 
 
@@ -357,7 +371,7 @@ def output_of(name, level, tensors):
     return on_cpu[0].build(case_of(name, level), tensors)()
 
 
-STORING = ("attention", "window_attention", "bgu", "parc_v2")
+STORING = ("attention", "window_attention", "bgu", "parc_v2", "dat_attention")
 """Operators without a level that stores nothing between its stages."""
 
 SAMPLING_ALONE = ("dcnv3", "dcnv4", "dcnv4_lightweight", "ms_deform_attn")
@@ -383,8 +397,16 @@ def test_matrix_products_and_convolutions_are_what_torch_counts(name, level, dir
     from torch.utils.flop_counter import FlopCounterMode
 
     times = 1 if direction is Direction.FWD else 2
-    scores = {"attention": SCORES, "window_attention": PADDED_SCORES, "dcnv3": K * G * P, "ms_deform_attn": TAPS * P}
+    scores = {
+        "attention": SCORES,
+        "window_attention": PADDED_SCORES,
+        "dcnv3": K * G * P,
+        "ms_deform_attn": TAPS * P,
+        "dat_attention": SCORES,
+    }
     others = times * 5 * scores.get(name, 0)
+    if name == "dat_attention":
+        others += times * 8 * (PC + SCORES) + 30 * P * HEADS * (1 + N)
     if name == "ms_deform_attn":
         others += MSDA[times - 1]
     if name.startswith("dcn"):

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from opbench_kernels import BGU, DCNv3, DCNv4, MSDeformAttn, ParCV2, RepLKBlock, SLaKConv, tuning
+from opbench_kernels import BGU, DAttention, DCNv3, DCNv4, MSDeformAttn, ParCV2, RepLKBlock, SLaKConv, tuning
 from opbench_kernels.deform.launch import Config
 from timm.models.fasternet import MLPBlock
 from torchvision.ops import deform_conv2d
@@ -307,6 +307,25 @@ def test_dcnv2_is_torchvisions(level):
     assert ("bias" in t) == (level is Level.MODULE)
 
 
+DAT_NAMES = {"offset_dw": "conv_offset.0", "offset_norm": "conv_offset.1.norm", "offset_proj": "conv_offset.3"}
+
+
+def test_dat_attention_is_dats():
+    case = case_of("dat_attention", (2, 5, 6, 24), head_dim=4, group_channels=12, offset_range_factor=3)
+    t = random_like(case)
+    module = DAttention((5, 6), (5, 6), 6, 4, 2, 0.0, 0.0, 1, 3, True, False, False, False, 2, dtype=torch.float64)
+    state = {"rpe_table": t["rpe_table"]}
+    for key in t:
+        layer, _, kind = key.rpartition("_")
+        if kind in ("weight", "bias"):
+            name = f"{DAT_NAMES.get(layer, layer)}.{kind}"
+            state[name] = t[key].view(module.state_dict()[name].shape)
+    module.load_state_dict(state, strict=True)
+    with torch.no_grad():
+        expected, *_ = module(t["x"].permute(0, 3, 1, 2))
+    assert_same(reference(case, t), expected.permute(0, 2, 3, 1))
+
+
 def test_the_module_level_of_ms_deform_attn_is_deformable_detrs():
     case = case_of("ms_deform_attn", (2, 5, 7, 24), n_levels=3, n_heads=4, n_points=2)
     t = random_like(case)
@@ -372,6 +391,7 @@ def test_the_modules_level_is_the_module_of_the_paper(name, module, given):
         ("dcnv3", {}, 1, 6, 2 * 6 + 24**0.5),
         ("dcnv4", {"offset_std_px": 0.5}, 1, 6, 2 * 6 + 24**0.5),
         ("dcnv4_lightweight", {"offset_std_px": 3}, 1, 6, 2 * 18 + 24**0.5),
+        ("dat_attention", {}, 12, 12, 60**0.5 + 4 * 6),
         ("ms_deform_attn", {"offset_std_px": 3}, 1, 6, 2 * 18 + 24**0.5),
         ("dcnv2", {"offset_std_px": 3}, 2, 6, 2 * 18 + (9 * 24) ** 0.5),
     ],
