@@ -2,7 +2,7 @@
 
 torch's CPU convolution with a large kernel is fast in channels_last and slow in NCHW; its gradient of the weight is
 slow in any layout. Here that gradient is a convolution as well, of the image with the output's gradient in the weight's
-place. docs/tuning.md has the figures.
+place, and for the largest kernels a product of Fourier transforms. docs/tuning.md has the figures.
 """
 
 from typing import Any, Protocol
@@ -17,6 +17,8 @@ CHANNELS_LAST = torch.channels_last
 LARGE_TAPS = 15 * 15
 """Kernels of at least this many taps are computed in channels_last, whatever the image's layout."""
 
+FFT_TAPS = 31 * 31
+"""Kernels of at least this many taps get their gradient by Fourier transforms, whose work does not grow with them."""
 COMPUTED_IN = {torch.float16: torch.float32}
 """The dtype that computes where the CPU has no fast convolution of its own."""
 if not torch.cpu._is_avx512_bf16_supported():
@@ -95,12 +97,44 @@ def _weight_grad(x: torch.Tensor, grad: torch.Tensor, kernel: Kernel) -> torch.T
     fast convolution only where the padding is smaller than the kernel, which here is as large as the output.
     """
     batch, channels = x.shape[:2]
-    if not batch:
+    if batch == 0:
         return x.new_zeros(channels, 1, kernel.height, kernel.width)
     wide = x.dtype if x.dtype == torch.float64 else torch.float32
+    if kernel.taps >= FFT_TAPS:
+        return _weight_grad_by_fft(x.to(wide), grad.to(wide), kernel).to(x.dtype)
     # (1, H, W, N * C), channels last
     image = x.to(wide).permute(2, 3, 0, 1).flatten(2).unsqueeze(0)
     image = F.pad(image, (0, 0, kernel.pad_w, kernel.pad_w, kernel.pad_h, kernel.pad_h)).permute(0, 3, 1, 2)
     weight = grad.to(wide).reshape(batch * channels, 1, *grad.shape[2:])
     out = F.conv2d(image, weight, groups=batch * channels)
     return out.view(batch, channels, 1, kernel.height, kernel.width).sum(0).to(x.dtype)
+
+
+def _weight_grad_by_fft(x: torch.Tensor, grad: torch.Tensor, kernel: Kernel) -> torch.Tensor:
+    """As _weight_grad; a pixel that is not finite reaches all taps of its channel, and not nearly all."""
+    pads = (kernel.pad_h, kernel.pad_w)
+    sides = (kernel.height, kernel.width)
+    # Long enough that what wraps around meets zeros.
+    size = [
+        _fast_length(max(max(x.shape[axis], grad.shape[axis]) + max(pad, side - 1 - pad), side))
+        for axis, pad, side in zip((2, 3), pads, sides, strict=True)
+    ]
+    spectrum = torch.fft.rfft2(x, s=size) * torch.fft.rfft2(grad, s=size).conj()
+    taps = torch.fft.irfft2(spectrum.sum(0), s=size).roll(pads, (1, 2))
+    cut: torch.Tensor = taps[:, None, : kernel.height, : kernel.width]
+    return cut
+
+
+def _fast_length(least: int) -> int:
+    """The smallest even length of at least `least` with no prime factor above 5."""
+    length = least + least % 2
+    while _without_small_factors(length) > 1:
+        length += 2
+    return length
+
+
+def _without_small_factors(length: int) -> int:
+    for factor in (2, 3, 5):
+        while length % factor == 0:
+            length //= factor
+    return length

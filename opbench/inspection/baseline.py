@@ -30,7 +30,8 @@ def to_json(
         "formula": {
             "issue_ms": "warps * instructions / (sms * 4 * clock)",
             "l1_ms": "4 * K * P * C * element_bytes / (sms * l1_bytes_per_clock * clock); "
-            "fused: also K * (P * C * group_tiles + C * 4 * G * pixel_tiles) elements",
+            "fused: also K * (P * C * group_tiles + C * 4 * G * pixel_tiles) elements; "
+            "depthwise: rows, and weights or rows of the gradient, of every chunk",
             "hbm_ms": "bytes once / hbm_gbps",
         },
         "variants": [
@@ -86,12 +87,12 @@ def worse(base: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     factor = SAME_COMPILER if same else OTHER_COMPILER
     note = "" if same else f" (Triton {base['triton']} then, {new['triton']} now: {factor:.0%} allowed)"
     after = {variant["name"]: variant for variant in new["variants"]}
-    inspected = {name.rpartition("-groups")[0] for name in after}
+    inspected = set(map(_direction_and_dtype, after))
     lines = []
     for before in base["variants"]:
         name = before["name"]
         if name not in after:
-            if name.rpartition("-groups")[0] in inspected:
+            if _direction_and_dtype(name) in inspected:
                 lines.append(f"{name}: no longer compiled; make the file again if the published shapes use another")
             continue
         now = after[name]
@@ -113,6 +114,11 @@ def worse(base: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             if wide_now < wide_before:
                 lines.append(f"{name}: 128-bit share of {kind} {wide_before:.0%} -> {wide_now:.0%}{note}")
     return lines
+
+
+def _direction_and_dtype(name: str) -> str:
+    """The first two parts of a variant's name: its direction, or kind of forward kernel, and dtype."""
+    return "-".join(name.split("-")[:2])
 
 
 def _share_of_wide(accesses: Mapping[Any, int]) -> float:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from opbench.inspection import depthwise
 from opbench.workload.case import Case, Direction, Dtype, Level
 from opbench.workload.shapes import load_shape_list
 
@@ -22,7 +23,7 @@ def uses(dtypes: Sequence[Dtype], directions: Sequence[Direction], *, core_only:
 
     `fwd` and `bwd` are the core's, `strided` the same forward kernel where value and offset_mask are the halves of one
     product, and `fused` the lightweight operator in one kernel, which has a variant for tf32 of its own. With
-    `core_only` there are the first two.
+    `core_only` there are the first two. opbench.inspection.depthwise has further ones.
     """
     found: dict[str, list[Case]] = {}
     for direction in directions:
@@ -37,12 +38,13 @@ def _cases(direction: Direction, dtype: Dtype, *, core_only: bool) -> list[Case]
     if direction is Direction.FWD and not core_only:
         kinds += [("dcnv4", Level.MODULE, dtype), ("dcnv4_lightweight", Level.MODULE, dtype)]
         kinds += [("dcnv4_lightweight", Level.MODULE, Dtype.TF32)] if dtype is Dtype.FP32 else []
-    return [
+    deformable = [
         Case(operator, level, direction, shape_list, shape, kind)
         for operator, level, kind in kinds
         for shape_list in SHAPE_LISTS
         for shape in load_shape_list(shape_list).shapes
     ]
+    return deformable + ([] if core_only else depthwise.cases(direction, dtype))
 
 
 def is_fused(case: Case) -> bool:
@@ -51,6 +53,8 @@ def is_fused(case: Case) -> bool:
 
 
 def _name(case: Case) -> str:
+    if depthwise.is_depthwise(case):
+        return depthwise.name(case)
     constants = launch(case).constants
     if is_fused(case):
         return f"fused-{case.dtype}-groups{constants['G']}"
@@ -65,6 +69,8 @@ def launch(case: Case) -> "Launch":
     from opbench_kernels.deform.geometry import Geometry, padded_offset_mask_channels
     from opbench_kernels.deform.launch import backward_launch, forward_launch, sampled_dcnv4
 
+    if depthwise.is_depthwise(case):
+        return depthwise.launch(case)
     channels = case.shape.channels
     groups = channels // GROUP_CHANNELS
     size = (case.shape.batch, case.shape.height, case.shape.width)

@@ -7,7 +7,16 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-__all__ = ["CLASSES", "Instruction", "classify", "hot_path", "memory_accesses", "parse_sass", "successors"]
+__all__ = [
+    "CLASSES",
+    "Instruction",
+    "branch_target",
+    "classify",
+    "hot_path",
+    "memory_accesses",
+    "parse_sass",
+    "successors",
+]
 
 LINE = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@!?U?P[\dT]+\s+)?([A-Z][A-Za-z0-9_.]*)([^;]*);", re.MULTILINE)
 WIDTH = re.compile(r"(?:[USF]|BF)?(?P<bits>256|128|64|32|16|8)(?:x(?P<elements>\d))?")
@@ -115,17 +124,17 @@ def _entered_loops(instructions: list[Instruction], path: set[int]) -> dict[int,
     """First and last address of each loop that begins on the path; the end's jump to itself is none."""
     loops: dict[int, int] = {}
     for instruction in filter(_is_backward_branch, instructions):
-        first = _target(instruction)
+        first = branch_target(instruction)
         if first in path:
             loops[first] = max(loops.get(first, 0), instruction.address)
     return loops
 
 
 def _is_backward_branch(instruction: Instruction) -> bool:
-    return instruction.name == "BRA" and (_target(instruction) or instruction.address) < instruction.address
+    return instruction.name == "BRA" and (branch_target(instruction) or instruction.address) < instruction.address
 
 
-def _target(instruction: Instruction) -> int | None:
+def branch_target(instruction: Instruction) -> int | None:
     """Address that a branch goes to."""
     found = re.search(r"0x([0-9a-f]+)\)?\s*$", instruction.operands)
     return int(found[1], 16) if found else None
@@ -160,7 +169,7 @@ def successors(instruction: Instruction, position: int, index: dict[int, int]) -
     # The compiler also jumps to the end of a loop by a call that never returns.
     if instruction.name not in ("BRA", "CALL"):
         return [position + 1]
-    target = _target(instruction)
+    target = branch_target(instruction)
     taken = [index[target]] if target in index else []
     # A branch may be conditional by an operand too: BRA.DIV, or BRA !UP0.
     always = not instruction.conditional and instruction.opcode == "BRA" and "P" not in instruction.operands

@@ -1,4 +1,4 @@
-"""Static figures of the deformable kernels at the published shapes, and times that they imply.
+"""Static figures of the deformable and the depthwise kernels at the published shapes, and times that they imply.
 
 All of it comes from compiling and from arithmetic: nothing is run, and no time here is a measurement.
 """
@@ -10,14 +10,18 @@ import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from opbench.inspection.compile import compile_launch
+from opbench.inspection import depthwise
+from opbench.inspection.compile import Binary, compile_launch
 from opbench.inspection.launches import GROUP_CHANNELS, POINTS, is_fused, launch, uses
-from opbench.inspection.sass import classify, hot_path, memory_accesses
+from opbench.inspection.sass import Instruction, classify, hot_path, memory_accesses
 from opbench.sweeps.isolation.supervisor import PR_SET_PDEATHSIG, prctl
 from opbench.workload.case import Case, Direction, Dtype
 from opbench.workload.operator import by_direction
+
+if TYPE_CHECKING:
+    from opbench_kernels.launch import Launch
 
 __all__ = ["GPUS", "Estimate", "Gpu", "Variant", "estimate", "figures", "inspect_kernels"]
 
@@ -65,17 +69,18 @@ class Variant:
 
     Attributes:
         name: fwd, bwd, strided or fused (opbench.inspection.launches), dtype, groups, and vectors of 16 bytes that a
-            lane takes per corner.
+            lane takes per corner; of a depthwise kernel kernel sizes and rows of a tile.
         registers: per thread.
         stack_bytes: local memory per thread.
         local_accesses: spills, loads and stores.
         shared_bytes: per program.
         num_warps: warps per program.
-        block_rows: (pixel, group) rows per program.
+        block_rows: (pixel, group) rows per program; depthwise: pixels, or kernel rows and columns of a chunk.
         lanes_per_row: lanes that compute the same coordinates.
         occupancy: resident warps over the most possible.
-        instructions: on the path where every sum is finite.
-        instructions_per_point: warp instructions per sampled point of a group, 32 lanes wide.
+        instructions: on the path where every sum is finite; depthwise: of a chunk (opbench.inspection.depthwise).
+        instructions_per_point: warp instructions per sampled point of a group, 32 lanes wide; depthwise: per
+            multiply-add of a warp.
         classes: those instructions by class.
         expected_wide_loads: on that path, where each lane reads pixels (and a fused kernel's weights) by 16 bytes.
         loads, stores, atomics: global accesses on that path by width in bits.
@@ -106,7 +111,7 @@ class Estimate:
     Attributes:
         issue_ms: warps * instructions / (SMs * 4 schedulers * clock).
         l1_ms: 4 corners * K * P * C * element bytes / (SMs * L1 bytes per clock * clock). Fused: also the input once
-            per point and block of groups, and the weights once per block of pixels.
+            per point and block of groups, and the weights once per block of pixels. Depthwise: what the chunks load.
         hbm_ms: value, offset_mask (fused: the weights) and output once (backward: also the gradients) / memory
             bandwidth.
     """
@@ -162,12 +167,47 @@ def figures(name: str, case: Case, architecture: str) -> Variant:
     launched = launch(case)
     constants = launched.constants
     binary = compile_launch(launched, int(architecture.removeprefix("sm_")))
+    if depthwise.is_depthwise(case):
+        chunk = depthwise.chunk_of(binary.instructions, constants, binary.num_warps)
+        per_lane = 1 if case.direction is Direction.BWD else 1 + (case.dtype.element_bytes == 2)
+        return _variant(
+            name,
+            binary,
+            architecture,
+            chunk.instructions,
+            block_rows=constants["ROWS"] * constants["BLOCK_W"],
+            lanes_per_row=constants["BLOCK_C"] * case.dtype.element_bytes // 16,
+            per_point=len(chunk.instructions) / chunk.multiply_adds,
+            wide_loads=chunk.trips * constants["ROWS"] * (1 + per_lane),  # weights are float32
+        )
     rows, trips = constants.get("BLOCK_ROWS", 0), list[int]()
     if is_fused(case):
         rows = constants["BLOCK_P"] * constants["BLOCK_G"]
         trips = [constants["K"], math.ceil(constants["C"] / constants["BLOCK_C"])]
     path = hot_path(binary.instructions, trips)
-    points = rows * constants["K"]
+    return _variant(
+        name,
+        binary,
+        architecture,
+        path,
+        block_rows=rows,
+        lanes_per_row=max(1, constants["BLOCK_D"] * case.dtype.element_bytes // 16),
+        per_point=len(path) * binary.num_warps / (rows * constants["K"]),
+        wide_loads=_expected_wide_loads(case, constants, binary.num_warps),
+    )
+
+
+def _variant(
+    name: str,
+    binary: Binary,
+    architecture: str,
+    path: list[Instruction],
+    *,
+    block_rows: int,
+    lanes_per_row: int,
+    per_point: float,
+    wide_loads: int,
+) -> Variant:
     return Variant(
         name=name,
         registers=binary.registers,
@@ -175,13 +215,13 @@ def figures(name: str, case: Case, architecture: str) -> Variant:
         local_accesses=classify(binary.instructions).get("local", 0),
         shared_bytes=binary.shared_bytes,
         num_warps=binary.num_warps,
-        block_rows=rows,
-        lanes_per_row=max(1, constants["BLOCK_D"] * case.dtype.element_bytes // 16),
+        block_rows=block_rows,
+        lanes_per_row=lanes_per_row,
         occupancy=_occupancy(GPUS[architecture], binary.registers, binary.shared_bytes, binary.num_warps),
         instructions=len(path),
-        instructions_per_point=len(path) * binary.num_warps / points,
+        instructions_per_point=per_point,
         classes=classify(path),
-        expected_wide_loads=_expected_wide_loads(case, constants, binary.num_warps),
+        expected_wide_loads=wide_loads,
         loads=memory_accesses(path, "load"),
         stores=memory_accesses(path, "store"),
         atomics=memory_accesses(path, "atomic"),
@@ -214,10 +254,11 @@ def _occupancy(gpu: Gpu, registers: int, shared_bytes: int, num_warps: int) -> f
 
 def estimate(variant: Variant, gpu: Gpu, case: Case) -> Estimate:
     """Times that a variant's figures imply for a case, as the attributes of Estimate say."""
-    hertz = gpu.clock_ghz * 1e9
     shape, element_bytes = case.shape, case.dtype.element_bytes
     groups = shape.channels // GROUP_CHANNELS
     launched = launch(case)
+    if depthwise.is_depthwise(case):
+        return _depthwise_estimate(variant, gpu, case, launched)
     warps = math.prod(launched.grid) * variant.num_warps
     packed = -(-3 * POINTS * groups // 8) * 8
     once = by_direction(
@@ -231,11 +272,28 @@ def estimate(variant: Variant, gpu: Gpu, case: Case) -> Estimate:
         once = 2 * shape.elements + weights
         pixel_tiles, group_tiles = launched.grid
         cached += POINTS * shape.elements * group_tiles + weights * pixel_tiles
+    return _bounds(variant, gpu, case, warps * variant.instructions, cached * element_bytes, once * element_bytes)
+
+
+def _depthwise_estimate(variant: Variant, gpu: Gpu, case: Case, launched: "Launch") -> Estimate:
+    """As all programs run chunks: the rest of a kernel's rows at the price of a chunk's, and nothing between them."""
+    constants = launched.constants
+    chunks = depthwise.chunks(case, launched)
+    multiply_adds = chunks * constants["ROWS"] ** 2 * constants["BLOCK_W"] * constants["BLOCK_C"] / WARP_SIZE
+    once = depthwise.moved_elements(case) * case.dtype.element_bytes
+    issued = multiply_adds * variant.instructions_per_point
+    return _bounds(variant, gpu, case, issued, depthwise.cached_bytes(case, launched), once)
+
+
+def _bounds(
+    variant: Variant, gpu: Gpu, case: Case, instructions: float, cached_bytes: float, hbm_bytes: float
+) -> Estimate:
+    hertz = gpu.clock_ghz * 1e9
     return Estimate(
         variant=variant.name,
         shape_list=case.shape_list,
-        shape=str(shape),
-        issue_ms=1e3 * warps * variant.instructions / (gpu.sms * SCHEDULERS_PER_SM * hertz),
-        l1_ms=1e3 * cached * element_bytes / (gpu.sms * gpu.l1_bytes_per_clock * hertz),
-        hbm_ms=1e3 * once * element_bytes / (gpu.hbm_gbps * 1e9),
+        shape=str(case.shape),
+        issue_ms=1e3 * instructions / (gpu.sms * SCHEDULERS_PER_SM * hertz),
+        l1_ms=1e3 * cached_bytes / (gpu.sms * gpu.l1_bytes_per_clock * hertz),
+        hbm_ms=1e3 * hbm_bytes / (gpu.hbm_gbps * 1e9),
     )

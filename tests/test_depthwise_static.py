@@ -1,0 +1,98 @@
+"""What `opbench inspect` counts of the depthwise kernels: trips, the loop of a chunk, names."""
+
+import pytest
+import torch
+
+from opbench.inspection import baseline, depthwise
+from opbench.inspection.launches import launch, uses
+from opbench.inspection.sass import parse_sass
+from opbench.workload.case import Case, Direction, Dtype, Level, Shape
+
+
+def case_of(direction, size, shape):
+    return Case("depthwise_conv", Level.CORE, direction, "test", Shape(*shape), Dtype.FP16, (("kernel_size", size),))
+
+
+@pytest.mark.parametrize("size", [5, 7, 13, 31])
+@pytest.mark.parametrize("shape", [(2, 56, 56, 64), (1, 14, 14, 128), (3, 7, 9, 64)])
+def test_trips_are_those_that_meet_the_image(size, shape):
+    """Counted tile by tile: a column of the kernel counts if it meets the image for one of its pixels, a chunk too."""
+    batch, height, width, channels = shape
+    case = case_of(Direction.FWD, size, shape)
+    constants, pad = launch(case).constants, size // 2
+    rows, columns = constants["ROWS"], constants["BLOCK_W"]
+    trips = 0
+    for y in range(0, height, rows):
+        for x in range(0, width, columns):
+            across = sum(any(0 <= x + lane + i - pad < width for lane in range(columns)) for i in range(size))
+            whole = size // rows
+            touched = [
+                any(0 <= y - pad + chunk * rows + line < height for line in range(2 * rows - 1))
+                for chunk in range(whole)
+            ]
+            rest = y - pad + (whole - 1) * rows < height  # the last rows follow the chunk before them
+            trips += across * (sum(touched) + (size % rows / rows if rest else 0))
+    blocks = -(-channels // constants["BLOCK_C"])
+    assert depthwise.chunks(case, launch(case)) == pytest.approx(trips * batch * blocks)
+
+
+@pytest.mark.parametrize("shape", [(2, 56, 56, 64), (1, 14, 14, 128)])
+def test_trips_of_the_weight_gradient_cover_what_its_taps_read(shape):
+    batch, height, width, channels = shape
+    case = case_of(Direction.BWD, 13, shape)
+    constants = launch(case).constants
+    rows, columns = constants["ROWS"], constants["BLOCK_W"]
+    trips = 0
+    for j in range(0, 13, rows):
+        for i in range(13):
+            tiles = [
+                x for x in range(0, width, columns) if any(0 <= x + lane + i - 6 < width for lane in range(columns))
+            ]
+            chunks = [
+                y for y in range(0, height, rows) if any(0 <= y + line + j - 6 < height for line in range(2 * rows - 1))
+            ]
+            trips += len(tiles) * len(chunks)
+    blocks = -(-channels // constants["BLOCK_C"])
+    assert depthwise.chunks(case, launch(case)) == trips * batch * blocks
+
+
+LISTING = "\n".join(
+    f"        /*{16 * place:04x}*/  {text} ;"
+    for place, text in enumerate(
+        ["MOV R1, R2", "FFMA R1, R2, R3, R1", "@P0 BRA 0x10",
+         "LDG.E.128 R4, [R2.64]", *["FFMA2 R4, R6, R8, R4"] * 4, "@P1 BRA 0x30", "@P2 BRA 0x10", "EXIT"]
+    )
+)  # fmt: skip
+
+
+def test_the_chunk_is_the_innermost_loop_with_the_most_multiply_adds():
+    constants = {"ROWS": 2, "BLOCK_W": 4, "BLOCK_C": 16}  # 8 multiply-adds a lane of one warp
+    chunk = depthwise.chunk_of(parse_sass(LISTING), constants, 1)
+    assert [instruction.name for instruction in chunk.instructions] == ["LDG", *["FFMA2"] * 4, "BRA"]
+    assert (chunk.multiply_adds, chunk.trips) == (8, 1)
+    assert depthwise.chunk_of(parse_sass(LISTING), constants | {"BLOCK_C": 8}, 1).trips == 2
+    with pytest.raises(ValueError, match="no loop has the 32 multiply-adds"):
+        depthwise.chunk_of(parse_sass(LISTING), constants | {"BLOCK_C": 64}, 1)
+
+
+def test_published_stages_are_among_the_variants():
+    found = uses([Dtype.FP16], list(Direction)[:2])
+    names = [name for name in found if "depthwise" in name]
+    assert names == [
+        "fwd-fp16-depthwise31x31-rows8", "fwd-fp16-depthwise27x27-rows7", "fwd-fp16-depthwise51x5+5x51+5x5-rows8",
+        "bwd-fp16-depthwise31x31-rows8", "bwd-fp16-depthwise27x27-rows7", "bwd-fp16-depthwise51x5-rows8",
+    ]  # fmt: skip
+    [case] = found[names[2]]
+    assert launch(case).arguments[0].shape[-1] == 128  # SLaK's 124 channels, filled up to whole vectors
+    assert launch(case).arguments[0].device == torch.device("meta")
+    assert not any("depthwise" in name for name in uses([Dtype.FP16], [Direction.FWD], core_only=True))
+
+
+def test_a_variant_that_was_not_asked_for_is_not_missed():
+    base = {
+        "triton": "1",
+        "variants": [{"name": "fwd-fp32-depthwise31x31-rows8"}, {"name": "fwd-fp16-groups4-vectors1"}],
+    }
+    assert baseline.worse(base, {"triton": "1", "variants": [{"name": "bwd-fp32-depthwise31x31-rows8"}]}) == []
+    [line] = baseline.worse(base, {"triton": "1", "variants": [{"name": "fwd-fp32-depthwise27x27-rows7"}]})
+    assert line.startswith("fwd-fp32-depthwise31x31-rows8: no longer compiled")
