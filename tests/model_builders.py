@@ -29,6 +29,11 @@ SMALL_SLAK = {
 SMALL_PARCNET_V2 = {
     "global_kernel_sizes": (31, 15, 7, 3), "depths": (1, 1, 2, 1), "dims": (6, 10, 14, 18), "num_classes": 10,
 }  # fmt: skip
+SMALL_DAT = {
+    "img_size": 96, "window_sizes": (3, 3, 3, 3), "depths": (2, 2, 2, 2), "dim_stem": 8, "dims": (8, 16, 32, 64),
+    "stage_spec": (("L", "S"), ("S", "L"), ("L", "D"), ("D", "D")), "heads": (1, 2, 4, 8), "groups": (-1, -1, 2, 4),
+    "num_classes": 10, "expansion": 2,
+}  # fmt: skip
 SMALL = {
     "internimage_t": ("internimage_t", SMALL_INTERN_IMAGE),
     "internimage_l": ("internimage_l", SMALL_INTERN_IMAGE),
@@ -42,6 +47,20 @@ SMALL = {
     "slak_tiny": ("slak_tiny", SMALL_SLAK),
     "slak without strips": ("slak_tiny", {**SMALL_SLAK, "Decom": False, "layer_scale_init_value": 0.0}),
     "parcnetv2_tiny": ("parcnetv2_tiny", SMALL_PARCNET_V2),
+    "dat_tiny": ("dat_tiny", SMALL_DAT),
+    "dat with convolutions": (
+        "dat_tiny",
+        {
+            **SMALL_DAT,
+            "use_conv_patches": True,
+            "use_dwc_mlps": (True, False, True, False),
+            "dim_stem": 6,
+            "use_pes": (False, False, True, True),
+            "dwc_pes": (False, False, False, True),
+            "strides": (-1, -1, 2, 1),
+            "offset_range_factor": (-1, -1, 0, -1),
+        },
+    ),
     "parcnetv2 with scales": ("parcnetv2_tiny", {**SMALL_PARCNET_V2, "layer_scale_init_values": 1.0}),
 }
 """A name of the catalogue, and arguments of the constructor that make it small."""

@@ -13,6 +13,7 @@ from torch import nn
 import opbench.models
 from opbench.models import create, load_checkpoint, mac_count, names, parameter_count
 from opbench.models.core_operators import CORE_OPERATORS, Conv3x3, CoreSettings, WindowAttention, core_operator
+from opbench.models.dat_attention import DAttention
 from opbench.models.layers import drop_path_rates
 
 INTERN_IMAGES = [f"internimage_{size}" for size in ("t", "s", "b", "l", "xl", "h")]
@@ -20,6 +21,7 @@ FLASH_INTERN_IMAGES = [f"flash_internimage_{size}" for size in ("t", "s", "b", "
 REPLKNETS = [f"replknet_{size}" for size in ("31b", "31l", "xl")]
 SLAKS = [f"slak_{size}" for size in ("tiny", "small", "base")]
 PARCNETS = [f"parcnetv2_{size}" for size in ("xt", "tiny", "small", "base")]
+DATS = [f"dat_{size}" for size in ("tiny", "small", "base")]
 
 
 def on_meta(name, **changes):
@@ -32,7 +34,7 @@ def relative_error(value, wanted):
 
 
 def test_the_names():
-    assert names() == [*INTERN_IMAGES, *FLASH_INTERN_IMAGES, *REPLKNETS, *SLAKS, *PARCNETS]
+    assert names() == [*INTERN_IMAGES, *FLASH_INTERN_IMAGES, *REPLKNETS, *SLAKS, *PARCNETS, *DATS]
 
 
 @pytest.mark.parametrize("name", names())
@@ -71,7 +73,7 @@ def is_in_the_documents(row):
     return model_table.line(row) in page.splitlines()
 
 
-@pytest.mark.parametrize("row", rows_of("internimage_t", "parcnetv2_xt", "slak_tiny"))
+@pytest.mark.parametrize("row", rows_of("internimage_t", "parcnetv2_xt", "slak_tiny", "dat_tiny"))
 def test_the_documents_table_is_counted(row):
     assert is_in_the_documents(row)
 
@@ -287,6 +289,77 @@ def test_synchronised_normalisation_has_the_same_names():
 def test_wrong_arguments_of_the_others(name, arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         on_meta(name, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"img_size": 230}, "img_size must be a multiple of 4, got 230x230"),
+        ({"img_size": (224, 256)}, "window_sizes must divide the 56x64 pixels of stage 0, got 7"),
+        ({"window_sizes": (7, 8, 7, 7)}, "window_sizes must divide the 28x28 pixels of stage 1, got 8"),
+        ({"heads": (3, 6, 12, 23)}, "heads must divide the 768 channels of stage 3, got 23"),
+        ({"groups": (-1, -1, 5, 6)}, "groups must be a divisor of the 12 heads, got 5"),
+        ({"strides": (1, 1, 1, -1)}, "strides must be positive where a stage has deformable attention, got -1"),
+        ({"dims": (96, 192, 384, 512)}, "dims must double from stage to stage, got (96, 192, 384, 512)"),
+        ({"depths": (2, 2, 2, 2)}, "stage_spec must have the blocks of depths (2, 2, 2, 2)"),
+        ({"stage_spec": (("L", "X"), ("L", "S"), ("L", "D") * 3, ("L", "D"))}, "stage_spec has L, S, D, got X"),
+    ],
+)
+def test_wrong_arguments_of_dat(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        on_meta("dat_tiny", **arguments)
+
+
+def test_dat_takes_images_of_its_size_alone():
+    with pytest.raises(ValueError, match="images must be 96x96, the img_size of this DAT, got 96x64"):
+        small("dat_tiny")(torch.zeros(1, 3, 96, 64, dtype=torch.float64))
+    wide = small("dat_tiny", img_size=(96, 192))
+    assert wide(wave("wide", (1, 3, 96, 192))).shape == (1, 10)
+
+
+def deformable_attention(**changes):
+    """4 heads of 2 channels in 2 groups, on 5x6 pixels, float64."""
+    arguments = {
+        "q_size": (5, 6), "n_heads": 4, "n_head_channels": 2, "n_groups": 2, "attn_drop": 0.0, "proj_drop": 0.0,
+        "stride": 1, "offset_range_factor": 2, "use_pe": True, "dwc_pe": False, "no_off": False, "fixed_pe": False,
+        "stage_idx": 2,
+    }  # fmt: skip
+    return filled(DAttention(**{**arguments, **changes}).double())
+
+
+def test_macs_of_deformable_attention():
+    """Counted by hand: 1x1 convolutions, the offset network, attention, and four per bilinear sample."""
+    pixels, channels, heads, points = 30, 8, 4, 9  # 5x6 pixels, a point every second one
+    network = points * (25 * channels + 2 * channels)
+    convolutions = (2 * pixels + 2 * points) * channels**2
+    attention = 2 * pixels * points * channels
+    samples = 4 * points * (channels + heads * pixels)
+    stem = nn.Conv2d(3, channels, 1)
+    model = nn.Sequential(stem, deformable_attention(stride=2).float())
+    wanted = 3 * channels * pixels + network + convolutions + attention + samples
+    assert mac_count(model, height=5, width=6) == wanted
+    without = nn.Sequential(stem, deformable_attention(stride=2, use_pe=False).float())
+    assert mac_count(without, height=5, width=6) == wanted - 4 * points * heads * pixels
+
+
+def test_a_fixed_bias_chooses_the_point():
+    """Where one point outweighs all others, the output is its value, whatever the pixel."""
+    attention, x = deformable_attention(fixed_pe=True), wave("x", (2, 8, 5, 6))
+    with torch.no_grad():
+        attention.rpe_table[:, :, 7] = 1e9
+    out = attention(x)
+    assert relative_error(out, out[:, :, :1, :1].expand_as(out)) < 1e-12
+    value = attention.proj_out(attention.proj_v(attention._sample(x, attention._positions(attention.proj_q(x)))))
+    assert relative_error(out[:, :, 0, 0], value[:, :, 0, 7]) < 1e-12
+
+
+def test_positions_without_offsets_are_the_grid():
+    x = wave("x", (2, 8, 5, 6))
+    positions = deformable_attention(no_off=True, stride=2)._positions(x)
+    assert positions.shape == (4, 3, 3, 2)
+    assert torch.allclose(positions[3, :, 1, 0], torch.tensor([-2 / 3, 0, 2 / 3], dtype=torch.float64))
+    moved = deformable_attention(stride=2)._positions(x) - positions
+    assert 0 < moved.abs().max() < 2 / 3  # at most two points of the grid, which are a third each of the half image
 
 
 def test_slak_scales_its_classifier():

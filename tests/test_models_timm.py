@@ -12,7 +12,15 @@ from opbench.models.catalogue import CATALOGUE
 
 SHALLOW = {"depths": (1, 1, 1, 1)}
 """Tracing takes a second a block."""
-CASES = ["internimage_t", "internimage_h", "flash_internimage_b", "replknet_31b", "slak_tiny", "parcnetv2_tiny"]
+CASES = [
+    "internimage_t",
+    "internimage_h",
+    "flash_internimage_b",
+    "replknet_31b",
+    "slak_tiny",
+    "parcnetv2_tiny",
+    "dat_tiny",
+]
 
 
 def timm_model(case, **changes):
@@ -188,6 +196,54 @@ def test_autocast_and_bfloat16(case):
     assert lower.dtype == torch.bfloat16
     assert torch.isfinite(lower).all()
     assert torch.isfinite(model.bfloat16()(x.bfloat16())).all()
+
+
+def test_the_places_of_parameters():
+    """One of each kind, among them those whose number is not the block's."""
+    model = small("dat with convolutions")
+    place = model.group_matcher()
+    assert place("patch_proj.0.weight") == (0,)
+    assert place("stages.0.proj.weight") == place("stages.0.layer_norms.1.norm.bias") == (1, 0, 0)
+    assert place("stages.0.layer_norms.2.norm.bias") == place("stages.0.mlps.1.linear1.bias") == (1, 0, 1)
+    assert place("down_projs.1.0.weight") == place("stages.2.attns.0.proj_out.bias") == (1, 2, 0)
+    assert place("cls_norm.norm.weight") == (2,)
+    assert model.group_matcher(coarse=True)("stages.3.layer_norms.3.norm.bias") == (1, 3)
+    assert model.group_matcher(coarse=True)("stages.0.proj.weight") == (1, 0)
+    downsampling = {
+        "internimage_t": "levels.0.downsample.conv.weight",
+        "replknet_31b": "transitions.0.0.conv.weight",
+        "slak_tiny": "downsample_layers.1.1.weight",
+        "parcnetv2_tiny": "downsample_layers.1.conv.weight",
+    }
+    for case, name in downsampling.items():
+        model = small(case)
+        assert name in model.state_dict()
+        assert model.group_matcher()(name) == (1, 1, 0)
+
+
+def test_a_dat_of_another_size_takes_interpolated_biases(tmp_path):
+    """As timm's own models with img_size: what rises along one axis still does, and is constant along the other."""
+    _, arguments = SMALL["dat_tiny"]
+    model = small("dat_tiny").float()
+    with torch.no_grad():
+        attention, deformable = model.stages[2].attns
+        deformable.rpe_table.copy_(torch.arange(11.0).expand(4, 11, 11))
+        attention.relative_position_bias_table.copy_(torch.arange(5.0).repeat(5).view(25, 1).expand(25, 4))
+    torch.save(model.state_dict(), tmp_path / "weights.pth")
+    sizes = {"img_size": 192, "window_sizes": (6, 6, 6, 6)}
+    overlay = {"file": str(tmp_path / "weights.pth"), "num_classes": 10}
+    loaded = timm.create_model("dat_tiny", pretrained=True, pretrained_cfg_overlay=overlay, **{**arguments, **sizes})
+    attention, deformable = loaded.eval().stages[2].attns
+    of_windows = attention.relative_position_bias_table.T.unflatten(1, (11, 11))
+    for table, side in ((deformable.rpe_table, 23), (of_windows, 11)):
+        assert table.shape == (4, side, side)
+        assert (table.diff(dim=2) > 0).all()
+        assert table.diff(dim=1).abs().max() < 1e-5
+        assert table.mean().item() == pytest.approx(5 if side == 23 else 2, rel=1e-4)
+    assert torch.equal(loaded.cls_head.weight, model.cls_head.weight)
+    fresh = dict(timm_model("dat_tiny", **sizes).named_buffers())
+    assert all(torch.equal(buffer, fresh[name]) for name, buffer in loaded.named_buffers())
+    assert loaded(image(192).float()).shape == (1, 10)
 
 
 def test_wave_differs_by_name():

@@ -9,12 +9,14 @@ from opbench.models.backbone import Backbone
 from opbench.models.catalogue import create, names
 from opbench.models.checkpoints import load_checkpoint
 from opbench.models.counts import mac_count, parameter_count
+from opbench.models.dat import DAT
 from opbench.models.intern_image import FlashInternImage, InternImage
 from opbench.models.parcnet_v2 import ParCNetV2
 from opbench.models.replknet import RepLKNet
 from opbench.models.slak import SLaK
 
 __all__ = [
+    "DAT",
     "Backbone",
     "FlashInternImage",
     "InternImage",

@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -245,6 +245,10 @@ class Backbone(nn.Module, ABC):
         else:
             return (2,)
         return (1, stage) if coarse else (1, stage, block)
+
+    def adapt_checkpoint(self, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """A checkpoint made for another image size, made to fit where the model can; names with tensors."""
+        return dict(state)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are trained without weight decay, beside biases and vectors."""

@@ -7,6 +7,7 @@ from typing import Any
 
 from opbench.models.backbone import Backbone
 from opbench.models.core_operators import OPERATOR_NAMES
+from opbench.models.dat import DAT
 from opbench.models.intern_image import FlashInternImage, InternImage
 from opbench.models.parcnet_v2 import ParCNetV2
 from opbench.models.replknet import RepLKNet
@@ -52,6 +53,19 @@ def _slak(depths: tuple[int, ...], channels: int) -> Entry:
 
 def _parcnet_v2(depths: tuple[int, ...], dims: tuple[int, ...]) -> Entry:
     return Entry(ParCNetV2, {"depths": depths, "dims": dims}, "2211.07157")
+
+
+def _dat(depth: int, channels: int, **arguments: Any) -> Entry:  # noqa: ANN401 - the model's
+    fixed = {
+        "dim_stem": channels,
+        "dims": _doubled(channels),
+        "depths": (2, 2, depth, 2),
+        "stage_spec": (("L", "S"), ("L", "S"), ("L", "D") * (depth // 2), ("L", "D")),
+        "strides": (-1, -1, 1, 1),
+        "offset_range_factor": (-1, -1, 2, 2),
+        "use_pes": (False, False, True, True),
+    }
+    return Entry(DAT, {**fixed, **arguments}, "2201.00520")
 
 
 def _doubled(first: int) -> tuple[int, ...]:
@@ -105,12 +119,19 @@ _PARCNET_V2 = {
     "base": _parcnet_v2((3, 9, 24, 3), (96, 192, 384, 576)),
 }
 
+_DAT = {
+    "tiny": _dat(6, 96, heads=(3, 6, 12, 24), groups=(-1, -1, 3, 6)),
+    "small": _dat(18, 96, heads=(3, 6, 12, 24), groups=(-1, -1, 3, 6)),
+    "base": _dat(18, 128, heads=(4, 8, 16, 32), groups=(-1, -1, 4, 8)),
+}
+
 CATALOGUE: dict[str, Entry] = {
     **{f"internimage_{size}": entry for size, entry in _INTERN_IMAGE.items()},
     **{f"flash_internimage_{size}": entry for size, entry in _FLASH_INTERN_IMAGE.items()},
     **{f"replknet_{size}": entry for size, entry in _REPLKNET.items()},
     **{f"slak_{size}": entry for size, entry in _SLAK.items()},
     **{f"parcnetv2_{size}": entry for size, entry in _PARCNET_V2.items()},
+    **{f"dat_{size}": entry for size, entry in _DAT.items()},
 }
 """Every model by name."""
 

@@ -9,6 +9,7 @@ from opbench_kernels import DCNv3, DCNv4
 from torch import nn
 
 from opbench.models.layers import to_nchw, to_nhwc
+from opbench.models.windows import merge, partition, relative_position_index
 
 __all__ = ["CORE_OPERATORS", "OPERATOR_NAMES", "Conv3x3", "CoreSettings", "WindowAttention", "core_operator"]
 
@@ -137,13 +138,11 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, H, W, C) to the same shape."""
-        batch, height, width, channels = x.shape
+        _, height, width, _ = x.shape
         side = self.window_size
         x = F.pad(x, (0, 0, 0, -width % side, 0, -height % side))
-        rows, columns = x.shape[1] // side, x.shape[2] // side
-        windows = x.view(batch, rows, side, columns, side, channels).transpose(2, 3).reshape(-1, side**2, channels)
-        out = self._attend(windows).view(batch, rows, columns, side, side, channels)
-        return out.transpose(2, 3).reshape(batch, rows * side, columns * side, channels)[:, :height, :width]
+        out = self._attend(partition(x, (side, side)))
+        return merge(out, (side, side), *x.shape[1:3])[:, :height, :width]
 
     def _attend(self, windows: torch.Tensor) -> torch.Tensor:
         """(windows, tokens, C) to the same shape."""
@@ -155,13 +154,5 @@ class WindowAttention(nn.Module):
 
     def _bias(self) -> torch.Tensor:
         """The bias of each pair of tokens, (heads, tokens, tokens)."""
-        index = relative_position_index(self.window_size, self.relative_position_bias_table.device)
+        index = relative_position_index((self.window_size, self.window_size), self.relative_position_bias_table.device)
         return self.relative_position_bias_table[index].permute(2, 0, 1)
-
-
-def relative_position_index(side: int, device: torch.device) -> torch.Tensor:
-    """Row of Swin's table of relative positions for each pair of pixels of a window, (side^2, side^2)."""
-    pixel = torch.arange(side, device=device)
-    distance = pixel[:, None] - pixel[None, :] + side - 1  # from 0
-    both = distance[:, None, :, None] * (2 * side - 1) + distance[None, :, None, :]
-    return both.reshape(side**2, side**2)

@@ -9,6 +9,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
+from opbench.models.dat_attention import DAttention, sampled_macs
+
 __all__ = ["mac_count", "parameter_count"]
 
 MACS_PER_SAMPLE = 5
@@ -58,8 +60,14 @@ def _deformable_macs(module: nn.Module, output: torch.Tensor) -> int:
     return MACS_PER_SAMPLE * module.geometry.points * output.numel()
 
 
+def _attention_macs(module: nn.Module, output: torch.Tensor) -> int:
+    assert isinstance(module, DAttention)  # noqa: S101 - for the type
+    return sampled_macs(module, output)
+
+
 SAMPLING_MACS: dict[type[nn.Module], Callable[[nn.Module, torch.Tensor], int]] = {
     DCNv3: _deformable_macs,
     DCNv4: _deformable_macs,
+    DAttention: _attention_macs,
 }
 """By class of module: the multiply-accumulates of its samples, from the module and its output."""

@@ -9,6 +9,7 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, is_model, register_model
 from torch import nn
 
+from opbench.models.backbone import Backbone
 from opbench.models.catalogue import CATALOGUE, create
 
 __all__: list[str] = []
@@ -57,12 +58,18 @@ def _create(
     return model.to(dtype=dtype)
 
 
+def _adapt(state: dict[str, torch.Tensor], model: Backbone) -> dict[str, torch.Tensor]:
+    return model.adapt_checkpoint(state)
+
+
 def _entrypoint(name: str) -> Callable[..., nn.Module]:
     """What timm calls for a name."""
 
     def entrypoint(pretrained: bool = False, **arguments: Any) -> nn.Module:  # noqa: ANN401 - the model's, and timm's
         features = {"out_indices": (0, 1, 2, 3), "feature_cls": "getter"}
-        built = build_model_with_cfg(partial(_create, name), name, pretrained, feature_cfg=features, **arguments)
+        built = build_model_with_cfg(
+            partial(_create, name), name, pretrained, feature_cfg=features, pretrained_filter_fn=_adapt, **arguments
+        )
         model: nn.Module = built
         return model
 
