@@ -1,5 +1,7 @@
 """Backbones as users of timm expect them: creation, features, classifiers, training helpers, export and compilation."""
 
+import copy
+
 import pytest
 import timm
 import torch
@@ -156,7 +158,7 @@ def test_every_parameter_has_a_group_for_its_learning_rate(case):
 def test_checkpointing_by_timms_switch(case):
     model, x = small(case), image(size_of(case))
     calls = []
-    model.block(1).register_forward_pre_hook(lambda *_: calls.append(1))
+    next(model.block(1).children()).register_forward_pre_hook(lambda *_: calls.append(1))
     model.set_grad_checkpointing()
     model(x).sum().backward()
     assert len(calls) == 2
@@ -196,6 +198,19 @@ def test_autocast_and_bfloat16(case):
     assert lower.dtype == torch.bfloat16
     assert torch.isfinite(lower).all()
     assert torch.isfinite(model.bfloat16()(x.bfloat16())).all()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_copy_has_parameters_of_its_own(case):
+    """As an average of weights makes one; blocks of the copy are the copy's."""
+    model, x = small(case), image(size_of(case))
+    other = copy.deepcopy(model)
+    before = model(x)
+    with torch.no_grad():
+        for parameter in other.block(2).parameters():
+            parameter.mul_(2)
+    assert torch.equal(model(x), before)
+    assert not torch.equal(other(x), before)
 
 
 def test_the_places_of_parameters():

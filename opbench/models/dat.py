@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -12,158 +11,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from opbench.models.backbone import Backbone
-from opbench.models.dat_attention import DAttention, LayerNormProxy, LocalAttention, ShiftWindowAttention
-from opbench.models.layers import Stage, drop_path, drop_path_rates, to_nchw, to_nhwc
+from opbench.models.dat_attention import LayerNormProxy
+from opbench.models.dat_blocks import StageSettings, TransformerStage
+from opbench.models.layers import drop_path_rates
 
 __all__ = ["DAT"]
 
 STAGES = 4
-KINDS = {"L": "windows", "S": "shifted windows", "D": "deformable"}
 TABLES = ("relative_position_bias_table", "rpe_table")
 """Parameters whose size depends on that of the image or window, and that can be interpolated."""
-
-
-class TransformerMLP(nn.Module):
-    """Linear, GELU, Linear over the channels of (N, C, H, W).
-
-    Args:
-        channels: C.
-        expansion: hidden channels per channel.
-        drop: dropout after each Linear.
-    """
-
-    def __init__(self, channels: int, expansion: int, drop: float) -> None:
-        super().__init__()
-        self.chunk = nn.Sequential()
-        self.chunk.add_module("linear1", nn.Linear(channels, channels * expansion))
-        self.chunk.add_module("act", nn.GELU())
-        self.chunk.add_module("drop1", nn.Dropout(drop))
-        self.chunk.add_module("linear2", nn.Linear(channels * expansion, channels))
-        self.chunk.add_module("drop2", nn.Dropout(drop))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return to_nchw(self.chunk(to_nhwc(x)))
-
-
-class TransformerMLPWithConv(nn.Module):
-    """1x1 convolution, depthwise 3x3 convolution, GELU, 1x1 convolution; arguments as TransformerMLP's."""
-
-    def __init__(self, channels: int, expansion: int, drop: float) -> None:
-        super().__init__()
-        hidden = channels * expansion
-        self.linear1 = nn.Conv2d(channels, hidden, 1)
-        self.drop1 = nn.Dropout(drop)
-        self.act = nn.GELU()
-        self.linear2 = nn.Conv2d(hidden, channels, 1)
-        self.drop2 = nn.Dropout(drop)
-        self.dwc = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        hidden = self.drop1(self.act(self.dwc(self.linear1(x))))
-        result: torch.Tensor = self.drop2(self.linear2(hidden))
-        return result
-
-
-class DATBlock(nn.Module):
-    """Attention, then an MLP, each in a residual branch with normalisation; (N, C, H, W) to the same shape."""
-
-    def __init__(
-        self, norm1: nn.Module, attention: nn.Module, norm2: nn.Module, mlp: nn.Module, drop_path: nn.Module
-    ) -> None:
-        super().__init__()
-        self.norm1, self.attention, self.norm2, self.mlp, self.drop_path = norm1, attention, norm2, mlp, drop_path
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.drop_path(self.attention(self.norm1(x)))
-        result: torch.Tensor = x + self.drop_path(self.mlp(self.norm2(x)))
-        return result
-
-
-@dataclass(frozen=True)
-class StageSettings:
-    """The arguments of DAT that concern one stage, by its number `index`; fmap_size is its image's, pixels."""
-
-    index: int
-    fmap_size: tuple[int, int]
-    dim_in: int
-    dim: int
-    spec: Sequence[str]
-    heads: int
-    window_size: int
-    groups: int
-    use_pe: bool
-    dwc_pe: bool
-    fixed_pe: bool
-    no_off: bool
-    stride: int
-    offset_range_factor: float
-    use_dwc_mlp: bool
-    expansion: int
-    drop: float
-    attn_drop: float
-
-    def __post_init__(self) -> None:
-        if self.heads < 1 or self.dim % self.heads:
-            raise ValueError(f"heads must divide the {self.dim} channels of stage {self.index}, got {self.heads}")
-        if unknown := set(self.spec) - set(KINDS):
-            raise ValueError(f"stage_spec has {', '.join(KINDS)}, got {', '.join(sorted(unknown))}")
-        height, width = self.fmap_size
-        in_windows = {"L", "S"} & set(self.spec)
-        if in_windows and (self.window_size < 1 or height % self.window_size or width % self.window_size):
-            raise ValueError(
-                f"window_sizes must divide the {height}x{width} pixels of stage {self.index}, got {self.window_size}"
-            )
-
-    def attention(self, kind: str) -> nn.Module:
-        """The attention of a block of this kind."""
-        window = (self.window_size, self.window_size)
-        if kind == "L":
-            return LocalAttention(self.dim, self.heads, window, self.attn_drop, self.drop)
-        if kind == "S":
-            shift = math.ceil(self.window_size / 2)
-            return ShiftWindowAttention(self.dim, self.heads, window, self.attn_drop, self.drop, shift, self.fmap_size)
-        return DAttention(
-            self.fmap_size,
-            self.heads,
-            self.dim // self.heads,
-            self.groups,
-            self.attn_drop,
-            self.drop,
-            self.stride,
-            self.offset_range_factor,
-            self.use_pe,
-            self.dwc_pe,
-            self.no_off,
-            self.fixed_pe,
-            self.index,
-        )
-
-
-class TransformerStage(Stage):
-    """Blocks whose parts lie in one list per kind, as the authors' do."""
-
-    def __init__(self, settings: StageSettings, drop_path_rates: Sequence[float]) -> None:
-        super().__init__()
-        dim, depth = settings.dim, len(settings.spec)
-        self.proj = nn.Conv2d(settings.dim_in, dim, 1) if settings.dim_in != dim else nn.Identity()
-        mlp = TransformerMLPWithConv if settings.use_dwc_mlp else TransformerMLP
-        self.layer_norms = nn.ModuleList(LayerNormProxy(dim) for _ in range(2 * depth))
-        self.mlps = nn.ModuleList(mlp(dim, settings.expansion, settings.drop) for _ in range(depth))
-        self.attns = nn.ModuleList(settings.attention(kind) for kind in settings.spec)
-        self.drop_path = nn.ModuleList(drop_path(rate) for rate in drop_path_rates)
-        # A tuple, not a ModuleList: the blocks' parameters have their names from the lists above alone.
-        self._blocks = tuple(
-            DATBlock(*parts)
-            for parts in zip(
-                self.layer_norms[::2], self.attns, self.layer_norms[1::2], self.mlps, self.drop_path, strict=True
-            )
-        )
-
-    def residual_blocks(self) -> list[nn.Module]:
-        return list(self._blocks)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return super().forward(self.proj(x))
 
 
 class DAT(Backbone):

@@ -1,7 +1,7 @@
 """Small parts that several backbones have: layouts, stochastic depth, stages."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from timm.layers.drop import DropPath
@@ -63,7 +63,7 @@ class Stage(nn.Module, ABC):
     def residual_blocks(self) -> list[nn.Module]:
         """The blocks in order; each maps a tensor to one of the same shape."""
 
-    def _run(self, block: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    def _run(self, block: Callable[[torch.Tensor], torch.Tensor], x: torch.Tensor) -> torch.Tensor:
         """A block's output; under checkpointing its activations are not kept."""
         if self.grad_checkpointing and torch.is_grad_enabled():
             result: torch.Tensor = checkpoint(block, x, use_reentrant=False)
