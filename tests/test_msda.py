@@ -161,6 +161,15 @@ def test_tensors_that_are_not_contiguous_and_levels_in_another_order(implementat
     torch.testing.assert_close(got, expected)
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_a_pixel_that_all_queries_touch_sums_its_gradient_in_float32(implementation):
+    value = torch.ones(1, 1, 1, 2, device=DEVICE, dtype=torch.bfloat16, requires_grad=True)
+    places, weights = torch.full((1, 400, 1, 1, 1, 2), 0.5, device=DEVICE), torch.ones(1, 400, 1, 1, 1, device=DEVICE)
+    out = ours([(1, 1)], implementation)(value, places, weights)
+    [gradient] = torch.autograd.grad(out.sum(), value)
+    assert gradient.eq(400).all()  # by ones in bfloat16 no sum passes 256
+
+
 def test_a_level_of_one_row_takes_the_way_that_compares(monkeypatch):
     monkeypatch.setattr(sampling_torch, "_unchecked_sum", None)
     value, locations, weights = (tensor.float() for tensor in draw_tensors([(1, 6), (3, 2)]))

@@ -391,7 +391,7 @@ def test_the_modules_level_is_the_module_of_the_paper(name, module, given):
         ("dcnv3", {}, 1, 6, 2 * 6 + 24**0.5),
         ("dcnv4", {"offset_std_px": 0.5}, 1, 6, 2 * 6 + 24**0.5),
         ("dcnv4_lightweight", {"offset_std_px": 3}, 1, 6, 2 * 18 + 24**0.5),
-        ("dat_attention", {}, 12, 12, 60**0.5 + 4 * 6),
+        ("dat_attention", {}, 9, 9, 60**0.5 + 4 * 6),
         ("ms_deform_attn", {"offset_std_px": 3}, 1, 6, 2 * 18 + 24**0.5),
         ("dcnv2", {"offset_std_px": 3}, 2, 6, 2 * 18 + (9 * 24) ** 0.5),
     ],
