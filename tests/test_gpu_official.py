@@ -182,6 +182,7 @@ def test_a_check_at_a_smaller_image_has_a_right_block():
     assert default("forward", torch.zeros(2, 5, 7, 64), 4, None) == (8, 35 * 8)
 
 
+@pytest.mark.slow
 def test_all_of_it_runs_dry(tmp_path, capsys):
     assert main(["--dry-run", "--out", str(tmp_path), "--ops", "dcnv4,dcnv3"]) == 0
     text = capsys.readouterr().out

@@ -68,6 +68,7 @@ def test_without_a_gpu_nothing_is_checked(tmp_path, capsys):
     assert "needs a CUDA device, none here: nothing was checked" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_watched_cases_run(recwarn):
     done = list(sanitize.cases(shapes=((1, 1, 2, 16, 1),), reaches=(1e4, float("nan"))))
     assert len(done) == 4  # two dtypes

@@ -480,6 +480,7 @@ def test_compiled_with_another_offset_scale(kind):
         torch.testing.assert_close(compiled(image), module(image))
 
 
+@pytest.mark.slow  # the compiler takes most of ten seconds
 def test_compiled_sequences_of_any_length():
     module = make("dcnv4", {}, dtype=torch.float32, implementation="torch")
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
