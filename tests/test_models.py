@@ -6,14 +6,13 @@ import model_table
 import pytest
 import torch
 from model_builders import AUTHORS, SIZE, SMALL, digest, filled, image, small, values, wave
-from opbench_kernels import DCNv3, DCNv4
+from opbench_kernels import DAttention, DCNv3, DCNv4
 from timm.models.swin_transformer import WindowAttention as TimmWindowAttention
 from torch import nn
 
 import opbench.models
 from opbench.models import create, load_checkpoint, mac_count, names, parameter_count
 from opbench.models.core_operators import CORE_OPERATORS, Conv3x3, CoreSettings, WindowAttention, core_operator
-from opbench.models.dat_attention import DAttention
 from opbench.models.layers import drop_path_rates
 
 INTERN_IMAGES = [f"internimage_{size}" for size in ("t", "s", "b", "l", "xl", "h")]
@@ -299,8 +298,8 @@ def test_wrong_arguments_of_the_others(name, arguments, message):
         ({"img_size": (224, 256)}, "window_sizes must divide the 56x64 pixels of stage 0, got 7"),
         ({"window_sizes": (7, 8, 7, 7)}, "window_sizes must divide the 28x28 pixels of stage 1, got 8"),
         ({"heads": (3, 6, 12, 23)}, "heads must divide the 768 channels of stage 3, got 23"),
-        ({"groups": (-1, -1, 5, 6)}, "groups must be a divisor of the 12 heads, got 5"),
-        ({"strides": (1, 1, 1, -1)}, "strides must be positive where a stage has deformable attention, got -1"),
+        ({"groups": (-1, -1, 5, 6)}, "n_groups must divide n_heads 12, got 5"),
+        ({"strides": (1, 1, 1, -1)}, "stride must be a positive integer, got -1"),
         ({"dims": (96, 192, 384, 512)}, "dims must double from stage to stage, got (96, 192, 384, 512)"),
         ({"depths": (2, 2, 2, 2)}, "stage_spec must have the blocks of depths (2, 2, 2, 2)"),
         ({"stage_spec": (("L", "X"), ("L", "S"), ("L", "D") * 3, ("L", "D"))}, "stage_spec has L, S, D, got X"),
@@ -321,9 +320,9 @@ def test_dat_takes_images_of_its_size_alone():
 def deformable_attention(**changes):
     """4 heads of 2 channels in 2 groups, on 5x6 pixels, float64."""
     arguments = {
-        "q_size": (5, 6), "n_heads": 4, "n_head_channels": 2, "n_groups": 2, "attn_drop": 0.0, "proj_drop": 0.0,
-        "stride": 1, "offset_range_factor": 2, "use_pe": True, "dwc_pe": False, "no_off": False, "fixed_pe": False,
-        "stage_idx": 2,
+        "q_size": (5, 6), "kv_size": (5, 6), "n_heads": 4, "n_head_channels": 2, "n_groups": 2, "attn_drop": 0.0,
+        "proj_drop": 0.0, "stride": 1, "offset_range_factor": 2, "use_pe": True, "dwc_pe": False,
+        "no_off": False, "fixed_pe": False, "stage_idx": 2,
     }  # fmt: skip
     return filled(DAttention(**{**arguments, **changes}).double())
 
@@ -341,26 +340,6 @@ def test_macs_of_deformable_attention():
     assert mac_count(model, height=5, width=6) == wanted
     without = nn.Sequential(stem, deformable_attention(stride=2, use_pe=False).float())
     assert mac_count(without, height=5, width=6) == wanted - 4 * points * heads * pixels
-
-
-def test_a_fixed_bias_chooses_the_point():
-    """Where one point outweighs all others, the output is its value, whatever the pixel."""
-    attention, x = deformable_attention(fixed_pe=True), wave("x", (2, 8, 5, 6))
-    with torch.no_grad():
-        attention.rpe_table[:, :, 7] = 1e9
-    out = attention(x)
-    assert relative_error(out, out[:, :, :1, :1].expand_as(out)) < 1e-12
-    value = attention.proj_out(attention.proj_v(attention._sample(x, attention._positions(attention.proj_q(x)))))
-    assert relative_error(out[:, :, 0, 0], value[:, :, 0, 7]) < 1e-12
-
-
-def test_positions_without_offsets_are_the_grid():
-    x = wave("x", (2, 8, 5, 6))
-    positions = deformable_attention(no_off=True, stride=2)._positions(x)
-    assert positions.shape == (4, 3, 3, 2)
-    assert torch.allclose(positions[3, :, 1, 0], torch.tensor([-2 / 3, 0, 2 / 3], dtype=torch.float64))
-    moved = deformable_attention(stride=2)._positions(x) - positions
-    assert 0 < moved.abs().max() < 2 / 3  # at most two points of the grid, which are a third each of the half image
 
 
 def test_slak_scales_its_classifier():

@@ -4,12 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from opbench_kernels import DCNv3, DCNv4
+from opbench_kernels import DAttention, DCNv3, DCNv4
 from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
-
-from opbench.models.dat_attention import DAttention, sampled_macs
 
 __all__ = ["mac_count", "parameter_count"]
 
@@ -36,7 +34,7 @@ def mac_count(model: nn.Module, *, height: int, width: int, in_chans: int = 3) -
     """
     sampled: list[int] = []
 
-    def add(module: nn.Module, _: Any, output: torch.Tensor) -> None:  # noqa: ANN401 - a hook's arguments
+    def add(module: nn.Module, _: Any, output: Any) -> None:  # noqa: ANN401 - a hook's arguments
         sampled.append(SAMPLING_MACS[type(module)](module, output))
 
     hooks = [module.register_forward_hook(add) for module in model.modules() if type(module) in SAMPLING_MACS]
@@ -55,17 +53,20 @@ def mac_count(model: nn.Module, *, height: int, width: int, in_chans: int = 3) -
     return int(counter.get_total_flops()) // 2 + sum(sampled)
 
 
-def _deformable_macs(module: nn.Module, output: torch.Tensor) -> int:
-    assert isinstance(module, DCNv3 | DCNv4)  # noqa: S101 - for the type
+def _deformable_macs(module: DCNv3 | DCNv4, output: torch.Tensor) -> int:
     return MACS_PER_SAMPLE * module.geometry.points * output.numel()
 
 
-def _attention_macs(module: nn.Module, output: torch.Tensor) -> int:
-    assert isinstance(module, DAttention)  # noqa: S101 - for the type
-    return sampled_macs(module, output)
+def _attention_macs(module: DAttention, output: tuple[torch.Tensor, ...]) -> int:
+    """Four a bilinear sample, of the input and of the table of biases by distance."""
+    out, places, _ = output
+    batch, channels, height, width = out.shape
+    samples = places.shape[2] * places.shape[3]
+    biases = height * width * module.n_heads if module.by_distance else 0
+    return 4 * batch * samples * (channels + biases)
 
 
-SAMPLING_MACS: dict[type[nn.Module], Callable[[nn.Module, torch.Tensor], int]] = {
+SAMPLING_MACS: dict[type[nn.Module], Callable[[Any, Any], int]] = {
     DCNv3: _deformable_macs,
     DCNv4: _deformable_macs,
     DAttention: _attention_macs,

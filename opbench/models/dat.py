@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from opbench.models.backbone import Backbone
-from opbench.models.dat_attention import LayerNormProxy
 from opbench.models.dat_blocks import StageSettings, TransformerStage
+from opbench.models.dat_windows import LayerNormProxy
 from opbench.models.layers import drop_path_rates
 
 __all__ = ["DAT"]
@@ -40,7 +40,7 @@ class DAT(Backbone):
         drop_rate, attn_drop_rate: dropout in MLPs and after attention, and of attention weights.
         drop_path_rate: stochastic depth of the last block.
         strides, offset_range_factor, groups, use_pes, dwc_pes, fixed_pes, no_offs: of deformable attention, see
-            DAttention.
+            opbench_kernels.DAttention.
         stage_spec: the blocks of each stage: "L" attends in windows, "S" in shifted windows, "D" to sampled positions.
         use_dwc_mlps: a depthwise convolution in the MLPs.
         use_conv_patches: overlapping kernels in the downsampling layers.

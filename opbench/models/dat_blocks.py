@@ -7,9 +7,10 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from opbench_kernels import DAttention
 from torch import nn
 
-from opbench.models.dat_attention import DAttention, LayerNormProxy, LocalAttention, ShiftWindowAttention
+from opbench.models.dat_windows import LayerNormProxy, LocalAttention, ShiftWindowAttention
 from opbench.models.layers import Stage, drop_path, to_nchw, to_nhwc
 
 __all__ = ["StageSettings", "TransformerStage"]
@@ -81,7 +82,10 @@ class DATBlock(nn.Module):
 
 
 def _residual_branches(parts: BlockParts, x: torch.Tensor) -> torch.Tensor:
-    x = x + parts.drop_path(parts.attention(parts.norm1(x)))
+    attended = parts.attention(parts.norm1(x))
+    if isinstance(attended, tuple):  # deformable attention also gives the places where it sampled
+        attended = attended[0]
+    x = x + parts.drop_path(attended)
     result: torch.Tensor = x + parts.drop_path(parts.mlp(parts.norm2(x)))
     return result
 
@@ -130,6 +134,7 @@ class StageSettings:
             shift = math.ceil(self.window_size / 2)
             return ShiftWindowAttention(self.dim, self.heads, window, self.attn_drop, self.drop, shift, self.fmap_size)
         return DAttention(
+            self.fmap_size,
             self.fmap_size,
             self.heads,
             self.dim // self.heads,
