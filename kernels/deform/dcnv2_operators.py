@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
+from opbench_kernels.autograd import Context, refuse_second_derivative
 from opbench_kernels.deform.geometry import Geometry
 from opbench_kernels.fixed_point import from_fixed_point, units
 
@@ -116,33 +117,19 @@ def _backward_fake(_grad_out: torch.Tensor, *inputs: object) -> tuple[torch.Tens
     )
 
 
-class _Context(Protocol):
-    """What autograd keeps from the forward pass."""
-
-    saved_tensors: tuple[torch.Tensor, ...]
-    settings: tuple[Any, ...]
-    needs_input_grad: tuple[bool, ...]
-
-    def save_for_backward(self, *tensors: torch.Tensor) -> None: ...
-
-
-def _save(ctx: _Context, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+def _save(ctx: Context, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
     ctx.save_for_backward(*inputs[:4])
     ctx.settings = inputs[5:]
 
 
-def _differentiate(ctx: _Context, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+def _differentiate(ctx: Context, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     gradients = _dcnv2_backward(grad_out, *ctx.saved_tensors, *ctx.settings)
     grad_bias = grad_out.sum((0, 2, 3)) if ctx.needs_input_grad[4] else None
     return *gradients, grad_bias, *(None for _ in ctx.settings)
 
 
-def _refuse(_ctx: _Context, *_grads: torch.Tensor) -> None:
-    raise NotImplementedError(f"{_dcnv2._qualname} has no second derivative: differentiate it once")
-
-
 _dcnv2.register_autograd(_differentiate, setup_context=_save)
-_dcnv2_backward.register_autograd(_refuse)
+_dcnv2_backward.register_autograd(refuse_second_derivative(_dcnv2._qualname))
 
 
 def convolve(

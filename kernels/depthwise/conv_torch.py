@@ -5,10 +5,11 @@ slow in any layout. Here that gradient is a convolution as well, of the image wi
 place, and for the largest kernels a product of Fourier transforms. docs/tuning.md has the figures.
 """
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from opbench_kernels.autograd import Context
 from opbench_kernels.depthwise.geometry import Kernel
 
 __all__ = ["depthwise"]
@@ -46,16 +47,6 @@ def depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, 
     return _convolve(x, weight, bias, kernel)  # a Function would look up its modules at every call
 
 
-class _Context(Protocol):
-    """What autograd keeps from the forward for the backward."""
-
-    saved_tensors: tuple[torch.Tensor, ...]
-    needs_input_grad: tuple[bool, ...]
-    kernel: Kernel
-
-    def save_for_backward(self, *tensors: torch.Tensor) -> None: ...
-
-
 class _OnCpu(torch.autograd.Function):
     """The convolution with both gradients as convolutions."""
 
@@ -64,18 +55,18 @@ class _OnCpu(torch.autograd.Function):
         return _convolve(x, weight, bias, kernel)
 
     @staticmethod
-    def setup_context(ctx: _Context, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        x, weight, _, ctx.kernel = inputs
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        x, weight, _, ctx.settings = inputs
         ctx.save_for_backward(x, weight)
 
     @staticmethod
-    def backward(ctx: _Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[0]:
-            grad_x = depthwise(grad, weight.flip(-2, -1), None, ctx.kernel.transposed)
+            grad_x = depthwise(grad, weight.flip(-2, -1), None, ctx.settings.transposed)
         if ctx.needs_input_grad[1]:
-            grad_weight = _weight_grad(x, grad, ctx.kernel)
+            grad_weight = _weight_grad(x, grad, ctx.settings)
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum((0, 2, 3))
         return grad_x, grad_weight, grad_bias, None

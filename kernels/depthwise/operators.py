@@ -7,10 +7,11 @@ launch.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from opbench_kernels.autograd import Context, refuse_second_derivative
 from opbench_kernels.depthwise.geometry import Kernel
 
 __all__ = ["depthwise"]
@@ -65,41 +66,27 @@ def _weight_shape(x: torch.Tensor, kernels: Sequence[int]) -> tuple[int, int]:
     return sum(kernel.taps for kernel in Kernel.unflatten(kernels)), x.shape[-1]
 
 
-class _Context(Protocol):
-    """What autograd keeps from the operator's forward for its backward."""
-
-    saved_tensors: tuple[torch.Tensor, ...]
-    needs_input_grad: tuple[bool, ...]
-    kernels: Sequence[int]
-
-    def save_for_backward(self, *tensors: torch.Tensor) -> None: ...
-
-
-def _save(ctx: _Context, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    x, weight, _, ctx.kernels = inputs
+def _save(ctx: Context, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    x, weight, _, ctx.settings = inputs
     ctx.save_for_backward(x, weight)
 
 
-def _differentiate(ctx: _Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+def _differentiate(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     x, weight = ctx.saved_tensors
     grad_x = grad_weight = grad_bias = None
     if ctx.needs_input_grad[0]:
-        kernels = Kernel.unflatten(ctx.kernels)
+        kernels = Kernel.unflatten(ctx.settings)
         flipped = torch.cat([each.flip(0) for each in weight.split([kernel.taps for kernel in kernels])])
         grad_x = _depthwise(grad, flipped, None, _flatten(kernel.transposed for kernel in kernels))
     if ctx.needs_input_grad[1]:
-        grad_weight = _weight_grad(x, grad, ctx.kernels)
+        grad_weight = _weight_grad(x, grad, ctx.settings)
     if ctx.needs_input_grad[2]:
         grad_bias = grad.sum((0, 1, 2))
     return grad_x, grad_weight, grad_bias, None
 
 
-def _refuse(_ctx: object, *_grads: torch.Tensor) -> None:
-    raise NotImplementedError("opbench_kernels::depthwise has no second derivative: differentiate it once")
-
-
 _depthwise.register_autograd(_differentiate, setup_context=_save)
-_weight_grad.register_autograd(_refuse)
+_weight_grad.register_autograd(refuse_second_derivative(_depthwise._qualname))
 
 
 def _flatten(kernels: Iterable[Kernel]) -> list[int]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
+from opbench_kernels.autograd import Context, refuse_second_derivative
 from opbench_kernels.fixed_point import from_fixed_point, units
 
 if TYPE_CHECKING:
@@ -69,29 +70,17 @@ def _backward_fake(_grad_out: torch.Tensor, value: torch.Tensor, *others: torch.
     return tuple(torch.empty(t.shape, device=t.device, dtype=t.dtype) for t in (value, *others[-2:]))
 
 
-class _Context(Protocol):
-    """What autograd keeps from the forward pass."""
-
-    saved_tensors: tuple[torch.Tensor, ...]
-
-    def save_for_backward(self, *tensors: torch.Tensor) -> None: ...
-
-
-def _save(ctx: _Context, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+def _save(ctx: Context, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _differentiate(ctx: _Context, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+def _differentiate(ctx: Context, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
     grad_value, grad_locations, grad_weights = _attend_backward(grad_out, *ctx.saved_tensors)
     return grad_value, None, None, grad_locations, grad_weights
 
 
-def _refuse(_ctx: _Context, *_grads: torch.Tensor) -> None:
-    raise NotImplementedError(f"{_attend._qualname} has no second derivative: differentiate it once")
-
-
 _attend.register_autograd(_differentiate, setup_context=_save)
-_attend_backward.register_autograd(_refuse)
+_attend_backward.register_autograd(refuse_second_derivative(_attend._qualname))
 
 
 def attend(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
 import torch
+from opbench_kernels.autograd import Context
 
 __all__ = ["partial_conv3x3"]
 
@@ -28,20 +29,11 @@ def _fake(x: torch.Tensor, _weight: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(x, memory_format=torch.channels_last)
 
 
-class _Context(Protocol):
-    """What autograd keeps from the forward pass."""
-
-    saved_tensors: tuple[torch.Tensor, torch.Tensor]
-    needs_input_grad: tuple[bool, bool]
-
-    def save_for_backward(self, *tensors: torch.Tensor) -> None: ...
-
-
-def _save(ctx: _Context, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
+def _save(ctx: Context, inputs: tuple[torch.Tensor, torch.Tensor], output: torch.Tensor) -> None:
     ctx.save_for_backward(*inputs)
 
 
-def _differentiate(ctx: _Context, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def _differentiate(ctx: Context, grad_out: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None]:
     """For the input the same operator with the weight turned around; for the weight torch's convolution."""
     x, weight = ctx.saved_tensors
     grad_x = grad_weight = None
