@@ -9,19 +9,10 @@ import os
 import triton
 import triton.language as tl
 
-__all__ = [
-    "add_square",
-    "load_point",
-    "place_point",
-    "strict_add",
-    "strict_backward",
-    "strict_corner",
-    "strict_point",
-    "weigh_square",
-]
+__all__ = ["add_square", "cell", "load_point", "place_point", "strict_add", "strict_backward", "weigh_square"]
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
-"""In Triton 3.6's interpreter the minimum of a number and NaN is NaN, which is no index; compiled, it is the number."""
+"""In Triton 3.6's interpreter the minimum of a number and NaN is NaN; compiled, it is the number."""
 
 
 @triton.jit
@@ -54,11 +45,22 @@ def _neighbours(t, first, last):
 
     A pixel at distance z weighs max(0, 1 - |z|), which is 0 for a point that is outside: no comparison is needed.
     """
+    if INTERPRETED:  # NaN becomes a point outside, whose weights are those that it has when compiled
+        t = tl.where(t == t, t, first - 2.0)  # noqa: PLR0124 - NaN
     low = tl.maximum(tl.minimum(tl.floor(t), last), first)  # where t is NaN, one of the others
-    if INTERPRETED:
-        low = tl.where(low == low, low, first)  # noqa: PLR0124 - NaN
     z = t - low
     return low, tl.clamp(1.0 - tl.abs(z), 0.0, 1.0), tl.clamp(1.0 - tl.abs(z - 1.0), 0.0, 1.0)
+
+
+@triton.jit
+def cell(t, first, last):
+    """_neighbours, and which of the two a point touches as _strict_point has it; then whether both: each (BLOCK_ROWS,).
+
+    A point at a pixel touches the next one too, with a weight of 0 and a gradient that is not.
+    """
+    low, weight, weight1 = _neighbours(t, first, last)
+    floor = tl.floor(t)
+    return low, weight, weight1, (floor <= low) & (t > first - 1.0), (floor >= low) & (t < last + 2.0), floor == low
 
 
 @triton.jit
@@ -91,7 +93,7 @@ def add_square(acc, top, bottom, step: tl.constexpr, w00, w01, w10, w11, in_grou
 
 
 @triton.jit
-def strict_point(y, x, strength, start_y, start_x, height, width):
+def _strict_point(y, x, strength, start_y, start_x, height, width):
     """Floors, fractions, mask and whether the point counts; each (BLOCK_ROWS,).
 
     A point outside moves to the start with mask 0, so that NaN and inf never reach an address or a sum.
@@ -104,7 +106,7 @@ def strict_point(y, x, strength, start_y, start_x, height, width):
 
 
 @triton.jit
-def strict_corner(top, left, inside, start_y, start_x, height, width, WIDE: tl.constexpr):
+def _strict_corner(top, left, inside, start_y, start_x, height, width, WIDE: tl.constexpr):
     """Pixels from the start to the one at (top, left) from it, and whether that is in the image; (BLOCK_ROWS, 1)."""
     there = inside & (top >= -start_y) & (top < height - start_y) & (left >= -start_x) & (left < width - start_x)
     if WIDE:
@@ -117,11 +119,11 @@ def strict_add(
     acc, pixels, y, x, strength, start_y, start_x, height, width, in_group, STRIDE: tl.constexpr, WIDE: tl.constexpr
 ):
     """acc (BLOCK_ROWS, BLOCK_D) plus one point, each corner compared with the borders: no other pixel is read."""
-    top, left, down, right, strength, inside = strict_point(y, x, strength, start_y, start_x, height, width)
+    top, left, down, right, strength, inside = _strict_point(y, x, strength, start_y, start_x, height, width)
     for corner in tl.static_range(4):
         weight_y = down if corner // 2 == 1 else 1.0 - down
         weight_x = right if corner % 2 == 1 else 1.0 - right
-        shift, there = strict_corner(
+        shift, there = _strict_corner(
             top + corner // 2, left + corner % 2, inside, start_y, start_x, height, width, WIDE
         )
         v = tl.load(pixels + shift * STRIDE, mask=there & in_group, other=0.0).to(tl.float32)
@@ -138,7 +140,7 @@ def strict_backward(
 
     The shares of its corners are added to grad_pixels; with FIXED_POINT as integers, of which 1.0 has unit * unit2.
     """
-    top, left, down, right, strength, inside = strict_point(y, x, strength, start_y, start_x, height, width)
+    top, left, down, right, strength, inside = _strict_point(y, x, strength, start_y, start_x, height, width)
     grad_strength = tl.zeros(strength.shape, dtype=tl.float32)
     grad_y = tl.zeros(strength.shape, dtype=tl.float32)
     grad_x = tl.zeros(strength.shape, dtype=tl.float32)
@@ -147,7 +149,7 @@ def strict_backward(
         weight_x = right if corner % 2 == 1 else 1.0 - right
         sign_y = 1.0 if corner // 2 == 1 else -1.0
         sign_x = 1.0 if corner % 2 == 1 else -1.0
-        shift, there = strict_corner(
+        shift, there = _strict_corner(
             top + corner // 2, left + corner % 2, inside & valid, start_y, start_x, height, width, WIDE
         )
         there = there & in_group

@@ -132,8 +132,8 @@ def few_programs():
     """Interpreted, a program takes some 30 ms a point whatever its rows: two of them, the second rarely full."""
     whole = deform_launch.Sampled.constants
 
-    def constants(sampled, vectors, num_warps):
-        found = whole(sampled, vectors, num_warps)
+    def constants(sampled, *arguments):
+        found = whole(sampled, *arguments)
         return found | {"BLOCK_ROWS": max(found["BLOCK_ROWS"], next_power_of_2(-(-sampled.rows // 2)))}
 
     with pytest.MonkeyPatch.context() as patch:
@@ -220,6 +220,81 @@ def test_a_bad_pixel_stays_where_it_belongs(implementation, bad):
     assert torch.allclose(got[finite], expected[finite], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["value", "offset", "mask", "gradient"])
+def test_a_bad_number_stays_in_the_gradients_where_it_belongs(where, bad):
+    # The reference tells which elements it reaches: those of the points that touch it, also with a weight of zero.
+    generator = torch.Generator().manual_seed(14)
+    value = torch.randn(1, 5, 6, 8, generator=generator)
+    offset = 4 * torch.rand(1, 5, 6, 1, 9, 2, generator=generator) - 2
+    offset[0, 1, 1] = offset[0, 1, 1].round()  # at pixels, where the next ones weigh nothing
+    mask = torch.rand(1, 5, 6, 1, 9, generator=generator)
+    gradient = torch.randn(1, 5, 6, 8, generator=generator)
+    offset[0, 4, 5] = -50.0
+    tensors = {"value": value[0, 0, 3], "offset": offset[0, 2, 2], "mask": mask[0, 4], "gradient": gradient[0, 1, 1]}
+    tensors[where][..., 0] = bad
+    exact = [tensor.double().requires_grad_() for tensor in (value, offset, mask)]
+    out = reference.deformable_sample(exact[0].unflatten(-1, (1, 8)), *exact[1:], Geometry()).flatten(-2)
+    expected = torch.autograd.grad(out, exact, gradient.double())
+    leaves = [tensor.to(DEVICE).requires_grad_() for tensor in (value, offset.flatten(3), mask.flatten(3))]
+    got = torch.autograd.grad(dcnv3(*leaves, groups=1, implementation="triton"), leaves, gradient.to(DEVICE))
+    assert where == "offset" or not all(right.isfinite().all() for right in expected)
+    assert any(right.isfinite().any() for right in expected)
+    for result, right in zip(got, expected, strict=True):
+        finite, found = right.isfinite(), result.cpu().view(right.shape)
+        assert torch.equal(found.isfinite(), finite)
+        torch.testing.assert_close(found[finite], right[finite].float(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("group_channels", [20, 32])
+@pytest.mark.parametrize("config", [deform_launch.Config(1, 2), deform_launch.Config(4, 1), deform_launch.Config(4, 4)])
+def test_every_backward_configuration(monkeypatch, config, group_channels):
+    def gradients():
+        generator = torch.Generator().manual_seed(16)
+        value, packed = (torch.randn(1, 6, 5, size, generator=generator) for size in (2 * group_channels, 56))
+        leaves = [tensor.half().to(DEVICE).requires_grad_() for tensor in (value, packed)]
+        with few_programs():
+            out = dcnv4(*leaves, groups=2, implementation="triton")
+            return torch.autograd.grad(out, leaves, torch.randn(out.shape, generator=generator).to(out))
+
+    expected = gradients()
+    monkeypatch.setattr(deform_launch, "backward_config", lambda _: config)
+    for got, right in zip(gradients(), expected, strict=True):
+        # Sums of float32 in another order, then one rounding.
+        assert (got - right).abs().max() <= 2 * DTYPES[torch.float16] * right.abs().max()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (5, 1), (2, 2)])
+def test_gradients_of_thin_images(size):
+    generator = torch.Generator().manual_seed(15)
+    value = torch.randn(2, *size, 8, generator=generator)
+    packed = smooth_offsets(torch.randn(2, *size, 56, generator=generator), 2, 9)
+    exact = [tensor.double().requires_grad_() for tensor in (value, packed)]
+    out = reference_dcnv4(*exact, 2, Geometry())
+    expected = torch.autograd.grad(out.square().sum(), exact)
+    leaves = [tensor.to(DEVICE).requires_grad_() for tensor in (value, packed)]
+    got = torch.autograd.grad(dcnv4(*leaves, groups=2, implementation="triton").square().sum(), leaves)
+    for result, right in zip(got, expected, strict=True):
+        torch.testing.assert_close(result.cpu(), right.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_the_gradient_of_a_point_next_to_a_pixel_or_a_border():
+    # 1e-9 pixels before the pixel at 1 its distance from the one at 0 rounds to 1, and still it touches those two. At
+    # -1 and at the width a point counts nothing; between them and the image it has a gradient of one pixel alone.
+    offsets = [0.0, -1e-9, 1e-9, -2.0, -2 + 2.0**-20, -1.5, -1.0, 1.0, 2.0, 2 - 2.0**-20, 1.5]
+    value = torch.tensor([1.0, 10.0, 100.0]).view(1, 1, 3, 1).expand(len(offsets), -1, -1, -1)
+    packed = torch.zeros(len(offsets), 1, 3, 8)
+    packed[:, 0, 1, 0] = torch.tensor(offsets)
+    packed[..., 2] = 1.0
+    geometry = Geometry(kernel=(1, 1), padding=(0, 0))
+    exact, leaf = packed.double().requires_grad_(), packed.to(DEVICE).requires_grad_()
+    [expected] = torch.autograd.grad(reference_dcnv4(value.double(), exact, 1, geometry).sum(), exact)
+    out = dcnv4(value.to(DEVICE), leaf, groups=1, kernel_size=1, padding=0, implementation="triton")
+    [got] = torch.autograd.grad(out.sum(), leaf)
+    torch.testing.assert_close(got.cpu(), expected.float())
+    assert expected[:, 0, 1, 0].tolist() == [90, 9, 90, 0, 1, 1, 9, -100, 0, -100, -100]
+
+
 @pytest.mark.parametrize("implementation", ["torch", "torch with gradients", "triton"])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_bad_first_pixel_does_not_reach_points_outside(implementation, bad):
@@ -275,7 +350,7 @@ def test_indices_reach_from_the_padding_and_into_the_gradient():
     value = torch.empty(1, 1, 1, 64, device="meta").expand(1, 8192, 8192, 64)
     sampled = sampled_dcnv4(value, torch.empty(1, 8192, 8192, 32, device="meta"), 1, Geometry())
     assert sampled.value.stride(0) == 0
-    assert sampled.constants(1, 2)["WIDE"]
+    assert sampled.constants(deform_launch.Config(vectors=1, num_warps=2), 4)["WIDE"]
 
 
 @pytest.mark.gpu

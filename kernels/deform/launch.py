@@ -11,6 +11,7 @@ from opbench_kernels.launch import INDEX_LIMIT, VECTOR_BYTES, WARP_SIZE, Launch
 __all__ = [
     "Config",
     "Sampled",
+    "backward_config",
     "backward_launch",
     "forward_config",
     "forward_launch",
@@ -25,12 +26,17 @@ MANY_ROWS = 2**18
 """At least this many give enough warps for two vectors a lane: 14 warps of 138 registers fill an SM three times."""
 
 
+GRADIENT_VECTOR = 4
+"""Channels of 16 bytes of value's gradient, which is summed up in float32."""
+
+
 class Config(NamedTuple):
     """What may be tuned: none of it changes a value.
 
     Attributes:
-        vectors: 16-byte vectors of a row that one lane takes, 1 or 2. Two halve the coordinates' cost per channel;
-            one gives twice the warps.
+        vectors: 16-byte vectors of a row that one lane takes, of value in the forward kernel and of its float32
+            gradient in the backward one: 1, 2 or 4. Two halve the coordinates' cost per channel; one gives twice the
+            warps.
         num_warps: warps per program.
     """
 
@@ -69,11 +75,11 @@ class Sampled(NamedTuple):
             geometry.offset_scale, *(base * (1.0 - geometry.offset_scale) for base in geometry.base),
         )  # fmt: skip
 
-    def constants(self, vectors: int, num_warps: int) -> dict[str, Any]:
-        """The compile-time constants that both kernels share."""
+    def constants(self, config: Config, vector_elements: int) -> dict[str, Any]:
+        """The compile-time constants that both kernels share, for vectors of that many channels."""
         geometry, groups, group_channels = self.geometry, *self.value.shape[1:]
-        block_d = triton.next_power_of_2(group_channels) // vectors
-        lanes = max(1, block_d * self.value.element_size() // VECTOR_BYTES)
+        block_d = triton.next_power_of_2(group_channels) // config.vectors
+        lanes = max(1, block_d // vector_elements)
         stride = self.value.stride(0)
         return {
             "G": groups,
@@ -85,7 +91,8 @@ class Sampled(NamedTuple):
             # The gradient of value is contiguous, whatever the stride of value.
             "WIDE": is_wide(self.size, geometry, max(stride, groups * group_channels), self.rows),
             "BLOCK_D": block_d,
-            "BLOCK_ROWS": max(1, WARP_SIZE // lanes) * num_warps,
+            "BLOCK_ROWS": max(1, WARP_SIZE // lanes) * config.num_warps,
+            "VECTORS": config.vectors,
         }
 
 
@@ -104,11 +111,16 @@ def forward_config(sampled: Sampled) -> Config:
 def forward_launch(sampled: Sampled, out: torch.Tensor, config: Config | None = None) -> Launch:
     """The launch of the forward kernel, which writes `out` (N, Ho, Wo, C), contiguous, in the dtype of the value."""
     config = config or forward_config(sampled)
-    constants = sampled.constants(*config)
     # Two neighbours that are both in the image need two rows and two columns.
-    constants |= {"STRICT": min(sampled.size) < 2, "VECTORS": config.vectors}
+    constants = sampled.constants(config, VECTOR_BYTES // sampled.value.element_size())
+    constants |= {"STRICT": min(sampled.size) < 2}
     tensors = (sampled.value, sampled.offset, sampled.mask, out)
     return Launch.over_rows(deform_fwd_kernel, (*tensors, *sampled.arguments()), constants, config.num_warps)
+
+
+def backward_config(sampled: Sampled) -> Config:
+    """The configuration kept for want of timings: docs/tuning.md has the counts of the others."""
+    return Config(vectors=2 if sampled.value.shape[-1] > GRADIENT_VECTOR else 1, num_warps=1)
 
 
 def backward_launch(
@@ -118,6 +130,7 @@ def backward_launch(
     grad_offset: torch.Tensor,
     grad_mask: torch.Tensor,
     fixed_point: torch.Tensor | None = None,
+    config: Config | None = None,
 ) -> Launch:
     """The launch of the backward kernel.
 
@@ -127,13 +140,18 @@ def backward_launch(
         grad_value: (N, H, W, C), contiguous, zeros; float32, or int64 with `fixed_point`. Shares are added to it.
         grad_offset, grad_mask: shaped as `sampled.offset` and `sampled.mask`; written.
         fixed_point: two numbers whose product is the integer units per 1.0 of grad_value.
+        config: backward_config by default.
     """
-    num_warps = 2
-    constants = sampled.constants(1, num_warps) | {"FIXED_POINT": fixed_point is not None}
+    config = config or backward_config(sampled)
+    height, width = sampled.size
+    constants = sampled.constants(config, GRADIENT_VECTOR)
+    # From a point's upper left pixel to the others; none where there is no second row or column.
+    constants |= {"ROW_STEP": int(height > 1), "COLUMN_STEP": int(width > 1), "FIXED_POINT": fixed_point is not None}
     tensors = (sampled.value, sampled.offset, sampled.mask, grad_out, grad_value, grad_offset, grad_mask)
     unit = grad_value if fixed_point is None else fixed_point
     strides = (grad_offset.stride(0), grad_offset.stride(1), grad_mask.stride(0), grad_mask.stride(1))
-    return Launch.over_rows(deform_bwd_kernel, (*tensors, unit, *sampled.arguments(), *strides), constants, num_warps)
+    return Launch.over_rows(deform_bwd_kernel, (*tensors, unit, *sampled.arguments(), *strides), constants,
+                            config.num_warps)  # fmt: skip
 
 
 def _flat_pixels(tensor: torch.Tensor, inner: int) -> torch.Tensor:

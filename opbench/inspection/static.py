@@ -185,13 +185,15 @@ def figures(name: str, case: Case, architecture: str) -> Variant:
         rows = constants["BLOCK_P"] * constants["BLOCK_G"]
         trips = [constants["K"], math.ceil(constants["C"] / constants["BLOCK_C"])]
     path = hot_path(binary.instructions, trips)
+    # The backward kernel's vectors are of the gradient that it sums up in float32.
+    vector_bytes = case.dtype.element_bytes if case.direction is Direction.FWD else 4
     return _variant(
         name,
         binary,
         architecture,
         path,
         block_rows=rows,
-        lanes_per_row=max(1, constants["BLOCK_D"] * case.dtype.element_bytes // 16),
+        lanes_per_row=max(1, constants["BLOCK_D"] * vector_bytes // 16),
         per_point=len(path) * binary.num_warps / (rows * constants["K"]),
         wide_loads=_expected_wide_loads(case, constants, binary.num_warps),
     )
@@ -230,8 +232,10 @@ def _variant(
 
 def _expected_wide_loads(case: Case, constants: Mapping[str, Any], num_warps: int) -> int:
     corners = 4 * int(constants["K"])
+    if case.direction is Direction.BWD:  # as many channels a lane as 16 bytes of a float32 gradient have
+        return (corners + 1) * int(constants["VECTORS"]) if case.dtype.element_bytes == 4 else 0
     if not is_fused(case):
-        return corners * int(constants.get("VECTORS", 1)) + int(case.direction is Direction.BWD)
+        return corners * int(constants["VECTORS"])
     pixels, group_block, channels = (int(constants[name]) for name in ("BLOCK_P", "BLOCK_G", "BLOCK_C"))
 
     def per_lane(elements: int) -> int:

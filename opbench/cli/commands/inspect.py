@@ -46,7 +46,7 @@ def inspect(
 ) -> None:
     """Compile the DCN kernels for GPUs that need not be here; show registers, spills, instructions and bounds.
 
-    Exit codes: 0, or 1 where a forward kernel spills or loads narrowly or, with --check, a figure got worse; 2 usage.
+    Exit codes: 0, or 1 where a kernel spills or loads narrowly or, with --check, a figure got worse; 2 usage.
     """
     from opbench.inspection import command
 
