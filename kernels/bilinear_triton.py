@@ -64,18 +64,46 @@ def cell(t, first, last):
 
 
 @triton.jit
-def weigh_square(y, x, strength, first_y, last_y, first_x, last_x, width, WIDE: tl.constexpr):
-    """Pixels from the start to the upper left one of a point's four, and their weights; each (BLOCK_ROWS,)."""
-    left, wx0, wx1 = _neighbours(x, first_x, last_x)
-    top, wy0, wy1 = _neighbours(y, first_y, last_y)
-    wy0 *= strength
-    wy1 *= strength
-    top = top.to(tl.int64 if WIDE else tl.int32)
-    return top * width + left.to(tl.int32), wy0 * wx0, wy0 * wx1, wy1 * wx0, wy1 * wx1
+def _round(x, DTYPE: tl.constexpr):
+    """x in DTYPE, rounded to nearest."""
+    if INTERPRETED and DTYPE == tl.bfloat16:  # noqa: SIM300 - which the interpreter would cut off
+        bits = x.to(tl.int32, bitcast=True)
+        bits += 0x7FFF + ((bits >> 16) & 1)
+        x = (bits & -0x10000).to(tl.float32, bitcast=True)
+    return x.to(DTYPE)
 
 
 @triton.jit
-def add_square(acc, top, bottom, step: tl.constexpr, w00, w01, w10, w11, in_group, MASKED: tl.constexpr):
+def weigh_square(y, x, strength, first_y, last_y, first_x, last_x, width, DTYPE: tl.constexpr, WIDE: tl.constexpr):
+    """Pixels from the start to the upper left one of a point's four, and what add_square takes; each (BLOCK_ROWS,).
+
+    DTYPE is value's. The weights of a float32 value have the mask in them; those of 16 bits are rounded to it, and the
+    mask, which may be small or large, stays in float32.
+    """
+    left, wx0, wx1 = _neighbours(x, first_x, last_x)
+    top, wy0, wy1 = _neighbours(y, first_y, last_y)
+    if DTYPE == tl.float32:  # noqa: SIM300 - a constant of the compiler
+        wy0 *= strength
+        wy1 *= strength
+    top = top.to(tl.int64 if WIDE else tl.int32)
+    w00, w01 = _round(wy0 * wx0, DTYPE), _round(wy0 * wx1, DTYPE)
+    w10, w11 = _round(wy1 * wx0, DTYPE), _round(wy1 * wx1, DTYPE)
+    return top * width + left.to(tl.int32), w00, w01, w10, w11, strength
+
+
+@triton.jit
+def _fma(weight, v, acc):
+    """weight * v + acc of tiles in v's dtype of 16 bits, rounded once: two channels take one instruction."""
+    weight = weight[:, None].broadcast_to(v.shape)
+    if INTERPRETED:  # where float16 is rounded twice, and the bits of bfloat16 are multiplied as integers
+        return _round(weight.to(tl.float32) * v.to(tl.float32) + acc.to(tl.float32), v.dtype)
+    return tl.fma(weight, v, acc)
+
+
+@triton.jit
+def add_square(
+    acc, top, bottom, step: tl.constexpr, w00, w01, w10, w11, strength, in_group, MASKED: tl.constexpr
+):  # fmt: skip
     """acc (BLOCK_ROWS, BLOCK_D) plus the weighted pixels at top, top + step, bottom and bottom + step."""
     if MASKED:
         v00 = tl.load(top, mask=in_group, other=0.0)
@@ -85,10 +113,14 @@ def add_square(acc, top, bottom, step: tl.constexpr, w00, w01, w10, w11, in_grou
     else:
         v00, v01 = tl.load(top), tl.load(top + step)
         v10, v11 = tl.load(bottom), tl.load(bottom + step)
-    acc += w00[:, None] * v00.to(tl.float32)
-    acc += w01[:, None] * v01.to(tl.float32)
-    acc += w10[:, None] * v10.to(tl.float32)
-    acc += w11[:, None] * v11.to(tl.float32)
+    if w00.dtype == tl.float32:
+        acc += w00[:, None] * v00
+        acc += w01[:, None] * v01
+        acc += w10[:, None] * v10
+        acc += w11[:, None] * v11
+    else:
+        sample = _fma(w11, v11, _fma(w10, v10, _fma(w01, v01, _fma(w00, v00, tl.zeros_like(v00)))))
+        acc += strength[:, None] * sample.to(tl.float32)
     return acc
 
 

@@ -438,6 +438,25 @@ def test_every_dtype_and_group_width(implementation, dtype, channels, groups):
     assert error < 4 * DTYPES[dtype] + 8 * 2 * 2.0**-24
 
 
+@pytest.mark.parametrize("scale", [1e-4, 1.0, 65504.0])
+@pytest.mark.parametrize("strength", [1e-5, 1.0, 1e3])
+def test_halves_and_masks_of_any_size(scale, strength):
+    # Samples are interpolated in half precision; a mask, which may be small, is not rounded to it on the way.
+    generator = torch.Generator().manual_seed(17)
+    value = (torch.rand(1, 6, 5, 8, generator=generator) / 4 + 0.75).mul(scale).half()
+    value[0, 3] = value.max()
+    offset = torch.rand(1, 6, 5, 18, generator=generator) - 0.5
+    mask = torch.full((1, 6, 5, 9), strength / max(1.0, 9 * scale * strength / 60000))
+    expected = reference.deformable_sample(
+        value.double().unflatten(-1, (1, 8)),
+        offset.double().view(1, 6, 5, 1, 9, 2),
+        mask.double().unsqueeze(3),
+        Geometry(),
+    ).flatten(-2)
+    got = dcnv3(value.to(DEVICE), offset.to(DEVICE), mask.to(DEVICE), groups=1, implementation="triton").cpu()
+    assert (got.double() - expected).abs().max() <= 4 * DTYPES[torch.float16] * expected.abs().max() + 2.0**-25
+
+
 @pytest.mark.parametrize("implementation", ["reference", "torch", "triton"])
 def test_torchvision_agrees(implementation):
     # DCNv2's operator with identity weights is the same sum; its points run rows outer and its offsets are (y, x).

@@ -23,7 +23,7 @@ __all__ = [
 
 MAX_BLOCK_ROWS = 1024
 MANY_ROWS = 2**18
-"""At least this many give enough warps for two vectors a lane: 14 warps of 138 registers fill an SM three times."""
+"""At least this many give enough warps for two vectors a lane: 8192 programs, of which 11 fit an SM by registers."""
 
 
 GRADIENT_VECTOR = 4
