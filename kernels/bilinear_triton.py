@@ -54,7 +54,7 @@ def _neighbours(t, first, last):
 
 @triton.jit
 def cell(t, first, last):
-    """_neighbours, and which of the two a point touches as _strict_point has it; then whether both: each (BLOCK_ROWS,).
+    """_neighbours, whether a point touches the one and the other, and whether it touches no third outside the image.
 
     A point at a pixel touches the next one too, with a weight of 0 and a gradient that is not.
     """
@@ -74,11 +74,13 @@ def _round(x, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def weigh_square(y, x, strength, first_y, last_y, first_x, last_x, width, DTYPE: tl.constexpr, WIDE: tl.constexpr):
-    """Pixels from the start to the upper left one of a point's four, and what add_square takes; each (BLOCK_ROWS,).
+def weigh_square(
+    y, x, strength, first_y, last_y, first_x, last_x, width, WIDE: tl.constexpr, DTYPE: tl.constexpr = tl.float32
+):
+    """Pixels from the start to the upper left one of a point's four, and their weights; each (BLOCK_ROWS,).
 
-    DTYPE is value's. The weights of a float32 value have the mask in them; those of 16 bits are rounded to it, and the
-    mask, which may be small or large, stays in float32.
+    In float32 they have the strength in them. In a DTYPE of 16 bits, for add_square in packed arithmetic, they have
+    not: it may be too small or too large for that.
     """
     left, wx0, wx1 = _neighbours(x, first_x, last_x)
     top, wy0, wy1 = _neighbours(y, first_y, last_y)
@@ -88,7 +90,7 @@ def weigh_square(y, x, strength, first_y, last_y, first_x, last_x, width, DTYPE:
     top = top.to(tl.int64 if WIDE else tl.int32)
     w00, w01 = _round(wy0 * wx0, DTYPE), _round(wy0 * wx1, DTYPE)
     w10, w11 = _round(wy1 * wx0, DTYPE), _round(wy1 * wx1, DTYPE)
-    return top * width + left.to(tl.int32), w00, w01, w10, w11, strength
+    return top * width + left.to(tl.int32), w00, w01, w10, w11
 
 
 @triton.jit
@@ -101,10 +103,11 @@ def _fma(weight, v, acc):
 
 
 @triton.jit
-def add_square(
-    acc, top, bottom, step: tl.constexpr, w00, w01, w10, w11, strength, in_group, MASKED: tl.constexpr
-):  # fmt: skip
-    """acc (BLOCK_ROWS, BLOCK_D) plus the weighted pixels at top, top + step, bottom and bottom + step."""
+def add_square(acc, top, bottom, step: tl.constexpr, w00, w01, w10, w11, in_group, MASKED: tl.constexpr, strength=1.0):
+    """acc (BLOCK_ROWS, BLOCK_D) plus the weighted pixels at top, top + step, bottom and bottom + step.
+
+    With weights of 16 bits they are interpolated in those, and multiplied by strength (BLOCK_ROWS,) in float32.
+    """
     if MASKED:
         v00 = tl.load(top, mask=in_group, other=0.0)
         v01 = tl.load(top + step, mask=in_group, other=0.0)
@@ -114,10 +117,10 @@ def add_square(
         v00, v01 = tl.load(top), tl.load(top + step)
         v10, v11 = tl.load(bottom), tl.load(bottom + step)
     if w00.dtype == tl.float32:
-        acc += w00[:, None] * v00
-        acc += w01[:, None] * v01
-        acc += w10[:, None] * v10
-        acc += w11[:, None] * v11
+        acc += w00[:, None] * v00.to(tl.float32)
+        acc += w01[:, None] * v01.to(tl.float32)
+        acc += w10[:, None] * v10.to(tl.float32)
+        acc += w11[:, None] * v11.to(tl.float32)
     else:
         sample = _fma(w11, v11, _fma(w10, v10, _fma(w01, v01, _fma(w00, v00, tl.zeros_like(v00)))))
         acc += strength[:, None] * sample.to(tl.float32)

@@ -131,11 +131,11 @@ def from_input_kernel(
                 C, G, BLOCK_P, BLOCK_G, BLOCK_C, PRECISION, UPCAST,
             )  # fmt: skip
             y, x = place_point(dx, dy, point, offset_scale, base_y, base_x, KH, DILATION_H, DILATION_W, CENTER)
-            shift, w00, w01, w10, w11, strength = weigh_square(
-                y, x, strength, first_y, last_y, first_x, last_x, width, x_ptr.dtype.element_ty, WIDE
+            shift, w00, w01, w10, w11 = weigh_square(
+                y, x, strength, first_y, last_y, first_x, last_x, width, WIDE, x_ptr.dtype.element_ty
             )
             upper = values + (shift * C)[:, None]
-            acc = add_square(acc, upper, upper + width * C, C, w00, w01, w10, w11, strength, in_group, BLOCK_D > DG)
+            acc = add_square(acc, upper, upper + width * C, C, w00, w01, w10, w11, in_group, BLOCK_D > DG, strength)
         total = tl.sum(acc)
         doubtful = total - total != 0.0
     if doubtful:

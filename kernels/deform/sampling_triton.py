@@ -97,16 +97,16 @@ def deform_fwd_kernel(
             y, x, strength = load_point(
                 offset_ptr, mask_ptr, point, offset_scale, base_y, base_x, KH, DILATION_H, DILATION_W, CENTER
             )
-            shift, w00, w01, w10, w11, strength = weigh_square(
-                y, x, strength, first_y, last_y, first_x, last_x, width, value_ptr.dtype.element_ty, WIDE
+            shift, w00, w01, w10, w11 = weigh_square(
+                y, x, strength, first_y, last_y, first_x, last_x, width, WIDE, value_ptr.dtype.element_ty
             )
             upper = pixels + (shift * VALUE_STRIDE)[:, None]
             lower = upper + width * VALUE_STRIDE
-            acc = add_square(acc, upper, lower, VALUE_STRIDE, w00, w01, w10, w11, strength, first, BLOCK_D > DG)
+            acc = add_square(acc, upper, lower, VALUE_STRIDE, w00, w01, w10, w11, first, BLOCK_D > DG, strength)
             if VECTORS == 2:
                 acc2 = add_square(
-                    acc2, upper + BLOCK_D, lower + BLOCK_D, VALUE_STRIDE, w00, w01, w10, w11, strength, second,
-                    2 * BLOCK_D > DG,
+                    acc2, upper + BLOCK_D, lower + BLOCK_D, VALUE_STRIDE, w00, w01, w10, w11, second, 2 * BLOCK_D > DG,
+                    strength,
                 )  # fmt: skip
         # A weight of 0 times a pixel that is inf or NaN, or times such a mask, gave NaN although the point does not
         # count there; a sample of the largest halves may be rounded up to inf. A finite sum shows that there was none.
@@ -144,7 +144,7 @@ def _load_tiles(pointers, channel, DG: tl.constexpr, MASKED: tl.constexpr, VECTO
     tiles = ()
     for tile in tl.static_range(VECTORS):
         first = tile * channel.shape[1]
-        tiles += (_load(pointers + first, channel + first < DG, MASKED),)  # type: ignore[assignment]
+        tiles += (_load(pointers + first, channel + first < DG, MASKED),)
     return tiles
 
 
