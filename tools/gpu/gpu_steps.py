@@ -192,6 +192,7 @@ STEPS = (
         "as-paper-convolutions", "BC", SPARE, 90, 300,
         _reproduce("as-paper-convolutions", "--shapes", "standard", "--dtypes", "fp16"), resumes=True,
     ),
+    Step("additions-probe", "BC", SPARE + 5, 50, 150, ("tools/gpu/additions_probe.py", "--out", "{out}")),
     # Beside as-paper: 120 cells of half a second.
     Step(
         "official-as-paper", "BC", SPARE + 10, 80, 250,
