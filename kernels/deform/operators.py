@@ -186,7 +186,8 @@ def dcnv3(
     A tensor whose pixels follow each other at one stride is read in place, any other is copied first.
 
     Returns:
-        (N, Ho, Wo, C) in the dtype of `value`; sums are accumulated in float32.
+        (N, Ho, Wo, C) in the dtype of `value`. A sample is interpolated in that dtype; sums of samples are accumulated
+        in float32.
     """
     result: torch.Tensor = _dcnv3(value, offset, mask, *_settings(groups, geometry))
     return result
