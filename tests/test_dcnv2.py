@@ -257,7 +257,7 @@ def test_an_empty_batch_is_an_empty_result(implementation):
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck looks at its copies
-@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("requires_grad", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_the_operator_keeps_torchs_contract(requires_grad):
     from opbench_kernels.deform import dcnv2_operators
 

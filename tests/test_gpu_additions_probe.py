@@ -11,7 +11,7 @@ from opbench_kernels.deform.launch import Config
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@pytest.mark.parametrize("std", [1.0, 10.0])
+@pytest.mark.parametrize("std", [1.0, pytest.param(10.0, marks=pytest.mark.slow)])
 def test_the_additions_are_those_of_the_backward_kernel(std):
     config = Config(vectors=2, num_warps=1)
     sampled = draw((2, 6, 5, 64), std, DEVICE)
@@ -40,6 +40,7 @@ def test_a_point_is_added_to_its_four_corners_or_those_in_the_image():
     assert (find_corners(sampled) % 16 == 0).all()
 
 
+@pytest.mark.slow  # most of ten seconds in Triton's interpreter
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a CUDA device the kernels are compiled in this process")
 def test_the_dry_run_checks_the_sums_and_measures_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(additions_probe, "CONFIGS", ((1, 1), (2, 1), (4, 2)))

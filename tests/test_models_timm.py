@@ -177,9 +177,8 @@ def test_dropout_before_or_inside(case):
     assert torch.equal(other, model(x))
 
 
-@pytest.mark.parametrize(
-    "case", [case if case == "flash_internimage_b" else pytest.param(case, marks=pytest.mark.slow) for case in CASES]
-)
+@pytest.mark.slow  # seconds for each model
+@pytest.mark.parametrize("case", CASES)
 def test_export_and_compile(case):
     model, x = small(case, **(SHALLOW if "internimage" in case else {})), image(size_of(case), batch=2).detach()
     wanted = model(x)
