@@ -106,10 +106,9 @@ def forward_config(sampled: Sampled) -> Config:
     """The configuration that instruction counts favour: docs/tuning.md."""
     element_bytes = sampled.value.element_size()
     halved_bytes = triton.next_power_of_2(sampled.value.shape[-1]) // 2 * element_bytes
-    if sampled.rows < MANY_ROWS or halved_bytes < 2 * VECTOR_BYTES:
-        return Config(vectors=1, num_warps=2)
-    # With two warps the compiler stops at 80 registers on sm_90, and spills two where value has 16 bits.
-    return Config(vectors=2, num_warps=1 if element_bytes == 2 else 2)
+    vectors = 2 if sampled.rows >= MANY_ROWS and halved_bytes >= 2 * VECTOR_BYTES else 1
+    # With two warps the compiler spills two registers on sm_90, to fit another program, where value has 16 bits.
+    return Config(vectors, num_warps=1 if element_bytes == 2 else 2)
 
 
 def forward_launch(sampled: Sampled, out: torch.Tensor, config: Config | None = None) -> Launch:
