@@ -137,7 +137,8 @@ EXPECTED = {
     leave: ("error", r"SystemExit in \w+: 3"),
     leave_at_once: ("error", r"the worker process died in \w+: exit code 4"),
     be_killed: ("out_of_memory", r"the worker process died in \w+: signal SIGKILL, which the system sends when"),
-    allocate: ("out_of_memory", r"RuntimeError in \w+: .*can't allocate memory"),
+    # Where Python has no memory left to handle the error with, it ends.
+    allocate: ("out_of_memory", r"RuntimeError in \w+: .*can't allocate memory|exit code 1 \(MemoryError\)"),
     nan: ("wrong", r"values of the output are not finite"),
     wrong: ("wrong", r"output is off by"),
     wrong_shape: ("wrong", r"output has shape \(\d+, \d+, \d+, \d+\), expected"),

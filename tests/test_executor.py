@@ -67,6 +67,12 @@ def test_one_worker_serves_many_cells(run):
     assert int(first.reason) != os.getpid()
 
 
+def test_a_worker_without_memory_for_its_own_error_is_out_of_memory(run):
+    without = run("raise MemoryError")()
+    assert without.status is Status.OUT_OF_MEMORY
+    assert without.reason == "the worker process died in check: exit code 1 (MemoryError)"
+
+
 def test_a_crash_costs_one_row_and_names_the_signal(run):
     measure = run('cell["provider"] == "crashes" and os.kill(os.getpid(), signal.SIGSEGV)')
     before, crash, after = measure(), measure("crashes"), measure()

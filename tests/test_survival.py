@@ -289,6 +289,7 @@ def test_another_environment_is_refused_by_name_unless_accepted_and_then_said(me
     assert "Abacus" in noted["differences"][0]
 
 
+@pytest.mark.slow
 def test_a_difference_may_be_accepted_by_its_name(mended):
     run, known = mended
     change_run(run, packages={"torch": "0.1", "triton": "0.2"})

@@ -10,22 +10,22 @@ __all__ = ["INSTRUCTIONS_PER_POINT", "warp_instructions"]
 
 INSTRUCTIONS_PER_POINT = {
     "sm_80": {
-        "fwd-float32-vectors2": 11.24, "fwd-float32-vectors1": 17.42,
-        "fwd-float16-vectors2": 11.92, "fwd-float16-vectors1": 15.26,
-        "fwd-bfloat16-vectors2": 13.9, "fwd-bfloat16-vectors1": 17.26,
-        "bwd-float32": 127.89, "bwd-float16": 123.04, "bwd-bfloat16": 125.08,
+        "fwd-float32-vectors2": 11.25, "fwd-float32-vectors1": 17.44,
+        "fwd-float16-vectors2": 7.86, "fwd-float16-vectors1": 11.15,
+        "fwd-bfloat16-vectors2": 8.43, "fwd-bfloat16-vectors1": 11.75,
+        "bwd-float32": 70.53, "bwd-float16": 76.33, "bwd-bfloat16": 78.39,
     },
     "sm_90": {
-        "fwd-float32-vectors2": 11.43, "fwd-float32-vectors1": 18.19,
-        "fwd-float16-vectors2": 12.09, "fwd-float16-vectors1": 15.47,
-        "fwd-bfloat16-vectors2": 14.09, "fwd-bfloat16-vectors1": 17.47,
-        "bwd-float32": 51.36, "bwd-float16": 55.5, "bwd-bfloat16": 57.58,
+        "fwd-float32-vectors2": 11.44, "fwd-float32-vectors1": 18.22,
+        "fwd-float16-vectors2": 8.04, "fwd-float16-vectors1": 11.31,
+        "fwd-bfloat16-vectors2": 8.68, "fwd-bfloat16-vectors1": 11.93,
+        "bwd-float32": 29.0, "bwd-float16": 34.38, "bwd-bfloat16": 36.36,
     },
     "sm_100": {
-        "fwd-float32-vectors2": 9.5, "fwd-float32-vectors1": 16.0,
-        "fwd-float16-vectors2": 10.04, "fwd-float16-vectors1": 13.38,
-        "fwd-bfloat16-vectors2": 12.03, "fwd-bfloat16-vectors1": 15.39,
-        "bwd-float32": 53.47, "bwd-float16": 56.88, "bwd-bfloat16": 58.96,
+        "fwd-float32-vectors2": 9.51, "fwd-float32-vectors1": 16.03,
+        "fwd-float16-vectors2": 7.49, "fwd-float16-vectors1": 10.71,
+        "fwd-bfloat16-vectors2": 8.28, "fwd-bfloat16-vectors1": 11.57,
+        "bwd-float32": 29.43, "bwd-float16": 31.99, "bwd-bfloat16": 33.24,
     },
 }  # fmt: skip
 """Per sampled point of a group of 32 channels; 3x3 points. Of a kernel's variants for several widths the least."""

@@ -109,7 +109,9 @@ class WorkerExecutor:
                 return measurement
         except WorkerDied as death:
             self._group = None
+            # Python may have had none left to handle the error with.
             no_memory = death.returncode == -signal.SIGKILL or says_out_of_memory(str(death))
+            no_memory = no_memory or MemoryError.__name__ in str(death)
             status = Status.OUT_OF_MEMORY if no_memory else Status.ERROR
             reason = f"the worker process died in {stage}: {death}"
         except SupervisorLost as loss:
