@@ -67,7 +67,7 @@ def test_the_papers_operators_are_there_in_its_order_and_others_follow_by_name()
 
 
 def agreements():
-    """Operator, level and dtype; fp16 of those that no sweep takes by default is a long test: bf16 goes the same way."""
+    """Operator, level and dtype; of those that no sweep takes by default fp16 is a long test: bf16 goes that way."""
     for name, level in LEVELS:
         for dtype in (Dtype.FP32, Dtype.FP16, Dtype.BF16):
             long = dtype is Dtype.FP16 and not registry.find(name).by_default
