@@ -8,9 +8,9 @@ import pytest
 import torch
 from opbench_kernels import dcnv4, tuning
 from opbench_kernels.deform import configs
-from opbench_kernels.deform.configs import CONFIGS
+from opbench_kernels.deform.configs import BACKWARD_CONFIGS, CONFIGS
 from opbench_kernels.deform.geometry import Geometry
-from opbench_kernels.deform.launch import Config, forward_config, sampled_dcnv4
+from opbench_kernels.deform.launch import Config, backward_config, forward_config, sampled_dcnv4
 from triton.runtime.errors import OutOfResources
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -193,14 +193,16 @@ def sampled(batch=2, channels=64, extra=0, packed=56):
 
 
 def test_sizes_share_a_power_of_two_and_other_sizes_do_not():
-    few, more, many = (configs._key(*sampled(batch=batch)) for batch in (2, 3, 7))  # 80, 120 and 280 rows
+    rows = (80, 120, 280)
+    few, more, many = (configs._key(configs.FORWARD, *sampled(batch=count // 40)) for count in rows)
     assert few == more != many
 
 
 def test_strides_and_alignment_are_part_of_the_key():
     """Of the value as a part of a larger tensor, and of offsets and masks packed with other padding."""
     keys = [
-        configs._key(*sampled(**change)) for change in ({}, {"extra": 4}, {"extra": 8}, {"extra": 2}, {"packed": 64})
+        configs._key(configs.FORWARD, *sampled(**change))
+        for change in ({}, {"extra": 4}, {"extra": 8}, {"extra": 2}, {"packed": 64})
     ]
     assert len({*keys}) == len(keys)
     starts = [configs._place_in_vector(torch.zeros(64, dtype=torch.float16)[start:]) for start in (0, 8, 4, 1, 12)]
@@ -217,8 +219,40 @@ def test_the_rules_configuration_is_the_first_candidate(monkeypatch):
 
 
 def test_narrow_groups_have_no_second_vector():
-    assert {config.vectors for config in configs._candidates(Config(1, 2), 16)} == {1}
-    assert {config.vectors for config in configs._candidates(Config(1, 2), 17)} == {1, 2}
+    for vectors, expected in ((0, {1}), (1, {1}), (2, {1, 2})):
+        assert {config.vectors for config in configs._candidates(Config(1, 2), CONFIGS, vectors)} == expected
+    assert {config.vectors for config in configs._candidates(Config(2, 1), BACKWARD_CONFIGS, 8)} == {1, 2, 4}
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_trials_of_the_backward_kernel_add_to_no_gradient(monkeypatch, deterministic):
+    """And every candidate gives what the rule's gives."""
+    asked, _ = sampled(batch=1)
+    generator = torch.Generator().manual_seed(0)
+    for tensor in asked[:3]:
+        tensor.copy_(torch.randn(tensor.shape, generator=generator))
+    grad_out = torch.randn(1, 5, 4, 64, generator=generator).to(DEVICE)
+    sums = torch.zeros(1, 5, 4, 64, device=DEVICE, dtype=torch.int64 if deterministic else torch.float32)
+    others = torch.zeros_like(asked.offset), torch.zeros_like(asked.mask)
+    units = torch.tensor([2.0**10, 2.0**10], device=DEVICE) if deterministic else None
+    tried = []
+
+    def choose(key, candidates, launch_of):
+        assert (key.kernel, key.facts[-1]) == (configs.BACKWARD, deterministic)
+        for candidate in candidates:
+            launch_of(candidate)()
+            tried.append((candidate, *(gradient.clone() for gradient in others)))
+        return candidates[-1]
+
+    monkeypatch.setattr(tuning, "_state", {"enabled": True})
+    monkeypatch.setattr(tuning, "choose", choose)
+    configs.choose_backward(asked, grad_out, sums, *others, units)
+    assert not sums.any()
+    assert tried[0][0] == backward_config(asked)
+    assert {candidate for candidate, *_ in tried} == {*BACKWARD_CONFIGS}
+    for _, offset, mask in tried:
+        torch.testing.assert_close(offset, tried[0][1])
+        torch.testing.assert_close(mask, tried[0][2])
 
 
 def test_without_tuning_a_launch_makes_no_key(monkeypatch):

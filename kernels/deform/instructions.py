@@ -30,6 +30,9 @@ INSTRUCTIONS_PER_POINT = {
 }  # fmt: skip
 """Per sampled point of a group of 32 channels; 3x3 points. Of a kernel's variants for several widths the least."""
 
+COUNTED_BACKWARD = (2, 1)
+"""Vectors and warps of the backward kernel that was counted."""
+
 
 def warp_instructions(direction: str, dtype: str, architecture: str, points: int) -> int | None:
     """Of one launch, as the last forward launch in this process was configured; None where they were not counted.
@@ -47,5 +50,7 @@ def warp_instructions(direction: str, dtype: str, architecture: str, points: int
         if FORWARD not in tuning.last_choices():
             return None
         name += f"-vectors{tuning.last_choices()[FORWARD].vectors}"
+    elif tuning.last_choices().get("deform backward", COUNTED_BACKWARD) != COUNTED_BACKWARD:
+        return None
     counted = INSTRUCTIONS_PER_POINT.get(architecture, {}).get(name)
     return None if counted is None else round(counted * points)

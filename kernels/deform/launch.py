@@ -9,6 +9,7 @@ from opbench_kernels.deform.sampling_triton import deform_bwd_kernel, deform_fwd
 from opbench_kernels.launch import INDEX_LIMIT, VECTOR_BYTES, WARP_SIZE, Launch
 
 __all__ = [
+    "GRADIENT_VECTOR",
     "Config",
     "Sampled",
     "backward_config",
@@ -122,7 +123,7 @@ def forward_launch(sampled: Sampled, out: torch.Tensor, config: Config | None = 
 
 
 def backward_config(sampled: Sampled) -> Config:
-    """The configuration kept for want of timings: docs/tuning.md has the counts of the others."""
+    """The rule's: docs/tuning.md has the counts of the others."""
     return Config(vectors=2 if sampled.value.shape[-1] > GRADIENT_VECTOR else 1, num_warps=1)
 
 

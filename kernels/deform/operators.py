@@ -34,6 +34,7 @@ def _backward(
     sampled: Sampled, grad_out: torch.Tensor, grad_offset: torch.Tensor, grad_mask: torch.Tensor, shape: torch.Size
 ) -> torch.Tensor:
     """Writes the gradients of offset and mask; returns that of value, contiguous, in value's dtype."""
+    from opbench_kernels.deform.configs import choose_backward
     from opbench_kernels.deform.launch import backward_launch
 
     fixed_point = _fixed_point(sampled, grad_out) if torch.are_deterministic_algorithms_enabled() else None
@@ -41,7 +42,8 @@ def _backward(
     sum_dtype = torch.float32 if fixed_point is None else torch.int64
     grad_value = torch.zeros(shape, device=grad_out.device, dtype=sum_dtype)
     if grad_out.numel():
-        backward_launch(sampled, grad_out.contiguous(), grad_value, grad_offset, grad_mask, fixed_point)()
+        gradients = (grad_out.contiguous(), grad_value, grad_offset, grad_mask, fixed_point)
+        backward_launch(sampled, *gradients, config=choose_backward(sampled, *gradients))()
     if fixed_point is not None:
         grad_value = from_fixed_point(grad_value, fixed_point)
     return grad_value.to(sampled.value.dtype)

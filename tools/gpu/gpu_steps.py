@@ -97,7 +97,7 @@ def _official(*arguments: str) -> tuple[str, ...]:
 
 STEPS = (
     Step("environment", "A", 10, 10, 60, _opbench("env", "--check")),
-    # 380 launches, and 484 variants of about 4 s by 16 processes, the candidates of each choice among them.
+    # 380 launches, and some 540 variants of about 4 s by 16 processes, the candidates of each choice among them.
     Step("compile", "ABC", 30, 135, 300, ("tools/gpu/compile_kernels.py",), variables=ONE_THREAD, local=True),
     Step("ceilings", "A", 40, 35, 90, _opbench("ceilings", "--device", "cuda")),
     Step(
