@@ -43,14 +43,14 @@ def warp_instructions(direction: str, dtype: str, architecture: str, points: int
         architecture: such as sm_90.
         points: sampled points of all groups: N * Ho * Wo * G * K.
     """
+    from opbench_kernels.deform.configs import BACKWARD, FORWARD
+
     name = f"{direction}-{dtype}"
     if direction == "fwd":
-        from opbench_kernels.deform.configs import FORWARD
-
         if FORWARD not in tuning.last_choices():
             return None
         name += f"-vectors{tuning.last_choices()[FORWARD].vectors}"
-    elif tuning.last_choices().get("deform backward", COUNTED_BACKWARD) != COUNTED_BACKWARD:
+    elif tuning.last_choices().get(BACKWARD, COUNTED_BACKWARD) != COUNTED_BACKWARD:
         return None
     counted = INSTRUCTIONS_PER_POINT.get(architecture, {}).get(name)
     return None if counted is None else round(counted * points)
