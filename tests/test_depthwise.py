@@ -19,7 +19,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # Triton's interpreter cuts off where a GPU rounds to bfloat16.
 ROUNDOFF = {torch.float64: 2.0**-53, torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-7}
 SMALL = [(1, 1), (3, 3), (5, 3), (1, 7), (7, 7), (9, 9)]
-DECOMPOSED = [(11, 5), (5, 11), (5, 5)]
+DECOMPOSED = [(5, 3), (3, 5), (3, 3)]
 
 
 def same(weight):
@@ -99,24 +99,29 @@ def cases(draw_from, largest_kernel=9, largest_image=12):
 ONE_PIXEL = {"shape": (1, 3, 1, 1), "sizes": [(2, 1)], "dtype": torch.float64, "padding": (1, 0), "with_bias": False}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 @example(case=ONE_PIXEL)
 @given(case=cases())
 def test_any_kernel_in_torch(case):
     compare_with_the_reference("torch", **case)
 
 
-@settings(max_examples=25 if DEVICE == "cuda" else 8, deadline=None)
-@given(case=cases(6, 7).filter(lambda case: case["dtype"] != torch.float64))
+@settings(max_examples=25 if DEVICE == "cuda" else 6, deadline=None)
+@given(case=cases(4, 5).filter(lambda case: case["dtype"] != torch.float64))
 def test_any_kernel_in_triton(case):
     compare_with_the_reference("triton", **case)
 
 
 @pytest.mark.parametrize("implementation", ["torch", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("shape", "sizes"), [((2, 20, 9, 13), [(5, 5)]), ((1, 9, 5, 6), DECOMPOSED)])
-def test_every_dtype(implementation, dtype, shape, sizes):
-    compare_with_the_reference(implementation, shape, sizes, dtype)
+def test_every_dtype(implementation, dtype):
+    compare_with_the_reference(implementation, (1, 20, 9, 9), [(5, 3)], dtype)
+
+
+@pytest.mark.parametrize("implementation", ["torch", "triton"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_three_kernels_in_one(implementation, dtype):
+    compare_with_the_reference(implementation, (1, 9, 4, 3), DECOMPOSED, dtype)
 
 
 LARGE = [
@@ -141,7 +146,7 @@ def test_large_kernels_in_triton(shape, sizes):
 
 
 def test_a_large_kernel_in_triton():
-    compare_with_the_reference("triton", (1, 4, 10, 3), [(31, 5)], torch.float32)
+    compare_with_the_reference("triton", (1, 4, 10, 2), [(31, 1)], torch.float32)
 
 
 @pytest.mark.parametrize("size", [*SMALL, (31, 31), (51, 5)])
@@ -152,10 +157,9 @@ def test_torchs_conv2d_agrees_with_the_reference(size):
     assert torch.allclose(ours, theirs, rtol=0, atol=1e-12 * theirs.abs().max().item())
 
 
-@pytest.mark.parametrize("implementation", ["torch", "triton"])
-@pytest.mark.parametrize("size", [(3, 3), (45, 5)])
+@pytest.mark.parametrize(("implementation", "size"), [("torch", (3, 3)), ("torch", (45, 5)), ("triton", (3, 3))])
 def test_the_memory_format_is_the_inputs(implementation, size):
-    x, [weight], _ = draw((2, 5, 6, 7), [size], torch.float32)
+    x, [weight], _ = draw((2, 5, 4, 7), [size], torch.float32)
     out = depthwise_conv2d(x, weight, implementation=implementation)
     assert out.is_contiguous()
     last = depthwise_conv2d(channels_last(x), weight, implementation=implementation)
@@ -179,7 +183,7 @@ def test_a_bad_pixel_stays_where_the_kernel_reaches(implementation, bad):
 
 
 def test_indices_of_64_bits(monkeypatch):
-    x, [weight], bias = draw((2, 8, 5, 6), [(3, 3)], torch.float32)
+    x, [weight], bias = draw((1, 8, 3, 4), [(3, 3)], torch.float32)
     x = channels_last(x)
     results = []
     for limit in (launch.INDEX_LIMIT, 1):
@@ -216,16 +220,19 @@ def test_the_weight_gradient_is_sliced_until_the_gpu_is_full():
 
 def operator_arguments(requires_grad):
     generator = torch.Generator().manual_seed(3)
-    x = torch.randn(2, 5, 6, 8, generator=generator).to(DEVICE).requires_grad_(requires_grad)
+    x = torch.randn(2, 2, 3, 8, generator=generator).to(DEVICE).requires_grad_(requires_grad)
     weight = torch.randn(9, 8, generator=generator).to(DEVICE).requires_grad_(requires_grad)
     bias = torch.randn(8, generator=generator).to(DEVICE).requires_grad_(requires_grad)
     return x, weight, bias, [3, 3, 1, 1]
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck looks at its copies
-@pytest.mark.parametrize("requires_grad", [False, True])
-def test_the_operator_keeps_torchs_contract(requires_grad):
-    torch.library.opcheck(operators._depthwise, operator_arguments(requires_grad))
+@pytest.mark.parametrize(
+    ("requires_grad", "checks"),
+    [(True, ("test_schema", "test_autograd_registration", "test_aot_dispatch_dynamic")), (False, ("test_faketensor",))],
+)
+def test_the_operator_keeps_torchs_contract(requires_grad, checks):
+    torch.library.opcheck(operators._depthwise, operator_arguments(requires_grad), test_utils=checks)
 
 
 def test_a_second_derivative_is_refused():
