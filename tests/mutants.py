@@ -71,6 +71,7 @@ MODULES = {  # module: the files of tests/ that belong to it, the quickest first
     "device/ceilings": ("ceilings",),
     "device/interference": ("interference",),
     "compare/change_points": ("change_points",),
+    "compare/segmentation": ("segmentation",),
     "compare/history": ("history",),
     "report/analysis": ("analysis",),
 }

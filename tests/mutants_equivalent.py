@@ -4,9 +4,6 @@ TIE = "a p-value equal to the level to the last bit: a continuous quantity, and 
 
 EQUIVALENT: dict[str, dict[str, str]] = {
     "compare/change_points": {
-        "ends = search.fit_predict(np.asarray(values, dtype=float).reshape(- 2, 1), pen=penalty)": (
-            "numpy takes any negative length as the one that it works out"
-        ),
         "settled = [ -1]": "the first start is at least MIN_SEGMENT, so that places begin at 1 or later",
     },
     "compare/verdicts": {

@@ -5,7 +5,6 @@ import io
 import json
 import math
 import shutil
-import sys
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
@@ -196,14 +195,6 @@ def test_a_file_that_cannot_be_written_is_exit_code_3(nights, tmp_path):
     code, _, err = call("history", str(nights), "--out", str(tmp_path / "file" / "out"))
     assert code == 3
     assert "cannot be written" in err
-
-
-def test_without_ruptures_one_line_says_what_to_install(nights, monkeypatch):
-    monkeypatch.setitem(sys.modules, "ruptures", None)
-    monkeypatch.setitem(sys.modules, "ruptures.detection", None)
-    code, text, err = call("history", str(nights))
-    assert (code, text) == (2, "")
-    assert err == "opbench: opbench history needs ruptures (on Python 3.13 or older): pip install 'opbench[history]'\n"
 
 
 def on_card(uuid):

@@ -16,10 +16,10 @@ from opbench.cli.requirements import missing_requirement
 ROOT = Path(__file__).parents[1]
 RUN = ROOT / "results" / "epyc-2core"
 DOCUMENT = (ROOT / "docs" / "reading.md").read_text()
-HEAVY = ("torch", "triton", "timm", "matplotlib", "scipy", "psutil", "pynvml", "ruptures")
+HEAVY = ("torch", "triton", "timm", "matplotlib", "scipy", "psutil", "pynvml")
 MEASURING = {
     "sweep": (), "check": ("conv3x3",), "ceilings": (), "noise": (), "gate": ("--base", "HEAD"), "env": (),
-    "history": (ROOT / "results",), "inspect": (), "reproduce": ("--out", "reproduced"),
+    "inspect": (), "reproduce": ("--out", "reproduced"),
 }  # fmt: skip
 """Commands that need more, with what they cannot be called without."""
 
@@ -104,6 +104,7 @@ def test_in_a_clean_environment_with_six_packages(tmp_path):
     for arguments in (
         ("list", "operators"),
         ("list", "shapes"),
+        ("history", ROOT / "results"),
         ("baseline", "save", RUN, *kept),
         ("baseline", "list", *kept),
     ):
@@ -112,7 +113,7 @@ def test_in_a_clean_environment_with_six_packages(tmp_path):
     frame = f"import opbench; f = opbench.load_results({str(RUN)!r}); print(len(f), f.latency_ms.notna().all())"
     assert subprocess.check_output([python, "-c", frame], text=True, **place).split()[0] == "70"
 
-    assert {*MEASURING, "report", "compare", "export", "baseline", "list"} == names_of_commands()
+    assert {*MEASURING, "report", "compare", "export", "history", "baseline", "list"} == names_of_commands()
     for name, arguments in MEASURING.items():
         code, out, err = call(python, name, *arguments, **place)
         assert (code, out, err.count("\n")) == (2, "", 1), err

@@ -1,4 +1,4 @@
-"""Finds step changes in a series with one value per run, with PELT.
+"""Finds step changes in a series with one value per run.
 
 The cost function is robust: a single outlier is not a step. The penalty is chosen so that noise alone rarely gives a
 step.
@@ -8,10 +8,10 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 
-from opbench.errors import UsageError
+from opbench.compare.segmentation import divide
 from opbench.stats import median
 
-__all__ = ["LEAST_RUNS", "MIN_SEGMENT", "change_points", "noise_scale", "require_ruptures"]
+__all__ = ["LEAST_RUNS", "MIN_SEGMENT", "change_points", "noise_scale"]
 
 MIN_SEGMENT = 4
 """Fewest runs of a segment. Two outliers of four do not change the cost of the median, so that they are not found as
@@ -35,12 +35,12 @@ PEAK = 4 / math.sqrt(2 * math.pi)
 log-likelihood."""
 
 
-def change_points(values: Sequence[float]) -> list[int]:
-    """The indices at which a new level begins, in ascending order.
+def change_points(series: Sequence[Sequence[float]]) -> list[list[int]]:
+    """For each series the indices at which a new level begins, in ascending order.
 
-    The values are divided into segments, each with MIN_SEGMENT values or more. PELT finds the division with the
-    smallest cost. The cost is the sum of the absolute deviations from the median of each segment, plus a penalty for
-    each step. Absolute deviations are used, not squares, so that a single slow run is not found as a step.
+    The values are divided into segments, each with MIN_SEGMENT values or more, at the smallest cost. The cost is the
+    sum of the absolute deviations from the median of each segment, plus a penalty for each step. Absolute deviations
+    are used, not squares, so that a single slow run is not found as a step.
 
     The penalty of a step is PENALTY * log(n) * sigma / PEAK. n is the number of values, and sigma is the standard
     deviation of the noise (noise_scale). The reason for this form: if a segment contains only noise, dividing it in
@@ -56,34 +56,29 @@ def change_points(values: Sequence[float]) -> list[int]:
     The method assumes that the noise of different runs is independent. A slow drift is found as several small steps.
 
     Args:
-        values: logarithms of the latencies in the order of the runs. With logarithms, a step's size is relative.
+        series: logarithms of the latencies, each series in the order of its runs. With logarithms, a step's size is
+            relative.
 
     Returns:
-        An empty list if there is no step, or if there are fewer than LEAST_RUNS values.
+        A list for each series; empty if there is no step, or if there are fewer than LEAST_RUNS values.
 
-    Raises:
-        UsageError: ruptures is not installed.
-
-    Source: Killick, Fearnhead and Eckley, Optimal detection of changepoints with a linear computational cost, 2012.
-        The implementation is from ruptures (Truong, Oudre and Vayatis 2020).
+    Source: cost and penalty as for PELT (Killick, Fearnhead and Eckley, Optimal detection of changepoints with a linear
+        computational cost, 2012). PELT leaves out candidates that cannot win, which is not exact where a segment has
+        a least length, and helps little in a series with few steps; opbench.compare.segmentation leaves out none.
     """
-    require_ruptures()
-    if len(values) < LEAST_RUNS:
-        return []
-    import numpy as np
-    from ruptures.detection import Pelt
-
-    penalty = PENALTY * math.log(len(values)) * noise_scale(values) / PEAK
-    search = Pelt(model="l1", min_size=MIN_SEGMENT, jump=1)
-    ends = search.fit_predict(np.asarray(values, dtype=float).reshape(-1, 1), pen=penalty)
-    return _settled(values, [int(end) for end in ends[:-1]])
+    penalties = [
+        PENALTY * math.log(len(values)) * noise_scale(values) / PEAK if len(values) >= LEAST_RUNS else math.inf
+        for values in series
+    ]
+    divided = divide(series, penalties, MIN_SEGMENT)
+    return [_settled(values, starts) if starts else [] for values, starts in zip(series, divided, strict=True)]
 
 
 def _settled(values: Sequence[float], starts: list[int]) -> list[int]:
     """Move each start to the nearby index with the smallest absolute deviations from the levels before and after it.
 
-    PELT itself chooses this index if MIN_SEGMENT allows it. If a step is followed by only three runs, PELT must put a
-    fourth run into the new segment, which starts one run too early. The report would then name the wrong revision.
+    The division has this index if MIN_SEGMENT allows it. If a step is followed by only three runs, a fourth run must be
+    in the new segment, which starts one run too early. The report would then name the wrong revision.
     """
     ends = [0, *starts, len(values)]
     levels = [median(values[low:high]) for low, high in pairwise(ends)]
@@ -110,17 +105,3 @@ def noise_scale(values: Sequence[float]) -> float:
     """
     differences = [abs(after - before) for before, after in pairwise(values)]
     return max(median(differences) / NORMAL_QUARTILE / math.sqrt(2), NOISE_FLOOR)
-
-
-def require_ruptures() -> None:
-    """Check that ruptures is installed, which comes with the optional extra `history`.
-
-    Raises:
-        UsageError: it is not installed.
-    """
-    try:
-        import ruptures.detection  # noqa: F401
-    except ImportError:
-        raise UsageError(
-            "opbench history needs ruptures (on Python 3.13 or older): pip install 'opbench[history]'"
-        ) from None

@@ -13,7 +13,7 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
-from opbench.compare.change_points import LEAST_RUNS, change_points, noise_scale, require_ruptures
+from opbench.compare.change_points import LEAST_RUNS, change_points, noise_scale
 from opbench.compare.readings import Arm, Reading
 from opbench.device.identity import GPU_UUID, Identity, measured_revision
 from opbench.errors import ResultsError
@@ -182,10 +182,8 @@ def read_history(folder: Path) -> History:
     several. A cell that was not measured in a run has no point there.
 
     Raises:
-        UsageError: ruptures is not installed.
         ResultsError: no such folder, no run in it that can be read, or none that measured a cell.
     """
-    require_ruptures()
     if not folder.is_dir():
         raise ResultsError(f"{folder}: no such folder")
     problems: list[str] = []
@@ -285,11 +283,11 @@ def _series(identity: Identity, by_cell: dict[Cell, list[Point]]) -> RunSeries:
     identity = Identity({name: one_line(value, 100) for name, value in identity.parts.items()})
     runs = dict.fromkeys(point.run for points in by_cell.values() for point in points)
     ordered = sorted(runs, key=lambda run: (run.started_at, run.name))
-    return RunSeries(identity, tuple(ordered), tuple(_trend(cell, tuple(points)) for cell, points in by_cell.items()))
-
-
-def _trend(cell: Cell, points: tuple[Point, ...]) -> Trend:
-    return Trend(cell, points, tuple(change_points(_logs(points))))
+    starts = change_points([_logs(points) for points in by_cell.values()])
+    trends = (
+        Trend(cell, tuple(points), tuple(own)) for (cell, points), own in zip(by_cell.items(), starts, strict=True)
+    )
+    return RunSeries(identity, tuple(ordered), tuple(trends))
 
 
 def _logs(points: Iterable[Point]) -> list[float]:

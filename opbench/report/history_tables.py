@@ -130,7 +130,7 @@ def _notes(series: RunSeries, number: int, history: History) -> Iterator[str]:
             f"{ABSENT}: no step can be shown in fewer than {LEAST_RUNS} runs, {MIN_SEGMENT} before it and "
             f"{MIN_SEGMENT} from it on ({count_cells(short)})."
         )
-    yield "noise: standard deviation from run to run. A step is a change of level by PELT; a single odd run is none."
+    yield "noise: standard deviation from run to run. A step is a change of level; a single odd run is none."
     if number == 1:
         yield from history.notes
         if history.problems:

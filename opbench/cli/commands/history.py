@@ -43,7 +43,7 @@ def history(
 ) -> None:
     """Show each cell's median over the runs of a folder, and the revisions at which its level changed.
 
-    Needs neither torch nor a GPU, but `pip install 'opbench[history]'`. Runs of different device, versions, timer or
+    Needs neither torch nor a GPU. Runs of different device, versions, timer or
     cache are separate series. A step needs 4 runs before it and 4 from it on.
 
     Exit codes: 0 shown, with steps or without; 1 some run could not be read, the others are shown; 2 usage, or no run
