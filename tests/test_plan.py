@@ -101,6 +101,36 @@ def test_settings_and_providers_belong_to_the_operator_that_they_name():
         plan_cells(request_of(ops=("three",)), LISTS, known)
 
 
+STYLES = {"factor": Setting(2, 1, ""), "style": Setting("plain", ("plain", "fancy"), "", added_later=True)}
+
+
+def test_several_values_of_settings_multiply():
+    def choices(*texts, settings=STYLES):
+        known = {"one": doubling(name="one", settings=settings)}
+        asked = request_of(ops=("one",), settings=tuple(("one", *text.split("=")) for text in texts))
+        found = plan_cells(asked, LISTS[1:], known)
+        assert len({cell.key for cell in found}) == len(found)
+        return list(dict.fromkeys(cell.case.settings_text for cell in found))
+
+    assert choices("factor=3,4") == ["factor=3", "factor=4"]
+    assert choices("factor=3, 3", "factor=4") == ["factor=3", "factor=4"]
+    # As a case that was stored before the setting was there, a case with its default does not name it.
+    assert choices("style=plain,fancy", "factor=3,4") == [
+        "factor=3", "factor=4", "factor=3;style=fancy", "factor=4;style=fancy",
+    ]  # fmt: skip
+    everywhere = {**STYLES, "style": replace(STYLES["style"], added_later=False)}
+    assert choices("style=fancy,plain", settings=everywhere) == ["factor=2;style=fancy", "factor=2;style=plain"]
+
+
+@pytest.mark.parametrize("text", ["fanci", "FANCY", "", "fancy,2"])
+def test_a_word_that_a_setting_does_not_have_is_named_with_those_it_has(text):
+    known = {"one": doubling(name="one", settings=STYLES)}
+    message = r"unknown value of setting one\.style '.*'; known: plain, fancy"
+    with pytest.raises(UnknownNameError, match=message) as error:
+        plan_cells(request_of(ops=("one",), settings=(("one", "style", text),)), LISTS, known)
+    assert ("did you mean 'fancy'?" in str(error.value)) == (text == "fanci")
+
+
 def test_a_cell_is_the_first_providers_that_runs_it():
     away, idle, ready = refusing("away", here=False), refusing("idle", applies=False), refusing("ready")
     assert providers_of(away, idle, ready, refusing("later")) == ["ready"]

@@ -115,9 +115,11 @@ def test_several_providers_and_settings_get_a_row_each(tmp_path):
     cells = [
         measurement("dcnv4", SMALL, "fp32", 1.0, provider="torch"),
         measurement("dcnv4", SMALL, "fp32", 0.5, provider="triton"),
-        measurement("dcnv3", SMALL, "fp32", 2.0, settings=(("group_channels", 16),)),
-        measurement("dcnv3", SMALL, "fp32", 3.0, settings=(("group_channels", 32),)),
+        measurement("dcnv3", SMALL, "fp32", 2.0, settings=(("group_channels", 16), ("same", 1))),
+        measurement("dcnv3", SMALL, "fp32", 3.0, settings=(("group_channels", 32), ("same", 1))),
         measurement("conv3x3", SMALL, "fp32", 4.0, settings=(("unused", 1),)),
+        measurement("pconv", SMALL, "fp32", 5.0, settings=(("same", 1),)),
+        measurement("pconv", SMALL, "fp32", 6.0, settings=(("same", 1), ("style", "fancy"))),
     ]
     (table,) = run_tables(make_run(tmp_path, cells))
     assert table.rows == (
@@ -126,6 +128,8 @@ def test_several_providers_and_settings_get_a_row_each(tmp_path):
         ("DCNv3 [group_channels=32]", "torch", "3.00"),
         ("DCNv4 [torch]", "torch", "1.00"),
         ("DCNv4 [triton]", "triton", "0.500"),
+        ("PConv [default]", "torch", "5.00"),
+        ("PConv [style=fancy]", "torch", "6.00"),
     )
 
 

@@ -7,6 +7,9 @@ import pytest
 from builders import doubling
 
 import opbench
+from opbench.compare.open_arm import open_arm
+from opbench.compare.runs import compare_runs
+from opbench.compare.verdicts import Verdict
 from opbench.errors import DeviceLostError, OpbenchError, ResultsError, UnknownNameError, UsageError
 from opbench.registry import registry
 from opbench.results.measurement import Status
@@ -18,6 +21,7 @@ from opbench.sweeps.request import make_request
 from opbench.sweeps.run_cells import run_cells
 from opbench.sweeps.start import continue_run, plan, start_run
 from opbench.workload.case import Dtype, Level
+from opbench.workload.operator import Setting
 
 README = Path(__file__).parents[1] / "README.md"
 TINY = "description: two tiny shapes\nshapes:\n" + "".join(
@@ -235,6 +239,35 @@ def test_the_readmes_operator_runs(tmp_path, monkeypatch, one_plot):
     for row in frame.query("dtype == 'fp32'").itertuples():  # forward: input, output and the 7x7 weight, each once
         pixels = row.batch * row.height * row.width
         assert row.bytes_moved == 4 * row.channels * (2 * pixels + 49)
+
+
+def test_a_setting_of_words_is_an_axis_of_every_reader(tiny, tmp_path):
+    style = Setting("plain", ("plain", "fancy", "odd"), "", added_later=True)
+    options = {
+        "operators": [doubling(settings={"style": style}), doubling(name="other", settings={})], "device": "cpu",
+        "shapes": [tiny], "dtypes": ["fp32"], "level": ["core"], "providers": ["double=right", "other=right"],
+        "settings": ["double.style=plain,fancy"], "time_budget": 0.001, "ceilings_budget": 0, "isolation": "none",
+        "plots": False,
+    }  # fmt: skip
+    run = opbench.sweep(**options, out=tmp_path / "run", progress=Recorder())
+    again = Recorder()
+    opbench.sweep(**options, out=tmp_path / "run", resume=True, progress=again)
+    assert again.ends == []
+    frame = opbench.load_results(run.path)
+    assert list(frame.status) == ["ok"] * 6
+    assert list(frame.settings) == [""] * 2 + ["style=fancy"] * 2 + [""] * 2
+    assert "style=fancy" in (run.path / "measurements.csv").read_text()
+    for name in ("double [default]", "double [style=fancy]"):
+        assert name in (run.path / "tables" / "tiny-core-fwd.csv").read_text()
+    arms = [open_arm(run.path), open_arm(run.path)]
+    assert {cell.verdict for cell in compare_runs(*arms).cells} <= {Verdict.SAME, Verdict.INCONCLUSIVE}
+    odd = {**options, "settings": ["double.style=odd"]}
+    arms[1] = open_arm(opbench.sweep(**odd, out=tmp_path / "odd", progress=Recorder()).path)
+    found = compare_runs(*arms)
+    assert "double.style: none in the base, odd in the head" in {cell.reason for cell in found.cells}
+    assert found.exit_code == 4
+    with pytest.raises(ResultsError, match="cannot resume with another settings"):
+        opbench.sweep(**odd, out=run.path, resume=True, progress=again)
 
 
 def test_an_operator_of_one_level_is_timed_once_and_says_why():

@@ -222,6 +222,7 @@ def _plan(
     device: str,
 ) -> "Cell":
     """The cell that a sweep of this one case plans."""
+    from opbench.errors import UsageError
     from opbench.sweeps.plan import plan_cells
     from opbench.sweeps.request import make_request
     from opbench.workload.shapes import ShapeList
@@ -236,5 +237,7 @@ def _plan(
         "settings": [f"{operator.name}.{name}={value}" for name, value in settings.items()],
     }
     operators = {operator.name: operator}
-    [cell] = plan_cells(make_request(options, operators), [ShapeList(shape_list, "", (shape,), "")], operators)
-    return cell
+    cells = plan_cells(make_request(options, operators), [ShapeList(shape_list, "", (shape,), "")], operators)
+    if len(cells) != 1:
+        raise UsageError(f"one cell is one choice of settings, got {len(cells)} of {operator.name}")
+    return cells[0]

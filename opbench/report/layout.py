@@ -9,7 +9,7 @@ from functools import cached_property
 from opbench.results.row import Row
 from opbench.workload.case import Dtype, Shape
 
-__all__ = ["OPERATOR_LABELS", "PAPER_LABELS", "Group", "Series", "group_rows", "row_shape"]
+__all__ = ["OPERATOR_LABELS", "PAPER_LABELS", "Group", "Series", "differing_settings", "group_rows", "row_shape"]
 
 PAPER_LABELS = {
     "conv3x3": "Conv (3×3)",
@@ -104,8 +104,8 @@ class Group:
         extras = []
         if len({other.provider for other in same}) > 1:
             extras.append(series.provider)
-        if len({other.settings for other in same}) > 1:
-            extras.append(series.settings or "no settings")
+        if len(texts := {other.settings for other in same}) > 1:
+            extras.append(differing_settings(series.settings, texts))
         label = OPERATOR_LABELS.get(series.operator, series.operator)
         return f"{label} [{', '.join(extras)}]" if extras else label
 
@@ -148,6 +148,12 @@ def group_rows(rows: Iterable[Row]) -> list[Group]:
         groups.append(Group(*key, stem, tuple(members)))
     everyone = tuple(dict.fromkeys(series for group in groups for series in group.series))
     return [replace(group, everyone=everyone) for group in groups]
+
+
+def differing_settings(text: str, texts: Iterable[str]) -> str:
+    """Of settings as a row has them those that do not stand in all of `texts`; `default` where that leaves none."""
+    shared = set.intersection(*({*other.split(";")} for other in texts))
+    return ", ".join(part for part in text.split(";") if part and part not in shared) or "default"
 
 
 def row_shape(row: Row) -> Shape:

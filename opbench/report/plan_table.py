@@ -1,5 +1,6 @@
 """What a sweep would run, as a table."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -12,16 +13,19 @@ __all__ = ["plan_table"]
 def plan_table(cells: Sequence[Cell]) -> Table:
     """Every cell with its costs and the memory that it is estimated to take.
 
-    Settings stand in the notes: in one sweep an operator has the same in all of its cells.
+    Where an operator has the same settings in all of its cells, they stand in a note.
     """
-    settings = dict.fromkeys((cell.case.operator, cell.case.settings_text) for cell in cells if cell.case.settings)
+    choices: defaultdict[str, set[str]] = defaultdict(set)
+    for cell in cells:
+        choices[cell.case.operator].add(cell.case.settings_text)
+    same = {operator: text for operator, [text, *others] in choices.items() if text and not others}
     return Table(
         name="plan",
         title=f"{len(cells)} cells, none run",
         columns=("cell", "provider", "GFLOP", "MB moved", "memory, MiB"),
         rows=tuple(
             (
-                replace(cell.case, settings=()).key,
+                replace(cell.case, settings=()).key if cell.case.operator in same else cell.case.key,
                 cell.provider,
                 f"{cell.flop_count / 1e9:.3g}",
                 f"{cell.bytes_moved / 1e6:.3g}",
@@ -29,5 +33,5 @@ def plan_table(cells: Sequence[Cell]) -> Table:
             )
             for cell in cells
         ),
-        notes=tuple(f"Settings of {operator}: {text.replace(';', ', ')}." for operator, text in settings),
+        notes=tuple(f"Settings of {operator}: {text.replace(';', ', ')}." for operator, text in same.items()),
     )

@@ -6,7 +6,7 @@ from decimal import Decimal
 
 from opbench.report import analysis
 from opbench.report.cell_text import WIDE_MARK, is_wide
-from opbench.report.layout import OPERATOR_LABELS, row_shape
+from opbench.report.layout import OPERATOR_LABELS, differing_settings, row_shape
 from opbench.report.value_text import count_cells, shape_text, three_digits
 from opbench.results.row import MeasuredRow, Row
 from opbench.results.run import Run
@@ -136,7 +136,8 @@ def _labels(rows: Sequence[Row]) -> Callable[[Row], str]:
 
     def label(row: Row) -> str:
         several = len(providers[row.operator]) > 1
-        extra = (row.settings or "no settings") if len(settings[row.operator]) > 1 else ""
+        texts = settings[row.operator]
+        extra = differing_settings(row.settings, texts) if len(texts) > 1 else ""
         if len(providers) == 1 and several:
             return " ".join(filter(None, (row.provider, extra)))
         extras = ", ".join(filter(None, (row.provider if several else "", extra)))

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import product
 from operator import index
 from typing import Any
 
@@ -10,9 +11,10 @@ from opbench.errors import OperatorError, UnknownNameError, UsageError
 from opbench.registry.families import chosen_operators
 from opbench.registry.raised import place_of
 from opbench.results.measurement import Status
+from opbench.sweeps.option_fields import items
 from opbench.sweeps.request import SweepRequest
 from opbench.text import one_line
-from opbench.workload.case import MAX_COUNT, Case, Cell, Direction, Dtype
+from opbench.workload.case import MAX_COUNT, Case, Cell, Direction, Dtype, SettingValue
 from opbench.workload.operator import Operator, Provider
 from opbench.workload.shapes import ShapeList
 
@@ -22,8 +24,12 @@ __all__ = [
     "costs",
     "plan_cells",
     "plan_differences",
+    "settings_choices",
 ]
 
+
+Settings = tuple[tuple[str, SettingValue], ...]
+"""As a Case has them."""
 
 COSTS = ("flop_count", "bytes_moved", "memory_bytes", "gathered_bytes")
 """That a cell keeps of its operator."""
@@ -31,10 +37,10 @@ COSTS = ("flop_count", "bytes_moved", "memory_bytes", "gathered_bytes")
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """An operator with its settings and the providers that were named for it."""
+    """An operator with one choice of its settings and the providers that were named for it."""
 
     operator: Operator
-    settings: tuple[tuple[str, int | float | str], ...]
+    settings: Settings
     providers: tuple[Provider, ...] = field(default=())
 
 
@@ -119,7 +125,7 @@ def _answer(operator: Operator, name: str, function: Callable[[], Any], case: Ca
 def plan_cells(
     request: SweepRequest, shape_lists: Sequence[ShapeList], operators: Mapping[str, Operator]
 ) -> list[Cell]:
-    """Every cell of a sweep, operators outermost.
+    """Every cell of a sweep, operators outermost and choices of their settings next.
 
     Raises:
         UnknownNameError: an operator, provider or setting that does not exist.
@@ -173,14 +179,27 @@ def _choices(request: SweepRequest, operators: Mapping[str, Operator]) -> list[C
                 raise UsageError(f"{option} names {name}, which is not swept: add it to --ops")
     choices = []
     for name, operator in chosen.items():
-        given = {setting: text for owner, setting, text in request.settings if owner == name}
         named: list[Provider] = []
         for owner, provider in request.providers:
             if owner == name:
                 named += operator.providers if provider == "all" else [operator.provider(provider)]
         unique = tuple(dict.fromkeys(named))
-        choices.append(Choice(operator, operator.resolve_settings(given), unique))
+        choices += [Choice(operator, settings, unique) for settings in settings_choices(operator, request)]
     return choices
+
+
+def settings_choices(operator: Operator, request: SweepRequest) -> list[Settings]:
+    """Every combination of the values that a request gives an operator's settings, the last setting's innermost.
+
+    Raises:
+        UnknownNameError, UsageError: as Operator.resolve_settings.
+    """
+    given: dict[str, list[str]] = {}
+    for owner, name, text in request.settings:
+        if owner == operator.name:
+            given.setdefault(name, []).extend(items("--set", text))
+    combinations = (dict(zip(given, texts, strict=True)) for texts in product(*given.values()))
+    return list(dict.fromkeys(map(operator.resolve_settings, combinations)))
 
 
 def _providers(choice: Choice, case: Case, device_type: str) -> Sequence[Provider]:

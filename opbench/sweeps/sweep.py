@@ -76,7 +76,7 @@ def sweep(
         device: auto, cpu, cuda or cuda:N.
         timer: auto, cuda-event, cuda-graph, launch-sync or wall-clock.
         cache: cold or warm.
-        settings: "operator.name=value" texts.
+        settings: "operator.name=value" texts; values with commas between them are measured one after the other.
         time_budget: sampling time per cell, seconds; 1 on CUDA, 0.5 on the CPU.
         memory_limit: GiB that a cell may take.
         seed: of inputs and parameters.

@@ -116,9 +116,10 @@ class Case:
             "settings": self.settings_text,
         }
 
-    def setting(self, name: str) -> SettingValue:
-        """The value of one setting; KeyError if the operator has none of that name."""
-        return dict(self.settings)[name]
+    def setting(self, name: str, default: SettingValue | None = None) -> SettingValue:
+        """The value of one setting, or the default where the case has none of that name; KeyError without a default."""
+        settings = dict(self.settings)
+        return settings[name] if default is None else settings.get(name, default)
 
     def int_setting(self, name: str) -> int:
         """The value of one setting, as an integer."""

@@ -48,28 +48,40 @@ def _unchanged(_: Case, tensors: Tensors) -> Tensors:
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """A number that `--set operator.name=value` changes.
+    """A number or one of some words that `--set operator.name=value` changes.
 
     Attributes:
-        default: value without `--set`; its type (int or float) is the setting's.
-        minimum: smallest value allowed.
+        default: value without `--set`; its type (int, float or str) is the setting's.
+        allowed: of a number the smallest, of a word all of them.
         summary: what it is, with its unit.
+        added_later: it came after rows of its operator had been stored. A case that has the default leaves it out, so
+            that such rows are still of the same case; read it by `case.setting(name, default)`.
     """
 
-    default: int | float
-    minimum: int | float
+    default: SettingValue
+    allowed: int | float | tuple[str, ...]
     summary: str
+    added_later: bool = False
 
     def parse(self, name: str, text: str) -> SettingValue:
-        """The value of `text`; UsageError if it is not a finite number of the type, at least the minimum."""
+        """The value of `text`.
+
+        Raises:
+            UnknownNameError: it is none of the words.
+            UsageError: it is not a finite number of the type, at least the smallest.
+        """
+        if isinstance(self.allowed, tuple):
+            if text not in self.allowed:
+                raise UnknownNameError(f"value of setting {name}", text, self.allowed)
+            return text
         kind = type(self.default)
         try:
             value = kind(text)
         except ValueError:
             value = None
-        if value is None or not self.minimum <= value < float("inf"):
+        if isinstance(value, str) or value is None or not self.allowed <= value < float("inf"):
             word = "an integer" if kind is int else "a number"
-            raise UsageError(f"setting {name} must be {word} of at least {self.minimum}, got {text!r}")
+            raise UsageError(f"setting {name} must be {word} of at least {self.allowed}, got {text!r}")
         return value
 
 
@@ -212,18 +224,21 @@ class Operator:
         raise UnknownNameError(f"provider of {self.name}", name, (p.name for p in self.providers))
 
     def resolve_settings(self, given: Mapping[str, str]) -> tuple[tuple[str, SettingValue], ...]:
-        """Every setting with its value, the defaults replaced by what was given.
+        """A case's settings: each with its value, the defaults replaced by what was given.
 
         Raises:
-            UnknownNameError: no setting of that name.
+            UnknownNameError: no setting of that name, or none of a setting's words.
             UsageError: a value that the setting does not allow.
         """
         for name in given:
             if name not in self.settings:
                 raise UnknownNameError(f"setting of {self.name}", name, self.settings or ("(none)",))
+        values = {name: setting.default for name, setting in self.settings.items()}
+        values |= {name: self.settings[name].parse(f"{self.name}.{name}", text) for name, text in given.items()}
         return tuple(
-            (name, setting.parse(f"{self.name}.{name}", given[name]) if name in given else setting.default)
+            (name, values[name])
             for name, setting in self.settings.items()
+            if not (setting.added_later and values[name] == setting.default)
         )
 
 

@@ -78,13 +78,13 @@ def check(
 
 def _contract(operator: "Operator", request: "SweepRequest") -> "list[Finding]":
     from opbench.contract.contract import check_contract
+    from opbench.sweeps.plan import settings_choices
     from opbench.workload.case import Case
     from opbench.workload.shapes import load_shape_lists
 
-    own = {setting: text for name, setting, text in request.settings if name == operator.name}
-    settings = operator.resolve_settings(own)
     cases = [
         Case(operator.name, level, direction, shape_list.name, shape, dtype, settings)
+        for settings in settings_choices(operator, request)
         for level in request.levels
         for direction in request.directions
         for shape_list in load_shape_lists(request.shapes)

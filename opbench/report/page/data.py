@@ -10,7 +10,7 @@ from typing import Any
 from opbench.device.ceilings import Ceilings
 from opbench.device.identity import measured_revision
 from opbench.report import analysis
-from opbench.report.layout import OPERATOR_LABELS, Group, group_rows
+from opbench.report.layout import OPERATOR_LABELS, Group, differing_settings, group_rows
 from opbench.report.page.environment import in_words
 from opbench.report.page.warnings import run_warnings
 from opbench.report.palette import identity_looks
@@ -104,11 +104,14 @@ def _series(per_run: Sequence[Sequence[Row]], index: Mapping[int, int]) -> dict[
     looks = identity_looks(looks_of.values())
 
     def name(operator: str, provider: str, settings: str) -> str:
-        same = own[operator]
-        several = (len({other[place] for other in same}) > 1 for place in (1, 2))
-        extras = [text for text, told in zip((provider, settings), several, strict=True) if told and text]
         label = OPERATOR_LABELS.get(operator, operator)
-        return f"{label} [{', '.join(extras)}]" if extras and provider != PUBLISHED else label
+        if provider == PUBLISHED:
+            return label
+        _, providers, texts = (set(column) for column in zip(*own[operator], strict=True))
+        extras = [provider] if len(providers) > 1 else []
+        if settings and len(texts) > 1:  # without: of a group that holds one choice
+            extras.append(differing_settings(settings, filter(None, texts)))
+        return f"{label} [{', '.join(extras)}]" if extras else label
 
     return {
         "series": [
