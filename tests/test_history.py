@@ -13,7 +13,9 @@ import pytest
 from report_fixtures import make_run, measurement
 from test_fuzz import call
 
-from opbench.compare.history import Point, RunEntry, RunSeries, Trend, read_history
+from opbench.compare.history import read_history
+from opbench.compare.run_figures import RunEntry
+from opbench.compare.trends import Point, RunSeries, Trend
 from opbench.device.identity import Identity
 from opbench.errors import ResultsError
 from opbench.report.history_tables import HISTORY_COLUMNS
@@ -352,10 +354,11 @@ def test_the_command_prints_and_writes(nights, tmp_path):
     assert err.count("\n") == 6
 
 
-def test_another_set_up_is_another_series_and_said_so(copied, tmp_path):
+def test_set_ups_that_take_turns_are_series_of_their_own_and_said_so(copied, tmp_path):
     noise = np.random.default_rng(9)
-    for day in range(20, 24):
-        add_run(copied, day, cells_of(day, noise), environment={"packages": {"torch": "2.2"}})
+    for day in range(17, 21):
+        newer = {"packages": {"torch": "2.2"}}
+        add_run(copied, day, cells_of(day, noise), environment=newer, name=f"newer-{day}")
     newer, older = read_history(copied).series
     assert [len(newer.runs), len(older.runs)] == [4, 20]
     assert newer.identity.parts["torch"] == "2.2"
@@ -369,6 +372,18 @@ def test_another_set_up_is_another_series_and_said_so(copied, tmp_path):
     assert "Not comparable with the other 1 series: torch 2.2 here, 2.1 there" in text
     assert "no step can be shown in fewer than 8 runs, 4 before it and 4 from it on (2 cells)" in text
     assert (tmp_path / "out" / "plots" / "series-2-dcnv4-module-fwd-standard.png").exists()
+
+
+def test_versions_that_change_once_are_said_and_the_series_goes_on(copied):
+    for day in range(20, 24):
+        newer = {"packages": {"torch": "2.2"}, "driver_version": "1.3"}
+        add_run(copied, day, cells_of(day, np.random.default_rng(day)), environment=newer)
+    [series] = read_history(copied).series
+    assert len(series.runs) == 24
+    assert series.identity.parts["torch"] == "2.2"
+    code, text, _ = call("history", str(copied))
+    assert code == 0
+    assert "From 2026-03-21 night-20 on: torch 2.1 → 2.2, driver 1.2 → 1.3." in text
 
 
 def test_settings_are_named_where_they_tell_cells_apart(tmp_path):

@@ -1,4 +1,5 @@
-"""What a run ran on: device, driver, clocks, versions, flags. Names no user, host or path: it goes in bug reports."""
+"""What a run ran on: device, driver, clocks, versions, flags. It goes in bug reports: it names no user and no path, and
+the host only as OPBENCH_HOST does."""
 
 import os
 import platform
@@ -15,6 +16,7 @@ from opbench.device.nvml import Nvml, nvml_of
 from opbench.device.resolve import resolve_device, unusable_gpu
 from opbench.device.snapshots import scaling_governor
 from opbench.host.checkout import git_revision
+from opbench.host.label import host_label
 from opbench.host.system import total_memory_bytes
 from opbench.timing.precision import float32_precision
 
@@ -66,6 +68,7 @@ def collect_environment(device: str | None = None, threads: int | None = None) -
             "unusable_gpu": unusable,
             "other_gpu_processes": nvml.other_processes(contexts=_contexts(device)),
             "cpu": cpu,
+            "host": host_label(),
             "memory_bytes": total_memory_bytes(),
             "fp32_precision": float32_precision(),
             "variables": _variables(),

@@ -5,11 +5,26 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-__all__ = ["GPU_UUID", "PARTS", "Identity", "device_slug", "measured_revision", "plain_key", "value_text"]
+__all__ = [
+    "GPU_UUID",
+    "HOST",
+    "PARTS",
+    "VERSIONS",
+    "Identity",
+    "device_slug",
+    "host_of",
+    "measured_revision",
+    "plain_key",
+    "value_text",
+]
 
 GPU_UUID = "gpu uuid"
 REVISIONS = "operators' revisions"
 DRIVER, THREADS = "driver", "torch threads"
+VERSIONS = ("torch", "triton", "cuda", DRIVER)
+"""Parts that change with the software of a device."""
+HOST = "host"
+"""No part of an identity, because a container has another name each time; where machines are told apart it is one."""
 PARTS = ("device", "torch", "triton", "cuda", THREADS, DRIVER, GPU_UUID, "opbench", "git revision", REVISIONS)
 """Every part that the identity of an environment can have."""
 RECORDED_LATER = (GPU_UUID, REVISIONS)
@@ -110,6 +125,11 @@ def measured_revision(environment: Mapping[str, Any]) -> str:
     """
     revisions = _elsewhere(environment) or {"": environment.get("git_revision")}
     return ", ".join(dict.fromkeys(str(revision) for revision in revisions.values() if revision))
+
+
+def host_of(environment: Mapping[str, Any]) -> str:
+    """What tells the machine from others (opbench.host.label.host_label); empty in runs from before it was kept."""
+    return str(environment.get("host") or "")
 
 
 def _elsewhere(environment: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,14 +2,18 @@
 
 import csv
 import io
+import math
 from collections import Counter
 from collections.abc import Iterator
 
+from opbench.compare.causes import Cause, Shift, shifts
 from opbench.compare.change_points import LEAST_RUNS, MIN_SEGMENT
-from opbench.compare.history import History, RunEntry, RunSeries, Trend
+from opbench.compare.run_figures import RunEntry
+from opbench.compare.trends import History, RunSeries, Trend
 from opbench.report.layout import OPERATOR_LABELS
 from opbench.report.render import Table
 from opbench.report.value_text import ABSENT, count_cells, shape_text, three_digits
+from opbench.stats import median
 from opbench.workload.case import Cell
 
 __all__ = ["HISTORY_COLUMNS", "cell_names", "history_csv", "history_tables", "series_name", "signed_percent"]
@@ -17,10 +21,10 @@ __all__ = ["HISTORY_COLUMNS", "cell_names", "history_csv", "history_tables", "se
 HISTORY_COLUMNS = (
     "series", "operator", "provider", "level", "direction", "shape_list", "shape", "dtype", "settings", "run", "run_id",
     "started_at", "git_revision", "latency_ms", "ci_low_ms", "ci_high_ms", "warnings", "level_ms", "step_change",
-    "opbench_revision",
+    "opbench_revision", "host", "cause", "why",
 )  # fmt: skip
-"""Of history.csv: `level_ms` is the median of the level that the run belongs to, `step_change` is relative (0.05 is 5 %
-slower) in the run where a level begins and empty elsewhere."""
+"""Of history.csv: `level_ms` is the median of the level that the run belongs to; `step_change`, relative (0.05 is 5 %
+slower), its `cause` and `why` are empty but in the run where a level begins."""
 
 
 def history_tables(history: History) -> list[Table]:
@@ -39,8 +43,9 @@ def history_csv(history: History) -> str:
     writer = csv.DictWriter(text, HISTORY_COLUMNS, lineterminator="\n")
     writer.writeheader()
     for number, series in enumerate(history.series, start=1):
+        told = {(trend.cell.key, step.index): shift for shift in shifts(series) for trend, step in shift.steps}
         for trend in series.trends:
-            writer.writerows({"series": number, **row} for row in _csv_rows(trend))
+            writer.writerows({"series": number, **row} for row in _csv_rows(trend, told))
     return text.getvalue()
 
 
@@ -74,21 +79,36 @@ def _cell_name(cell: Cell) -> str:
 
 
 def _step_table(series: RunSeries, number: int, history: History) -> Table:
-    rows, ranks, names = [], {}, cell_names(series)
-    for row, (trend, step) in enumerate(series.steps):
-        ranks[row, 3, 0] = "worst" if step.change > 0 else "best"
-        counts = f"{step.runs_before} / {step.runs_after}"
-        levels = (three_digits(step.before_ms), three_digits(step.after_ms))
-        place = (step.run.short_revision, _run_text(step.run))
-        rows.append((*place, names[trend.cell.key], signed_percent(step.change), *levels, counts))
+    rows: list[tuple[str, ...]] = []
+    ranks, names = {}, cell_names(series)
+    for shift in shifts(series):
+        for change, row in _step_rows(shift, names):
+            ranks[len(rows), 4, 0] = "worst" if change > 0 else "best"
+            rows.append(row)
     return Table(
         name=f"steps-{number}",
         title=_title("Step changes of the median latency", history, number),
-        columns=("From revision", "Run", "Cell", "Change", "before, ms", "after, ms", "runs before / after"),
+        columns=("From revision", "Run", "Cell", "Cause", "Change", "before, ms", "after, ms", "runs before / after"),
         rows=tuple(rows),
-        text_columns=3,
+        text_columns=4,
         ranks=ranks,
     )
+
+
+def _step_rows(shift: Shift, names: dict[str, str]) -> Iterator[tuple[float, tuple[str, ...]]]:
+    """Each step's change and row; one row for all that the machine made."""
+    cause = f"{shift.cause}: {shift.why}" if shift.why else str(shift.cause)
+    if shift.cause is Cause.MACHINE and len(shift.steps) > 1:
+        run = Counter(step.run for _, step in shift.steps).most_common(1)[0][0]
+        change = math.expm1(median([math.log1p(step.change) for _, step in shift.steps]))
+        cells = f"{len(shift.steps)} cells, in the median"
+        yield change, (*_run_texts(run), cells, cause, signed_percent(change), ABSENT, ABSENT, ABSENT)
+        return
+    for trend, step in shift.steps:
+        levels = (three_digits(step.before_ms), three_digits(step.after_ms))
+        counts = f"{step.runs_before} / {step.runs_after}"
+        cell = names[trend.cell.key]
+        yield step.change, (*_run_texts(step.run), cell, cause, signed_percent(step.change), *levels, counts)
 
 
 def _trend_table(series: RunSeries, number: int, history: History) -> Table:
@@ -120,6 +140,9 @@ def _notes(series: RunSeries, number: int, history: History) -> Iterator[str]:
         + ", ".join(f"{name}: {value}" for name, value in series.identity.parts.items())
         + "."
     )
+    for change in series.set_up_changes:
+        run = series.runs[change.index]
+        yield f"From {_run_text(run)} on: {change}."
     if len(history.series) > 1:
         yield f"Not comparable with the other {len(history.series) - 1} series: " + "; ".join(
             _difference(series, other) for other in history.series if other is not series
@@ -152,11 +175,15 @@ def _count_runs(count: int) -> str:
     return f"{count} run{'' if count == 1 else 's'}"
 
 
+def _run_texts(run: RunEntry) -> tuple[str, str]:
+    return run.short_revision, _run_text(run)
+
+
 def _run_text(run: RunEntry) -> str:
     return f"{run.started_at:%Y-%m-%d} {run.name}"
 
 
-def _csv_rows(trend: Trend) -> Iterator[dict[str, object]]:
+def _csv_rows(trend: Trend, told: dict[tuple[str, int], Shift]) -> Iterator[dict[str, object]]:
     case = trend.cell.case
     same = {
         "operator": case.operator, "provider": trend.cell.provider, "level": case.level, "direction": case.direction,
@@ -165,16 +192,20 @@ def _csv_rows(trend: Trend) -> Iterator[dict[str, object]]:
     changes = {step.index: step.change for step in trend.steps}
     level_ms = {index: middle for low, high, middle in trend.levels for index in range(low, high)}
     for index, point in enumerate(trend.points):
+        shift = told.get((trend.cell.key, index))
         yield same | {
             "run": point.run.name,
             "run_id": point.run.run_id,
             "started_at": point.run.started_at.isoformat(),
             "git_revision": point.run.revision,
             "opbench_revision": point.run.opbench_revision,
+            "host": point.run.host,
             "latency_ms": point.latency_ms,
             "ci_low_ms": point.low_ms,
             "ci_high_ms": point.high_ms,
             "warnings": point.warnings,
             "level_ms": level_ms[index],
             "step_change": changes.get(index, ""),
+            "cause": shift.cause if shift else "",
+            "why": shift.why if shift else "",
         }

@@ -10,7 +10,7 @@ from opbench.cli.shared import NoColor, split, stdout
 from opbench.errors import UnknownNameError
 
 if TYPE_CHECKING:
-    from opbench.compare.history import History
+    from opbench.compare.trends import History
 
 __all__ = ["register"]
 
@@ -43,8 +43,9 @@ def history(
 ) -> None:
     """Show each cell's median over the runs of a folder, and the revisions at which its level changed.
 
-    Needs neither torch nor a GPU. Runs of different device, versions, timer or
-    cache are separate series. A step needs 4 runs before it and 4 from it on.
+    Needs neither torch nor a GPU. Each device, timer and cache is a series. Each step has its
+    cause where the runs tell it: environment (other versions), machine, or code. A step needs 4 runs before it and 4
+    from it on.
 
     Exit codes: 0 shown, with steps or without; 1 some run could not be read, the others are shown; 2 usage, or no run
     that can be read; 3 a file cannot be written.

@@ -23,6 +23,7 @@ WORDS = {
     "cpu.model": "CPU",
     "cpu.capability": "CPU instructions",
     "cpu.load_average": "Load (1, 5, 15 minutes)",
+    "host": "Host",
     "memory_bytes": "Memory",
     "fp32_precision": "fp32 precision",
     "variables": "Environment variables",

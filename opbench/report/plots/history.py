@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from opbench.compare.history import History, RunEntry, RunSeries, Trend
+from opbench.compare.run_figures import RunEntry
+from opbench.compare.trends import History, RunSeries, Trend
 from opbench.files import storage_errors
 from opbench.report.history_tables import series_name, signed_percent
 from opbench.report.layout import OPERATOR_LABELS
