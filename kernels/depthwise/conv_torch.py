@@ -2,7 +2,7 @@
 
 torch's CPU convolution with a large kernel is fast in channels_last and slow in NCHW; its gradient of the weight is
 slow in any layout. Here that gradient is a convolution as well, of the image with the output's gradient in the weight's
-place, and for the largest kernels a product of Fourier transforms. docs/tuning.md has the figures.
+place. Where they take less time, both are made by Fourier transforms. docs/tuning.md has the figures.
 """
 
 from typing import Any
@@ -10,16 +10,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from opbench_kernels.autograd import Context
+from opbench_kernels.depthwise import fourier_torch
 from opbench_kernels.depthwise.geometry import Kernel
 
-__all__ = ["depthwise"]
+__all__ = ["depthwise", "multiply_adds"]
 
 CHANNELS_LAST = torch.channels_last
 LARGE_TAPS = 15 * 15
 """Kernels of at least this many taps are computed in channels_last, whatever the image's layout."""
-
-FFT_TAPS = 31 * 31
-"""Kernels of at least this many taps get their gradient by Fourier transforms, whose work does not grow with them."""
 COMPUTED_IN = {torch.float16: torch.float32}
 """The dtype that computes where the CPU has no fast convolution of its own."""
 if not torch.cpu._is_avx512_bf16_supported():
@@ -63,22 +61,58 @@ class _OnCpu(torch.autograd.Function):
     def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         grad_x = grad_weight = grad_bias = None
+        if ctx.needs_input_grad[2]:
+            grad_bias = grad.sum((0, 2, 3))
+        both = all(ctx.needs_input_grad[:2]) and not torch.is_grad_enabled()
+        if both and (found := _both_by_transforms(x, weight, grad, ctx.settings)):
+            return *found, grad_bias, None
         if ctx.needs_input_grad[0]:
             grad_x = depthwise(grad, weight.flip(-2, -1), None, ctx.settings.transposed)
         if ctx.needs_input_grad[1]:
             grad_weight = _weight_grad(x, grad, ctx.settings)
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad.sum((0, 2, 3))
         return grad_x, grad_weight, grad_bias, None
 
 
 def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kernel: Kernel) -> torch.Tensor:
     dtype, compute = x.dtype, COMPUTED_IN.get(x.dtype, x.dtype)
+    if _transforms_are_faster(multiply_adds(x, kernel), x, kernel):
+        wide = _wide(dtype)
+        found = fourier_torch.convolve(x.to(wide), weight.to(wide), kernel)
+        if found is not None:
+            return (found if bias is None else found + bias.to(wide)[:, None, None]).to(dtype)
     as_it_lies = x.is_contiguous(memory_format=CHANNELS_LAST) or kernel.taps < LARGE_TAPS
     image = x.to(compute) if as_it_lies else x.to(compute, memory_format=CHANNELS_LAST)
     bias = None if bias is None else bias.to(compute)
     out = F.conv2d(image, weight.to(compute), bias, padding=(kernel.pad_h, kernel.pad_w), groups=x.shape[1]).to(dtype)
     return out if as_it_lies else out.contiguous()
+
+
+def _both_by_transforms(
+    x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor, kernel: Kernel
+) -> tuple[torch.Tensor, ...] | None:
+    """The gradients of x and weight where transforms are faster for x's, and so for the weight's, and finite."""
+    if not _transforms_are_faster(multiply_adds(grad, kernel.transposed), grad, kernel.transposed):
+        return None
+    wide = _wide(x.dtype)
+    found = fourier_torch.gradients(x.to(wide), weight.to(wide), grad.to(wide), kernel)
+    return None if found is None else tuple(each.to(x.dtype) for each in found)
+
+
+def _transforms_are_faster(work: int, x: torch.Tensor, kernel: Kernel) -> bool:
+    return kernel.taps >= LARGE_TAPS and fourier_torch.is_faster(work, x, kernel)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of transforms, and of sums over pixels."""
+    return dtype if dtype == torch.float64 else torch.float32
+
+
+def multiply_adds(x: torch.Tensor, kernel: Kernel) -> int:
+    """Of an image and channel, as oneDNN computes them: rows of the kernel in the padding are left out."""
+    height, width = x.shape[2:]
+    out_height, out_width = kernel.output_size(height, width)
+    rows = sum(min(height, y - kernel.pad_h + kernel.height) - max(0, y - kernel.pad_h) for y in range(out_height))
+    return rows * kernel.width * out_width
 
 
 def _weight_grad(x: torch.Tensor, grad: torch.Tensor, kernel: Kernel) -> torch.Tensor:
@@ -90,42 +124,15 @@ def _weight_grad(x: torch.Tensor, grad: torch.Tensor, kernel: Kernel) -> torch.T
     batch, channels = x.shape[:2]
     if batch == 0:
         return x.new_zeros(channels, 1, kernel.height, kernel.width)
-    wide = x.dtype if x.dtype == torch.float64 else torch.float32
-    if kernel.taps >= FFT_TAPS:
-        return _weight_grad_by_fft(x.to(wide), grad.to(wide), kernel).to(x.dtype)
+    wide = _wide(x.dtype)
+    # Half as much again: this convolution is slower than the forward one.
+    if _transforms_are_faster(kernel.taps * grad[0, 0].numel() * 3 // 2, x, kernel):
+        found = fourier_torch.weight_grad(x.to(wide), grad.to(wide), kernel)
+        if found is not None:
+            return found.to(x.dtype)
     # (1, H, W, N * C), channels last
     image = x.to(wide).permute(2, 3, 0, 1).flatten(2).unsqueeze(0)
     image = F.pad(image, (0, 0, kernel.pad_w, kernel.pad_w, kernel.pad_h, kernel.pad_h)).permute(0, 3, 1, 2)
     weight = grad.to(wide).reshape(batch * channels, 1, *grad.shape[2:])
     out = F.conv2d(image, weight, groups=batch * channels)
     return out.view(batch, channels, 1, kernel.height, kernel.width).sum(0).to(x.dtype)
-
-
-def _weight_grad_by_fft(x: torch.Tensor, grad: torch.Tensor, kernel: Kernel) -> torch.Tensor:
-    """As _weight_grad; a pixel that is not finite reaches all taps of its channel, and not nearly all."""
-    pads = (kernel.pad_h, kernel.pad_w)
-    sides = (kernel.height, kernel.width)
-    # Long enough that what wraps around meets zeros.
-    size = [
-        _fast_length(max(max(x.shape[axis], grad.shape[axis]) + max(pad, side - 1 - pad), side))
-        for axis, pad, side in zip((2, 3), pads, sides, strict=True)
-    ]
-    spectrum = torch.fft.rfft2(x, s=size) * torch.fft.rfft2(grad, s=size).conj()
-    taps = torch.fft.irfft2(spectrum.sum(0), s=size).roll(pads, (1, 2))
-    cut: torch.Tensor = taps[:, None, : kernel.height, : kernel.width]
-    return cut
-
-
-def _fast_length(least: int) -> int:
-    """The smallest even length of at least `least` with no prime factor above 5."""
-    length = least + least % 2
-    while _without_small_factors(length) > 1:
-        length += 2
-    return length
-
-
-def _without_small_factors(length: int) -> int:
-    for factor in (2, 3, 5):
-        while length % factor == 0:
-            length //= factor
-    return length

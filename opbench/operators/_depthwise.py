@@ -235,7 +235,7 @@ def providers(around: Around, form: Callable[[Convolve], Convolve] = _one_by_one
     cpu = Provider(
         "opbench_torch",
         partial(_build_ours, "torch", form, around),
-        "opbench_kernels in torch: on the CPU gradients as convolutions",
+        "opbench_kernels in torch: on the CPU gradients as convolutions, or Fourier transforms",
         not_applicable=_same_as_torch,
     )
     triton = Provider(

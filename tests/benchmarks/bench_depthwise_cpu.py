@@ -9,6 +9,7 @@ from opbench.workload.case import Case, Direction, Dtype, Level, Shape
 
 CASES = [
     (Shape(1, 56, 56, 128), 31),
+    (Shape(1, 56, 56, 128), 51),
     (Shape(1, 28, 28, 256), 29),
     (Shape(1, 14, 14, 512), 27),
     (Shape(1, 56, 56, 96), 7),
