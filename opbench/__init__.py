@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from opbench import models, plots
+    from opbench.operators._offset_file import save_offsets
     from opbench.report.notebook import Run
     from opbench.results.frames import load_results, load_samples
     from opbench.sweeps.sweep import sweep
@@ -31,6 +32,7 @@ _PLACES = {
     "load_results": "opbench.results.frames",
     "load_samples": "opbench.results.frames",
     "rounding_budget": "opbench.workload.tolerance",
+    "save_offsets": "opbench.operators._offset_file",
     "sweep": "opbench.sweeps.sweep",
 }
 
@@ -50,6 +52,7 @@ __all__ = [
     "models",
     "plots",
     "rounding_budget",
+    "save_offsets",
     "sweep",
 ]
 

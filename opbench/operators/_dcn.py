@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from opbench.operators import _offsets
 from opbench.workload.case import Case, Level
 from opbench.workload.operator import Setting, by_direction
 from opbench.workload.tolerance import rounding_budget
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 GROUP_CHANNELS = Setting(32, 1, "channels per group; each group has offsets and masks of its own")
 KERNEL_SIZE = Setting(3, 1, "side of the sampling grid, odd")
-OFFSET_STD_PX = Setting(1.0, 0.0, "standard deviation of the offsets, pixels")
 
 
 def groups(case: Case) -> int:
@@ -49,7 +49,7 @@ def not_applicable(case: Case) -> str | None:
         size = case.int_setting(name)
         if size and size % 2 == 0:
             return f"{name} must be odd to keep the image size, got {size}"
-    return None
+    return _offsets.not_applicable(case)
 
 
 def depthwise(weight: torch.Tensor, bias: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

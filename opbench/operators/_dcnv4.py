@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from opbench.operators import _dcn, _triton
+from opbench.operators import _dcn, _offsets, _triton
 from opbench.operators._linear import linear, linear_weight
 from opbench.operators._random import normal
 from opbench.workload.case import Case, Direction, Level
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 SETTINGS = {
     "group_channels": _dcn.GROUP_CHANNELS,
     "kernel_size": _dcn.KERNEL_SIZE,
-    "offset_std_px": _dcn.OFFSET_STD_PX,
+    "offset_std_px": _offsets.SETTINGS["offset_std_px"],
     "dw_kernel_size": Setting(0, 0, "side of the depthwise convolution before offset_mask, odd; 0 for none"),
+    "offset_distribution": _offsets.SETTINGS["offset_distribution"],
 }
 
 
@@ -55,11 +56,19 @@ def _packed_scales(case: Case, generator: torch.Generator) -> tuple[torch.Tensor
     return std, mean
 
 
+def _packed_offsets(case: Case, offset_mask: torch.Tensor) -> torch.Tensor:
+    """Those of (B, H, W, M), as a view (B, H, W, G, K, 2)."""
+    groups, points = _dcn.groups(case), _dcn.points(case)
+    by_group = offset_mask[..., : 3 * points * groups].unflatten(-1, (groups, 3 * points))
+    pairs: torch.Tensor = by_group[..., : 2 * points].unflatten(-1, (points, 2))
+    return pairs
+
+
 def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
     """Core: value (B, H, W, C) and offset_mask (B, H, W, M). Module: x (B, H, W, C) and what predicts offset_mask.
 
-    Offsets are normal with standard deviation offset_std_px and independent from pixel to pixel; masks are
-    normal around 1 / K. The official initialisation, all zero, would make every point a plain pixel.
+    Offsets are of offset_distribution, and but for measured ones independent from pixel to pixel; masks are normal
+    around 1 / K. The official initialisation, all zero, would make every point a plain pixel.
     """
     import torch
 
@@ -68,7 +77,9 @@ def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
     channels, packed = case.shape.channels, packed_channels(case)
     if case.level is Level.CORE:
         noise = normal(generator, *shape[:3], packed)
-        return {"value": normal(generator, *shape), "offset_mask": noise * std + mean}
+        offset_mask = noise * std + mean
+        _packed_offsets(case, offset_mask)[:] = _offsets.distributed(case, _packed_offsets(case, noise))
+        return {"value": normal(generator, *shape), "offset_mask": offset_mask}
     tensors = {
         "x": normal(generator, *shape),
         "offset_mask_weight": linear_weight(packed, channels, 1.0, generator) * std.view(-1, 1),
@@ -83,14 +94,14 @@ def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
 
 def smooth_inputs(case: Case, tensors: Tensors) -> Tensors:
     """Offsets that no rounding carries across a pixel: at module level, nearly constant ones between two pixels."""
+    smooth = {name: tensor.clone() for name, tensor in tensors.items()}
+    if case.level is Level.CORE:
+        packed = _packed_offsets(case, smooth["offset_mask"])
+        packed.copy_(_dcn.away_from_kinks(packed))
+        return smooth
     used = slice(0, 3 * _dcn.points(case) * _dcn.groups(case))
     layout = (_dcn.groups(case), 3 * _dcn.points(case))
     offsets = slice(0, 2 * _dcn.points(case))
-    smooth = {name: tensor.clone() for name, tensor in tensors.items()}
-    if case.level is Level.CORE:
-        packed = smooth["offset_mask"][..., used].unflatten(-1, layout)[..., offsets]
-        packed.copy_(_dcn.away_from_kinks(packed))
-        return smooth
     weight = smooth["offset_mask_weight"][used].unflatten(0, layout)[:, offsets]
     weight *= _dcn.SMOOTH_WEIGHT_STD / max(case.float_setting("offset_std_px"), _dcn.SMOOTH_WEIGHT_STD)
     smooth["offset_mask_bias"][used].unflatten(0, layout)[:, offsets] = 0.5
@@ -231,6 +242,7 @@ def operator(
         tolerance=_dcn.tolerance,
         providers=(triton, fused, torch, compiled(torch)),
         settings=SETTINGS,
+        implied_settings=_offsets.implied_settings,
         not_applicable=_dcn.not_applicable,
         gathered_bytes=_dcn.gathered_bytes,
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from opbench.operators import _dcn, _triton
+from opbench.operators import _dcn, _offsets, _triton
 from opbench.operators._random import normal
 from opbench.workload.case import Case, Dtype, Level
 from opbench.workload.operator import Forward, Operator, Provider, Setting, Tensors, by_direction, compiled
@@ -29,7 +29,7 @@ def taps(case: Case) -> int:
 def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
     """x (B, H, W, C), weight (C, k, k, C): output channel, row, column, input channel.
 
-    Core: offset (B, H, W, 2 K Dg), normal with standard deviation offset_std_px, pairs (y, x), and mask
+    Core: offset (B, H, W, 2 K Dg), pairs (y, x) of offset_distribution, and mask
     (B, H, W, K Dg), sigmoids of standard normal numbers. Module: the bias, and the convolution that predicts both, the
     offsets first.
     """
@@ -44,7 +44,8 @@ def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
         "weight": normal(generator, channels, size, size, channels) / reach,
     }
     if case.level is Level.CORE:
-        tensors["offset"] = normal(generator, *image, 2 * taps(case)) * offset_std
+        noise = normal(generator, *image, taps(case), 2)
+        tensors["offset"] = _offsets.distributed(case, noise.flip(-1)).flip(-1).flatten(-2)
         tensors["mask"] = normal(generator, *image, taps(case)).sigmoid()
         return tensors
     conv_offset = normal(generator, 3 * taps(case), size, size, channels) / reach
@@ -109,7 +110,9 @@ def not_applicable(case: Case) -> str | None:
     groups, size = case.int_setting("deform_groups"), case.int_setting("kernel_size")
     if case.shape.channels % groups:
         return f"{case.shape.channels} channels are not a multiple of deform_groups {groups}"
-    return None if size % 2 else f"kernel_size must be odd to keep the image size, got {size}"
+    if size % 2 == 0:
+        return f"kernel_size must be odd to keep the image size, got {size}"
+    return _offsets.not_applicable(case)
 
 
 def flop_count(case: Case) -> int:
@@ -256,7 +259,8 @@ OPERATOR = Operator(
     settings={
         "kernel_size": _dcn.KERNEL_SIZE,
         "deform_groups": Setting(1, 1, "groups of channels with offsets and masks of their own"),
-        "offset_std_px": _dcn.OFFSET_STD_PX,
+        **_offsets.SETTINGS,
     },
+    implied_settings=_offsets.implied_settings,
     not_applicable=not_applicable,
 )

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from opbench.operators import _dcn, _triton
+from opbench.operators import _dcn, _offsets, _triton
 from opbench.operators._cudnn import autotuned
 from opbench.operators._linear import linear, linear_weight
 from opbench.operators._random import normal
@@ -25,7 +25,7 @@ GELU_SECOND_MOMENT = 0.4252
 def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
     """Core: value (B, H, W, C), offset (B, H, W, G K 2), mask (B, H, W, G K). Module: x and the parameters.
 
-    Offsets are normal with standard deviation offset_std_px; masks are a softmax of standard normal logits.
+    Offsets are of offset_distribution; masks are a softmax of standard normal logits.
     """
     import torch
 
@@ -36,7 +36,7 @@ def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
         logits = normal(generator, *shape[:3], _dcn.groups(case), _dcn.points(case))
         return {
             "value": normal(generator, *shape),
-            "offset": normal(generator, *shape[:3], 2 * taps) * offset_std,
+            "offset": _offsets.distributed(case, normal(generator, *shape[:3], taps, 2)).flatten(-2),
             "mask": logits.softmax(-1).flatten(-2),
         }
     size = case.int_setting("dw_kernel_size")
@@ -184,9 +184,10 @@ OPERATOR = Operator(
     settings={
         "group_channels": _dcn.GROUP_CHANNELS,
         "kernel_size": _dcn.KERNEL_SIZE,
-        "offset_std_px": _dcn.OFFSET_STD_PX,
+        **_offsets.SETTINGS,
         "dw_kernel_size": Setting(3, 1, "side of the depthwise convolution, odd"),
     },
+    implied_settings=_offsets.implied_settings,
     not_applicable=_dcn.not_applicable,
     gathered_bytes=_dcn.gathered_bytes,
 )

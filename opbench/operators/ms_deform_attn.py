@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from opbench.operators import _dcn, _triton
+from opbench.operators import _dcn, _offsets, _triton
 from opbench.operators._linear import linear, linear_weight
 from opbench.operators._random import normal
 from opbench.workload.case import Case, Level
@@ -72,8 +72,8 @@ def _sizes(case: Case, like: torch.Tensor) -> torch.Tensor:
 def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
     """Queries are the pixels of the finest level: B, H, W and C of the case. S is the length of its pyramid.
 
-    Core: value (B, S, C), locations (B, H, W, M L P 2), normal around the query's own place with standard deviation
-    offset_std_px in pixels of each level, and weights (B, H, W, M L P), softmaxes of standard normal logits. Module:
+    Core: value (B, S, C), locations (B, H, W, M L P 2), the query's own place and offsets of offset_distribution in
+    pixels of each level, and weights (B, H, W, M L P), softmaxes of standard normal logits. Module:
     query (B, H, W, C), x (B, S, C) and the parameters.
     """
     import torch
@@ -83,7 +83,7 @@ def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
     layout = _layout(case)
     value = normal(generator, case.shape.batch, length(case), channels)
     if case.level is Level.CORE:
-        offsets = normal(generator, *shape, *layout, 2) * offset_std / _sizes(case, value)
+        offsets = _offsets.distributed(case, normal(generator, *shape, *layout, 2)) / _sizes(case, value)
         logits = normal(generator, *shape, layout[0], points(case))
         return {
             "value": value,
@@ -168,11 +168,11 @@ def reference(case: Case, tensors: Tensors) -> torch.Tensor:
 
 
 def not_applicable(case: Case) -> str | None:
-    """Why the channels cannot be split into heads, or None."""
+    """Why the channels cannot be split into heads, or the offsets not be so distributed, or None."""
     heads = case.int_setting("n_heads")
     if case.shape.channels % heads:
         return f"{case.shape.channels} channels are not a multiple of n_heads {heads} (--set {case.operator}.n_heads=N)"
-    return None
+    return _offsets.not_applicable(case)
 
 
 def flop_count(case: Case) -> int:
@@ -308,7 +308,8 @@ OPERATOR = Operator(
         "n_levels": Setting(4, 1, "levels of the pyramid, each half as large as the one before it, rounded up"),
         "n_heads": Setting(8, 1, "attention heads"),
         "n_points": Setting(4, 1, "points of a head in each level"),
-        "offset_std_px": _dcn.OFFSET_STD_PX,
+        **_offsets.SETTINGS,
     },
+    implied_settings=_offsets.implied_settings,
     not_applicable=not_applicable,
 )

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any, Self
 
+from opbench.workload.file_setting import FileSetting
+
 __all__ = ["Case", "Cell", "Direction", "Dtype", "Level", "SettingValue", "Shape"]
 
 SettingValue = int | float | str
@@ -159,7 +161,9 @@ class Cell:
             "shape_list": case.shape_list,
             "shape": asdict(case.shape),
             "dtype": str(case.dtype),
-            "settings": dict(case.settings),
+            "settings": {
+                name: value.to_json() if isinstance(value, FileSetting) else value for name, value in case.settings
+            },
             "flop_count": self.flop_count,
             "bytes_moved": self.bytes_moved,
             "memory_bytes": self.memory_bytes,
@@ -205,6 +209,10 @@ def _count(value: object, minimum: int = 0) -> int:
 def _setting(value: object) -> SettingValue:
     if isinstance(value, str):
         return _name(value)
+    if isinstance(value, Mapping):
+        file = FileSetting.from_json(value)
+        _name(str(file))
+        return file
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < MAX_COUNT:
         raise ValueError(f"a setting must be a number or a text, got {value!r:.60}")
     return value

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from opbench.errors import UnknownNameError, UsageError
 from opbench.workload.case import Case, Direction, Level, SettingValue
+from opbench.workload.file_setting import FileSetting
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +42,11 @@ def not_counted(_case: Case, _architecture: str) -> int | None:
     return None
 
 
+def _nothing_implied(_: Mapping[str, SettingValue]) -> Mapping[str, SettingValue]:
+    """The implied settings of an operator whose settings do not depend on each other."""
+    return {}
+
+
 def _unchanged(_: Case, tensors: Tensors) -> Tensors:
     """The smooth inputs of an operator that is differentiable everywhere."""
     return tensors
@@ -52,7 +58,8 @@ class Setting:
 
     Attributes:
         default: value without `--set`; its type (int, float or str) is the setting's.
-        allowed: of a number the smallest, of a word all of them.
+        allowed: of a number the smallest, of a word all of them; `word:FILE` stands for a word with a file's path, and
+            its value is a FileSetting.
         summary: what it is, with its unit.
         added_later: it came after rows of its operator had been stored. A case that has the default leaves it out, so
             that such rows are still of the same case; read it by `case.setting(name, default)`.
@@ -68,10 +75,13 @@ class Setting:
 
         Raises:
             UnknownNameError: it is none of the words.
-            UsageError: it is not a finite number of the type, at least the smallest.
+            UsageError: it is not a finite number of the type, at least the smallest; or its file cannot be read.
         """
         if isinstance(self.allowed, tuple):
-            if text not in self.allowed:
+            word, _, path = text.partition(":")
+            if path and f"{word}:FILE" in self.allowed:
+                return FileSetting.of(name, word, path)
+            if text not in self.allowed or text.endswith(":FILE"):
                 raise UnknownNameError(f"value of setting {name}", text, self.allowed)
             return text
         kind = type(self.default)
@@ -186,6 +196,7 @@ class Operator:
             (|expected| + root mean square of expected); opbench.workload.tolerance.rounding_budget derives one.
         providers: in order of preference.
         settings: by name.
+        implied_settings: (every setting's value) -> those that follow from others, in place of what was given.
         not_applicable: (case) -> why the operator has no meaning for the case, or None.
         family: of operators that one name of `--ops` stands for, such as dcn or large-kernel; empty for none.
         by_default: whether a sweep takes it where `--ops` names none.
@@ -205,6 +216,7 @@ class Operator:
     tolerance: Callable[[Case], float]
     providers: tuple[Provider, ...]
     settings: Mapping[str, Setting] = field(default_factory=dict)
+    implied_settings: Callable[[Mapping[str, SettingValue]], Mapping[str, SettingValue]] = _nothing_implied
     not_applicable: Callable[[Case], str | None] = _always
     smooth_inputs: Callable[[Case, Tensors], Tensors] = _unchanged
     levels: tuple[Level, ...] = tuple(Level)
@@ -235,6 +247,7 @@ class Operator:
                 raise UnknownNameError(f"setting of {self.name}", name, self.settings or ("(none)",))
         values = {name: setting.default for name, setting in self.settings.items()}
         values |= {name: self.settings[name].parse(f"{self.name}.{name}", text) for name, text in given.items()}
+        values |= self.implied_settings(values)
         return tuple(
             (name, values[name])
             for name, setting in self.settings.items()

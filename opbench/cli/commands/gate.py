@@ -105,8 +105,8 @@ def gate(
     # --out is the folder of the data first of all: unlike compare's, it needs no format that has a file.
     formats = chosen_formats(format_, None if format_ else out)
 
-    if "shapes" in options:
-        options["shapes"] = [_shape_list(text) for text in options["shapes"]]
+    for name in {"shapes", "settings"} & options.keys():
+        options[name] = [_from_any_folder(text) for text in options[name]]
     rules = replace(_with_rounds(Rules(), rounds), tolerance=parse_percent("--tolerance", tolerance))
     budget_s = None if budget is None else 60 * budget
     session = SessionSettings(rules, budget_s, settle=not accepted, same_source_allowed=aa)
@@ -138,6 +138,8 @@ def _with_rounds(rules: "Rules", text: str | None) -> "Rules":
     return replace(rules, screen_rounds=int(match[1]), confirm_rounds=int(match[2]))
 
 
-def _shape_list(text: str) -> str:
-    """A shape list's name, or its file by a path that means the same from any folder."""
-    return str(Path(text).resolve()) if Path(text).suffix in (".yaml", ".yml") else text
+def _from_any_folder(text: str) -> str:
+    """A shape list or a setting; where it is a file or has one, by a path that means the same from any folder."""
+    if Path(text).suffix in (".yaml", ".yml"):
+        return str(Path(text).resolve())
+    return re.sub(r"(?<=[=,])(\w+:)([^,]+)", lambda found: found[1] + str(Path(found[2]).resolve()), text)
