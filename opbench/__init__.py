@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from opbench import models, plots
-    from opbench.operators._offset_file import save_offsets
     from opbench.report.notebook import Run
     from opbench.results.frames import load_results, load_samples
     from opbench.sweeps.sweep import sweep
     from opbench.workload.case import Case, Dtype, Level, Shape
+    from opbench.workload.offset_file import save_offsets
     from opbench.workload.operator import Operator, Provider, Setting, by_direction, compiled
     from opbench.workload.tolerance import rounding_budget
 
@@ -32,7 +32,7 @@ _PLACES = {
     "load_results": "opbench.results.frames",
     "load_samples": "opbench.results.frames",
     "rounding_budget": "opbench.workload.tolerance",
-    "save_offsets": "opbench.operators._offset_file",
+    "save_offsets": "opbench.workload.offset_file",
     "sweep": "opbench.sweeps.sweep",
 }
 

@@ -424,7 +424,7 @@ def test_settings_by_default():
     for name in registry.PAPER_ORDER:
         operator = registry.find(name)
         least["dw_kernel_size"] = 1 if name == "dcnv3" else 0
-        for setting in operator.settings:
+        for setting in [name for name in operator.settings if name != "offset_distribution"]:
             operator.resolve_settings({setting: str(least[setting])})
             with pytest.raises(UsageError, match=f"of at least {least[setting]}"):
                 operator.resolve_settings({setting: str(least[setting] - 1)})

@@ -6,7 +6,7 @@ Lines, not tables: the texts are longer than any terminal's columns.
 import textwrap
 from collections.abc import Iterable, Iterator
 
-from opbench.workload.operator import Operator, Provider
+from opbench.workload.operator import Operator, Provider, Setting
 
 __all__ = ["devices", "entry", "operators", "providers", "shapes"]
 
@@ -26,7 +26,7 @@ def operators(width: int, *, check: bool = False) -> Iterator[str]:
 
     device_type = _device_type() if check else ""
     for operator in registry.registered().values():
-        settings = ", ".join(f"{name}={setting.default}" for name, setting in operator.settings.items())
+        settings = ", ".join(f"{name}={_default(setting)}" for name, setting in operator.settings.items())
         described = [
             ("what", operator.summary),
             ("inside the timing", operator.timed),
@@ -37,6 +37,12 @@ def operators(width: int, *, check: bool = False) -> Iterator[str]:
         if check:
             described.append((f"here ({device_type})", _usable(operator, device_type)))
         yield from entry(operator.name, described, width)
+
+
+def _default(setting: Setting) -> str:
+    """A setting's default, and the other words that it may be."""
+    others = [word for word in setting.allowed if word != setting.default] if isinstance(setting.allowed, tuple) else []
+    return f"{setting.default} (or {', '.join(others)})" if others else str(setting.default)
 
 
 def providers(width: int, *, check: bool = False) -> Iterator[str]:

@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from opbench.operators._offset_file import load_offsets, spread_px, take_offsets
 from opbench.workload.case import Case, Level, SettingValue
 from opbench.workload.file_setting import FileSetting
+from opbench.workload.offset_file import load_offsets, spread_px, take_offsets
 from opbench.workload.operator import Setting
 
 if TYPE_CHECKING:

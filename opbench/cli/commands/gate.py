@@ -106,7 +106,7 @@ def gate(
     formats = chosen_formats(format_, None if format_ else out)
 
     for name in {"shapes", "settings"} & options.keys():
-        options[name] = [_from_any_folder(text) for text in options[name]]
+        options[name] = [from_any_folder(text) for text in options[name]]
     rules = replace(_with_rounds(Rules(), rounds), tolerance=parse_percent("--tolerance", tolerance))
     budget_s = None if budget is None else 60 * budget
     session = SessionSettings(rules, budget_s, settle=not accepted, same_source_allowed=aa)
@@ -138,7 +138,7 @@ def _with_rounds(rules: "Rules", text: str | None) -> "Rules":
     return replace(rules, screen_rounds=int(match[1]), confirm_rounds=int(match[2]))
 
 
-def _from_any_folder(text: str) -> str:
+def from_any_folder(text: str) -> str:
     """A shape list or a setting; where it is a file or has one, by a path that means the same from any folder."""
     if Path(text).suffix in (".yaml", ".yml"):
         return str(Path(text).resolve())

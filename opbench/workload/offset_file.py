@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import numpy.typing as npt
 
 from opbench.errors import UsageError
 from opbench.files import write_whole
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
     import torch
 
     from opbench.workload.file_setting import FileSetting
 
-    Offsets = npt.NDArray[Any] | torch.Tensor
+    Array = npt.NDArray[Any]
 
 __all__ = ["load_offsets", "save_offsets", "spread_px", "take_offsets"]
 
-Array = npt.NDArray[Any]
 AXES = "(images, height, width, taps, 2)"
 ORDERS = ("xy", "yx")
 
@@ -45,6 +43,8 @@ def save_offsets(
         UsageError: another order, or no such array, or numbers that are not finite.
         StorageError: the file cannot be written.
     """
+    import numpy as np
+
     if order not in ORDERS:
         raise UsageError(f"order must be of {', '.join(ORDERS)}, got {order!r}")
     parts = [offsets] if hasattr(offsets, "ndim") else list(offsets)
@@ -53,7 +53,7 @@ def save_offsets(
     for array in arrays:
         if array.ndim < 4 or array.shape[-1] != 2:
             raise UsageError(f"offsets must be (images, height, width, ..., 2), got {array.shape}")
-        shaped.append(array.reshape(*array.shape[:3], -1, 2))
+        shaped.append(array.reshape(*array.shape[:3], math.prod(array.shape[3:-1]), 2))
     if len({array.shape[1:] for array in shaped}) != 1:
         raise UsageError(f"offsets must agree in all but the first axis, got {[array.shape for array in arrays]}")
     joined = np.concatenate(shaped).astype(np.float32)
@@ -69,6 +69,8 @@ def load_offsets(setting: FileSetting) -> Array:
         UsageError: the file is not what save_offsets writes.
         OSError, ValueError: as FileSetting.content.
     """
+    import numpy as np
+
     content = setting.content()
     try:
         array = np.load(io.BytesIO(content), allow_pickle=False)
@@ -79,7 +81,7 @@ def load_offsets(setting: FileSetting) -> Array:
 
 def spread_px(array: Array) -> float:
     """Standard deviation of a file's offsets, pixels, to four digits."""
-    return float(f"{array.std(dtype=np.float64):.4g}")
+    return float(f"{array.astype('float64').std():.4g}")
 
 
 def take_offsets(array: Array, shape: tuple[int, int, int, int]) -> Array:
@@ -89,6 +91,8 @@ def take_offsets(array: Array, shape: tuple[int, int, int, int]) -> Array:
     edge of a larger one the map goes on mirrored, so neighbours stay neighbours. Images and taps are taken in order,
     and again from the first one where the file has fewer.
     """
+    import numpy as np
+
     batch, height, width, taps = shape
     images, rows, columns, file_taps, _ = array.shape
     found = array[np.arange(batch) % images]
@@ -97,6 +101,8 @@ def take_offsets(array: Array, shape: tuple[int, int, int, int]) -> Array:
 
 
 def _mirrored(length: int, there: int) -> Array:
+    import numpy as np
+
     if length <= there:
         return np.arange(length) + (there - length) // 2
     place = np.arange(length) % (2 * there)
@@ -105,6 +111,8 @@ def _mirrored(length: int, there: int) -> Array:
 
 def _checked(array: Array, path: str) -> Array:
     """The array in float32 where it has the file's axes and numbers."""
+    import numpy as np
+
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "fiu" or array.ndim != 5 or array.shape[-1] != 2:
         found = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else type(array).__name__
         raise UsageError(f"{path} must hold an array of numbers {AXES}, got {found}")
