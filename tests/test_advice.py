@@ -18,9 +18,10 @@ from opbench.report.page.warnings import run_warnings
 from opbench.results.measurement import Measurement, Status
 from opbench.sweeps.conduct import Conduct, Isolation
 from opbench.sweeps.isolation import worker
+from opbench.sweeps.process_limits import torch_threads
 from opbench.sweeps.request import RunOptions, make_request, request_of_command
 from opbench.sweeps.run_cells import run_cells
-from opbench.sweeps.runner import CellRunner, torch_threads
+from opbench.sweeps.runner import CellRunner
 from opbench.sweeps.start import start_run
 from opbench.workload.case import Shape
 from opbench.workload.cell_warning import CellWarning

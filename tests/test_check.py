@@ -115,8 +115,11 @@ def test_a_wrong_value_says_where_and_what():
 @pytest.mark.parametrize(
     ("build", "reason"),
     [
-        (lambda case, tensors: lambda: None, "the closure must return the output, a tensor, got None"),
-        (lambda case, tensors: lambda: [tensors["x"]], "the closure must return the output, a tensor, got list"),
+        (lambda case, tensors: lambda: None, "the closure must return the output, a torch.Tensor itself, got None"),
+        (
+            lambda case, tensors: lambda: [tensors["x"]],
+            "the closure must return the output, a torch.Tensor itself, got list",
+        ),
         (lambda case, tensors: tensors["x"] * 2, "build must return the closure to time, got Tensor"),
         (lambda case, tensors: None, "build must return the closure to time, got None"),
     ],

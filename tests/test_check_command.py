@@ -75,7 +75,10 @@ def test_what_is_wrong_is_1_and_named(folder):
     (folder / "mine.py").write_text(WRONG)
     code, out, err = check("mine.py", "--level", "core", "--direction", "fwd", "--dtypes", "fp32")
     assert (code, out.splitlines()[-1]) == (1, "4 faults")
-    assert "wrong: wrong: the closure must return the output, a tensor, got None (wrong/core/fwd/tiny/2x4x4x8" in err
+    assert (
+        "wrong: wrong: the closure must return the output, a torch.Tensor itself, got None (wrong/core/fwd/tiny/2x4x4x8"
+        in err
+    )
     assert "wrong: the output is float64, not float32 (wrong/core" in err
     assert re.search(
         r"wrong: wrong: output is off by 0\.00\d+, allowed 7.15e-07 .*; worst at \[\d, \d, \d, \d\]: got", err

@@ -273,6 +273,18 @@ def test_a_cell_timed_by_graphs_has_a_stream_of_its_own(device, timer, own):
     assert device.current is device.default
 
 
+@pytest.mark.parametrize(("timer", "captured"), [("cuda-graph", True), ("cuda-event", False)])
+def test_the_launch_that_is_checked_after_the_timing_runs_as_the_timed_ones_did(device, timer, captured):
+    """What behaves differently when it is captured would else be checked where it is not."""
+    runner = CellRunner(RunOptions("cuda:0", timer, "cold", 1.0, None, 0), dict.__getitem__)
+    made = make_timer(timer, "cold", "cuda:0")
+    made.prepare(device.launch, 0.0)
+    device.order.clear()
+    runner._run_once(made, device.launch)
+    names = [entry[0] for entry in device.order]
+    assert ("captures" in names, "launches" in names) == (captured, True)
+
+
 def launch_sync(device):
     """The timer on the fake device's clock, and what is called in turn."""
     return LaunchSyncTimer("cuda:0", clock=lambda: device.host / 1e3), lambda: [entry[0] for entry in device.order]

@@ -9,7 +9,7 @@ from opbench.device.ceiling_probes import DeviceFacts, probe_families
 from opbench.registry.registry import find, registered
 from opbench.sweeps.check import make_tensors, reference_values
 from opbench.sweeps.plan import applicability
-from opbench.sweeps.runner import _launch
+from opbench.sweeps.timed import timed_closure
 from opbench.workload.case import Direction, Dtype, Level
 
 NOT_COVERED = ("torch_compile", "flash_attn")
@@ -79,12 +79,12 @@ def test_a_provider_builds_and_launches(case, provider, launches):
     tensors = inputs_of(case)
     assert {(tensor.dtype, tensor.device) for tensor in tensors.values()} == {(dtype, DEVICE)}
     with torch.set_grad_enabled(case.direction is not Direction.FWD):
-        _, launch = _launch(case, provider, tensors)
+        timed = timed_closure(case, provider, tensors)
         if case.direction is Direction.FWD:
-            launch()  # the first makes what is kept of a shape; for a backward pass a forward pass has been before
+            timed.launch()  # the first makes what is kept of a shape; before a backward pass a forward pass was one
         launches.clear()
         with HostTensors() as host:
-            given = launch()
+            given = timed.values().values()
     expected = [expected_of(case, dtype)] if case.direction is Direction.FWD else [*map(kind, tensors.values())]
     assert [*map(kind, given)] == expected
     assert host.operations == []
@@ -103,8 +103,7 @@ def test_a_provider_builds_and_launches(case, provider, launches):
 def test_a_deterministic_backward_pass_adds_integers(name, launches, monkeypatch):
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     case = case_of(name, Level.CORE, Direction.BWD, Dtype.FP16)
-    launch, _ = _launch(case, find(name).provider("triton"), inputs_of(case))
-    launch()
+    timed_closure(case, find(name).provider("triton"), inputs_of(case)).launch()
     dtypes = {name: tensor.dtype for name, tensor in launches[-1].items()}
     assert (dtypes["grad_value_ptr"], dtypes["fixed_point_ptr"]) == (torch.int64, torch.float32)
 

@@ -225,11 +225,13 @@ def providers(around: Around, form: Callable[[Convolve], Convolve] = _one_by_one
         "torch_nchw",
         partial(_build, partial(_torch_convolution, form), False, around),
         "torch's conv2d on NCHW tensors, rearranged before the timing",
+        copied=("x",),
     )
     by_fft = Provider(
         "torch_fft",
         partial(_build, fft, False, around),
         "torch's real Fourier transforms in float32, on NCHW",
+        copied=("x",),
         not_applicable=_small_for_fft,
     )
     cpu = Provider(

@@ -77,7 +77,10 @@ def _build(case: Case, tensors: Tensors, *, nchw: bool = False) -> Forward:
 
 TORCH = Provider("torch", _build, "torch.nn.functional.conv2d, channels_last")
 NCHW = Provider(
-    "torch_nchw", partial(_build, nchw=True), "torch.nn.functional.conv2d on NCHW tensors, rearranged before the timing"
+    "torch_nchw",
+    partial(_build, nchw=True),
+    "torch.nn.functional.conv2d on NCHW tensors, rearranged before the timing",
+    copied=("x", "weight"),
 )
 
 OPERATOR = Operator(

@@ -77,7 +77,10 @@ def _build(channels_last: bool, case: Case, tensors: Tensors) -> Forward:
 
 TORCH = Provider("torch", partial(_build, True), "torch.nn.functional.conv2d, channels_last")
 NCHW = Provider(
-    "torch_nchw", partial(_build, False), "torch.nn.functional.conv2d on NCHW tensors, rearranged before the timing"
+    "torch_nchw",
+    partial(_build, False),
+    "torch.nn.functional.conv2d on NCHW tensors, rearranged before the timing",
+    copied=("x", "weight"),
 )
 
 OPERATOR = Operator(

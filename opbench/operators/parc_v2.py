@@ -181,9 +181,11 @@ TRITON = Provider(
     "triton", partial(_build, "triton"), "opbench_kernels in Triton: the same",
     unavailable=_triton.unavailable, needs=_triton.NEEDS,
 )  # fmt: skip
+MERGED_WEIGHTS = ("column_weight", "row_weight", "local_weight")
 TORCH_MERGED = replace(
     TORCH,
     name="torch_merged",
+    copied=MERGED_WEIGHTS,
     build=partial(_build_merged, "torch"),
     summary="one depthwise convolution, whose kernel is the product of both and the small one added",
     not_applicable=_merging_not_applicable,
@@ -191,6 +193,7 @@ TORCH_MERGED = replace(
 TRITON_MERGED = replace(
     TRITON,
     name="triton_merged",
+    copied=MERGED_WEIGHTS,
     build=partial(_build_merged, "triton"),
     summary="the same in Triton",
     not_applicable=_merging_not_applicable,

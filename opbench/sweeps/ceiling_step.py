@@ -81,7 +81,7 @@ def serve_ceilings(request: Mapping[str, Any], answer: Callable[..., None]) -> N
     from opbench.device.ceiling_probes import device_facts, measure_ceilings
     from opbench.device.interference import others_share
     from opbench.device.snapshots import busy_counters, conditions
-    from opbench.sweeps.runner import torch_threads
+    from opbench.sweeps.process_limits import torch_threads
 
     device = request["device"]
     facts = device_facts(device)

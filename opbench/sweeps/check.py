@@ -22,9 +22,12 @@ __all__ = [
     "CheckResult",
     "allowed_error",
     "check",
+    "compare",
     "crop_to_fit",
     "make_tensors",
+    "output_gradient",
     "poisoned_allocations",
+    "provided_values",
     "reference_values",
     "relative_error",
 ]
@@ -128,20 +131,31 @@ def check(operator: Operator, provider: Provider, case: Case, device: str, seed:
     """
     max_flops = CPU_REFERENCE_FLOPS if device == "cpu" else math.inf
     cropped = crop_to_fit(operator, case, _bytes_available(device) // 2, max_flops)
-    tolerance = allowed_error(operator, cropped)
     tensors = make_tensors(operator, cropped, device, seed)
     if cropped.direction is not Direction.FWD:
         tensors = operator.smooth_inputs(cropped, tensors)
     try:
         with poisoned_allocations():
-            got = _values(cropped, lambda leaves: _provided(provider, cropped, leaves), tensors)
+            got = provided_values(provider, cropped, tensors)
     except WrongResultError as error:
-        return CheckResult(math.inf, tolerance, str(cropped.shape), str(error))
-    expected = reference_values(operator, cropped, tensors)
+        return CheckResult(math.inf, allowed_error(operator, cropped), str(cropped.shape), str(error))
+    return compare(operator, cropped, tensors, got, reference_values(operator, cropped, tensors))
+
+
+def compare(operator: Operator, case: Case, tensors: Tensors, got: Tensors, expected: Tensors) -> CheckResult:
+    """What was computed from `tensors` against what it should be.
+
+    Args:
+        operator, case: give what is allowed.
+        tensors: inputs and parameters.
+        got: of the output and the gradients, those that are compared.
+        expected: the output, and the gradients of a backward, in float64.
+    """
+    tolerance = allowed_error(operator, case)
     scales = _least_scales(tensors, expected, tolerance)
-    deviations = {name: deviation(got[name], expected[name], scales[name]) for name in expected}
+    deviations = {name: deviation(value, expected[name], scales[name]) for name, value in got.items()}
     means = {
-        name: mean_budget(cropped, _tolerance_of(name, operator, cropped), found.mean_spread)
+        name: mean_budget(case, _tolerance_of(name, operator, case), found.mean_spread)
         for name, found in deviations.items()
     }
     biased = max(means, key=lambda name: abs(deviations[name].mean_rel_error) / means[name])
@@ -149,11 +163,11 @@ def check(operator: Operator, provider: Provider, case: Case, device: str, seed:
     return CheckResult(
         max_rel_error=max(found.max_rel_error for found in deviations.values()),
         tolerance=tolerance,
-        checked_shape=str(cropped.shape),
+        checked_shape=str(case.shape),
         reason=_complaint(deviations, got, expected, tolerance, scales) or _bias_complaint(biased, mean, means[biased]),
         mean_rel_error=mean if math.isfinite(mean) else None,
         mean_tolerance=means[biased],
-        result_dtype=str(got["output"].dtype).removeprefix("torch."),
+        result_dtype=str(next(iter(got.values())).dtype).removeprefix("torch."),
     )
 
 
@@ -185,6 +199,15 @@ def reference_values(operator: Operator, case: Case, tensors: Tensors) -> Tensor
     return _values(case, compute, {name: tensor.double() for name, tensor in tensors.items()})
 
 
+def provided_values(provider: Provider, case: Case, tensors: Tensors) -> Tensors:
+    """What a provider computes from the tensors: the output, and the gradients of a backward.
+
+    Raises:
+        WrongResultError: that is no tensor.
+    """
+    return _values(case, lambda leaves: _provided(provider, case, leaves), tensors)
+
+
 def _provided(provider: Provider, case: Case, tensors: Tensors) -> torch.Tensor:
     """What a provider computes, once.
 
@@ -195,8 +218,8 @@ def _provided(provider: Provider, case: Case, tensors: Tensors) -> torch.Tensor:
     if not callable(launch):
         raise WrongResultError(f"build must return the closure to time, got {_what(launch)}")
     out: object = launch()
-    if not isinstance(out, torch.Tensor):
-        raise WrongResultError(f"the closure must return the output, a tensor, got {_what(out)}")
+    if type(out) is not torch.Tensor:  # one of a subclass may compute when it is read
+        raise WrongResultError(f"the closure must return the output, a torch.Tensor itself, got {_what(out)}")
     return out
 
 

@@ -19,7 +19,7 @@ class Progress(Protocol):
         """A cell begins; `number` counts from 1."""
 
     def stage(self, name: str) -> None:
-        """The cell is at set-up, check, build or timing; outside a cell, what the sweep is doing."""
+        """The cell is at set-up, check, build, timing or check again; outside a cell, what the sweep is doing."""
 
     def note(self, text: str) -> None:
         """Something to know about the sweep."""

@@ -175,7 +175,8 @@ def _alone(operators: Mapping[str, Operator]) -> set[tuple[str, str]]:
 @contextmanager
 def _in_process(run: Run, options: "RunOptions", operators: Mapping[str, Operator]) -> Iterator[InProcessExecutor]:
     """Runs cells here; a cell that ends this process leaves its name in the run's folder."""
-    from opbench.sweeps.runner import CellRunner, memory_limit, torch_threads
+    from opbench.sweeps.process_limits import memory_limit, torch_threads
+    from opbench.sweeps.runner import CellRunner
 
     runner = CellRunner(options, operators.__getitem__)
     alone = _alone(operators)

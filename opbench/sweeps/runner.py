@@ -3,34 +3,45 @@
 import gc
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from opbench.device.interference import interference
 from opbench.device.snapshots import busy_counters, conditions
-from opbench.host.system import available_memory_bytes, data_limit, says_out_of_memory
+from opbench.host.system import available_memory_bytes, says_out_of_memory
 from opbench.registry.raised import place_of, traceback_text
 from opbench.registry.registry import operator_module
 from opbench.registry.sources import source_hash
 from opbench.results.measurement import Measurement, Status
-from opbench.sweeps.check import check, make_tensors, output_gradient
+from opbench.sweeps.check import check, make_tensors
 from opbench.sweeps.global_state import restored_state, seeded
 from opbench.sweeps.plan import applicability
 from opbench.sweeps.progress import OnStage
+from opbench.sweeps.recheck import recheck, snapshot
 from opbench.sweeps.request import RunOptions
+from opbench.sweeps.timed import timed_closure
 from opbench.text import one_line
-from opbench.timing import TIMERS, Launch, SpoiledProcessError, StoppingRule, Timer, collect_samples, make_timer
+from opbench.timing import (
+    TIMERS,
+    Launch,
+    SpoiledProcessError,
+    StoppingRule,
+    Timer,
+    collect_samples,
+    make_timer,
+)
 from opbench.timing.precision import torch_precision
 from opbench.timing.trials import trials_for
 from opbench.workload.case import Case, Cell, Direction
 from opbench.workload.cell_warning import CellWarning, WarningKind
-from opbench.workload.operator import Operator, Provider, Tensors
+from opbench.workload.operator import Operator, Provider
 from opbench.workload.trials import trials_of_cell
 
-__all__ = ["CellRunner", "memory_limit", "torch_threads"]
+__all__ = ["CellRunner"]
 
 WARM_UP_FRACTION = 0.2
 """Warm-up time, as a fraction of the time budget."""
@@ -164,38 +175,68 @@ class CellRunner:
         if self.options.device_type == "cuda":
             _release_memory()  # in fragments of the check's tensors the timed ones may find no room
         enter("build")
+        whole = result.checked_shape == str(case.shape)
         tensors = make_tensors(operator, case, device, seed)
         with torch.set_grad_enabled(case.direction is not Direction.FWD):
-            launch, outcome = _launch(case, provider, tensors)
-            if result.checked_shape != str(case.shape) and not all(bool(t.isfinite().all()) for t in outcome()):
+            timed = timed_closure(case, provider, tensors)
+            before = snapshot(timed)
+            if not whole and not all(bool(value.isfinite().all()) for value in before.values()):
                 return replace(
                     common, reason=f"values are not finite at {case.shape} (right at {result.checked_shape})"
                 )
-            peak = self._peak_memory_bytes(launch)
-            enter("timing")
-            entry = TIMERS.get(self.options.timer)  # None for a timer that was handed over
-            rule = entry.rule(self.options.time_budget_s) if entry else StoppingRule(self.options.time_budget_s)
-            busy = busy_counters()  # before the warm-up: the samples alone are often too short to judge the load by
-            timer.prepare(launch, WARM_UP_FRACTION * rule.time_budget_s)
-            before = {**conditions(device), **busy}
-            samples = collect_samples(timer, launch, rule)
-            after = conditions(device)
+            measured = self._time(common, provider, timed.launch, timer, enter)
+            enter("check again")
+            again = partial(recheck, operator, provider, case, timed, before, partial(self._run_once, timer))
+            wrong, left_out = self._reason_after(cell, partial(again, reference_fits=whole, seed=seed + 1))
+        if wrong:
+            return replace(common, reason=wrong)
         cropped = f"checked at {result.checked_shape}: the fp64 reference of the full shape is too large"
-        whole = result.checked_shape == str(case.shape)
+        notes = (common.other_dtype, "" if whole else cropped, left_out)
+        return replace(measured, status=Status.OK, reason="; ".join(filter(None, notes)))
+
+    def _time(
+        self, common: Measurement, provider: Provider, launch: Launch, timer: Timer, enter: OnStage
+    ) -> Measurement:
+        """`common` with the samples, and what was around them."""
+        device, entry = self.options.device, TIMERS.get(self.options.timer)  # None for a timer that was handed over
+        peak = self._peak_memory_bytes(launch)
+        enter("timing")
+        rule = entry.rule(self.options.time_budget_s) if entry else StoppingRule(self.options.time_budget_s)
+        busy = busy_counters()  # before the warm-up: the samples alone are often too short to judge the load by
+        timer.prepare(launch, WARM_UP_FRACTION * rule.time_budget_s)
+        before = {**conditions(device), **busy}
+        samples = collect_samples(timer, launch, rule)
+        after = conditions(device)
         return replace(
             common,
-            status=Status.OK,
-            reason="; ".join(filter(None, (common.other_dtype, "" if whole else cropped))),
             latencies_ms=samples.latencies_ms,
             launches_per_sample=timer.launches_per_sample,
             resolution_ms=timer.resolution_ms,
             stop_reason=samples.stop_reason,
             peak_memory_bytes=peak,
             configuration=provider.configuration(),
-            warp_instructions=self._warp_instructions(provider, case),
+            warp_instructions=self._warp_instructions(provider, common.cell.case),
             conditions={"before": before, "after": after},
             warnings=(*interference(before, after), *timer.warnings),
         )
+
+    def _run_once(self, timer: Timer, launch: Launch) -> None:
+        """A launch as it is timed; a timer that was handed over may count its launches, so it is left out."""
+        if self._timer:
+            launch()
+            return
+        if TIMERS[timer.name].captures:
+            timer.prepare(launch, 0.0)
+        timer.sample(launch, 1)
+
+    def _reason_after(self, cell: Cell, again: Callable[[], str]) -> tuple[str, str]:
+        """What the check after the timing found, and why there was none: it needs more memory than the launch."""
+        try:
+            return again(), ""
+        except Exception as error:
+            if _failure(error, "check", cell.memory_bytes)[0] is not Status.OUT_OF_MEMORY:
+                raise
+        return "", "not checked again after the timing: out of memory"
 
     def _warp_instructions(self, provider: Provider, case: Case) -> int | None:
         """Of the launch that was timed, where somebody counted them for this GPU."""
@@ -217,8 +258,7 @@ class CellRunner:
         try:
             tensors = make_tensors(operator, cell.case, self.options.device, seed)
             with torch.set_grad_enabled(cell.case.direction is not Direction.FWD):
-                launch, _ = _launch(cell.case, provider, tensors)
-                launch()
+                timed_closure(cell.case, provider, tensors).launch()
         except Exception as error:
             if _failure(error, "build", cell.memory_bytes)[0] is Status.OUT_OF_MEMORY:
                 raise
@@ -259,31 +299,6 @@ def _kept_buffers(case: Case) -> AbstractContextManager[object]:
     return kept
 
 
-def _launch(case: Case, provider: Provider, tensors: Tensors) -> tuple[Launch, Callable[[], tuple[torch.Tensor, ...]]]:
-    """The closure to time, and one that gives what it computes."""
-    if case.direction is Direction.FWD:
-        forward = provider.build(case, tensors)
-        return forward, lambda: (forward(),)
-    leaves = {name: tensor.requires_grad_() for name, tensor in tensors.items()}
-    forward = provider.build(case, leaves)
-    inputs = list(leaves.values())
-    first = forward()
-    gradient = output_gradient(first)
-    if case.direction is Direction.BWD:
-        out = first
-
-        def backward() -> tuple[torch.Tensor, ...]:
-            return torch.autograd.grad(out, inputs, gradient, retain_graph=True)
-
-        return backward, backward
-    del first
-
-    def forward_and_backward() -> tuple[torch.Tensor, ...]:
-        return torch.autograd.grad(forward(), inputs, gradient)
-
-    return forward_and_backward, forward_and_backward
-
-
 def _failure(error: BaseException, stage: str, needed_bytes: int) -> tuple[Status, str]:
     """Status and reason of a cell that raised, while the error still holds its tensors."""
     try:
@@ -293,44 +308,3 @@ def _failure(error: BaseException, stage: str, needed_bytes: int) -> tuple[Statu
     no_memory = isinstance(error, (MemoryError, torch.OutOfMemoryError)) or says_out_of_memory(message, needed_bytes)
     status = Status.OUT_OF_MEMORY if no_memory else Status.ERROR
     return status, f"{type(error).__name__} in {stage}: {one_line(message) or 'no message'}"
-
-
-@contextmanager
-def torch_threads(count: int | None) -> Iterator[None]:
-    """Let torch use that many threads of the CPU; None leaves it as it is."""
-    if count is None:
-        yield
-        return
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def memory_limit(gib: float | None, device: str) -> Iterator[bool]:
-    """Hold this process to a limit: the CUDA allocator's share of the device, or on the CPU the growth of its data.
-
-    Args:
-        gib: GiB; None for none.
-        device: as RunOptions.
-
-    Yields:
-        Whether the limit holds; only Linux counts the data of a process.
-    """
-    if gib is None:
-        yield False
-        return
-    limit_bytes = int(gib * 2**30)
-    if device != "cpu":
-        total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, limit_bytes / total), device)
-        try:
-            yield True
-        finally:
-            torch.cuda.set_per_process_memory_fraction(1.0, device)
-        return
-    with data_limit(limit_bytes) as held:
-        yield held

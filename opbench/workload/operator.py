@@ -115,6 +115,8 @@ class Provider:
         own_process: its cells need a process that has run no cell of another provider, nor will.
         sources: names of further modules whose text is part of kernel_source_hash, such as one of another package; what
             `build` imports of its own package or of opbench_kernels is found.
+        copied: names of the tensors that `build` copies or computes from, such as one in another layout or weights that
+            it merges. The closure does not read these anew, so they keep their values in the check after the timing.
         needs: what a machine must have beside PyTorch, in words, for `opbench list providers`, which imports nothing to
             find it out; `unavailable` decides.
     """
@@ -129,6 +131,7 @@ class Provider:
     around: Callable[[], AbstractContextManager[object]] = nullcontext
     own_process: bool = False
     sources: tuple[str, ...] = ()
+    copied: tuple[str, ...] = ()
     needs: str = ""
 
     @property

@@ -28,7 +28,7 @@ class Executor(Protocol):
     """Runs one cell after another."""
 
     def run(self, cell: Cell, on_stage: OnStage) -> Measurement:
-        """Measure one cell; on_stage hears "set-up", "check", "build" and "timing"."""
+        """Measure one cell; on_stage hears "set-up", "check", "build", "timing" and "check again"."""
         ...
 
     def renew(self) -> None:

@@ -17,8 +17,9 @@ from opbench.host.system import available_memory_bytes
 from opbench.registry import registry
 from opbench.registry.places import resolve_ops
 from opbench.sweeps.ceiling_step import serve_ceilings
+from opbench.sweeps.process_limits import memory_limit, torch_threads
 from opbench.sweeps.request import RunOptions
-from opbench.sweeps.runner import CellRunner, memory_limit, torch_threads
+from opbench.sweeps.runner import CellRunner
 from opbench.workload.case import Cell
 
 __all__ = ["serve"]
