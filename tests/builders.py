@@ -2,9 +2,13 @@
 
 import torch
 
+from opbench.registry.registry import registered
 from opbench.workload.case import Case, Cell, Direction, Dtype, Level, Shape
 from opbench.workload.operator import Operator, Provider, Setting, by_direction
 from opbench.workload.tolerance import rounding_budget
+
+NAMES = [name for name, operator in registered().items() if not operator.is_network]
+"""Every operator but the networks."""
 
 
 def make_case(operator="double", shape=(1, 4, 4, 8), **changes):

@@ -7,9 +7,10 @@ defines what is counted.
 from math import prod
 
 import pytest
+from builders import NAMES as BUILT_IN
 
 from opbench.registry import registry
-from opbench.workload.case import Case, Direction, Dtype, Level, Shape
+from opbench.workload.case import OPERATOR_LEVELS, Case, Direction, Dtype, Level, Shape
 
 B, H, W, C = 3, 11, 29, 7 * 17
 N, P = 11 * 29, 3 * 11 * 29
@@ -199,8 +200,10 @@ MEMORY_FP16 = {  # estimated peak bytes of a forward pass
     ("window_attention", "core"): 2 * (9 * PADDED * C + 3 * PADDED_SCORES),
     ("window_attention", "module"): 2 * (9 * PADDED * C + 3 * PADDED_SCORES),
     ("dat_attention", "module"): 2 * (10 * PC + 4 * C**2 + 3 * SCORES) + 4 * (2 * SCORES + 4 * P * N * HEADS),
-    **{("ms_deform_attn", level): 2 * (2 * SC + 3 * PC + 3 * TAPS * P) + 4 * 48 * TAPS * P for level in Level},
-    **{("dcnv2", level): 2 * ((K + 3) * PC + K * C**2) + 4 * 48 * K * G * P for level in Level},
+    **{
+        ("ms_deform_attn", level): 2 * (2 * SC + 3 * PC + 3 * TAPS * P) + 4 * 48 * TAPS * P for level in OPERATOR_LEVELS
+    },
+    **{("dcnv2", level): 2 * ((K + 3) * PC + K * C**2) + 4 * 48 * K * G * P for level in OPERATOR_LEVELS},
     ("dcnv3", "core"): CORNERS,
     ("dcnv3", "module"): CORNERS + 2 * 5 * PC,
     ("dcnv4_lightweight", "core"): CORNERS + 2 * P * M,
@@ -263,7 +266,7 @@ def test_bytes_by_hand(name, level, dtype, element_bytes):
     assert moved == [forward, backward, forward + backward]
 
 
-@pytest.mark.parametrize("name", registry.registered())
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_an_operator_is_in_each_table(name):
     tables = {"SETTINGS": SETTINGS, "REFERENCE": [key if isinstance(key, str) else key[0] for key in REFERENCE]}
     by_level = {"FLOPS": FLOPS, "ELEMENTS": ELEMENTS, "MEMORY_FP16": MEMORY_FP16}
@@ -278,7 +281,7 @@ def test_an_operator_is_in_each_table(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("level", list(OPERATOR_LEVELS))
 def test_gathered_bytes_by_hand(name, level):
     """Four corners of each point and channel; a backward pass reads them once more."""
     gathered = 4 * K * PC if name.startswith("dcn") else GATHERED.get(name, 0)
@@ -476,7 +479,7 @@ def moved_by_stages(run):
 
 
 @pytest.mark.parametrize("name", ["attention", "window_attention"])
-@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("level", list(OPERATOR_LEVELS))
 def test_materialised_attention_moves_what_its_stages_do(name, level):
     tensors = tensors_of(name, level)
     moved = moved_by_stages(lambda: output_of(name, level, tensors))
@@ -508,7 +511,7 @@ def test_a_gated_unit_moves_what_its_stages_do():
     assert registry.find("bgu").bytes_moved(case_of("bgu", "module")) == 4 * moved
 
 
-@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("level", list(OPERATOR_LEVELS))
 def test_an_oversized_convolution_moves_what_its_stages_do(level):
     tensors = tensors_of("parc_v2", level)
     moved = moved_by_stages(lambda: output_of("parc_v2", level, tensors))

@@ -2,15 +2,15 @@
 
 import pytest
 import torch
-from builders import make_case
+from builders import NAMES, make_case
 from fake_cuda import DEVICE, HostTensors, fake_cuda
 
 from opbench.device.ceiling_probes import DeviceFacts, probe_families
-from opbench.registry.registry import find, registered
+from opbench.registry.registry import find
 from opbench.sweeps.check import make_tensors, reference_values
 from opbench.sweeps.plan import applicability
 from opbench.sweeps.timed import timed_closure
-from opbench.workload.case import Direction, Dtype, Level
+from opbench.workload.case import OPERATOR_LEVELS, Direction, Dtype, Level
 
 NOT_COVERED = ("torch_compile", "flash_attn")
 """The compiler asks the device what it is, and the package's operators have a CUDA implementation alone."""
@@ -25,8 +25,8 @@ def case_of(name, level, direction, dtype, **given):
 
 CASES = [
     case_of(name, level, direction, dtype)
-    for name in registered()
-    for level in Level
+    for name in NAMES
+    for level in OPERATOR_LEVELS
     for direction in DIRECTIONS
     for dtype in (DTYPES if find(name).by_default else DTYPES[-1:])  # one dtype of half the width for the many others
 ]
@@ -108,8 +108,8 @@ def test_a_deterministic_backward_pass_adds_integers(name, launches, monkeypatch
     assert (dtypes["grad_value_ptr"], dtypes["fixed_point_ptr"]) == (torch.int64, torch.float32)
 
 
-@pytest.mark.parametrize("level", list(Level))
-@pytest.mark.parametrize("name", registered())
+@pytest.mark.parametrize("level", list(OPERATOR_LEVELS))
+@pytest.mark.parametrize("name", NAMES)
 def test_a_reference_and_its_gradients_are_in_float64(name, level):
     given = {"kernel_size": "1"} if "kernel_size" in find(name).settings else {}  # more points are more of the same
     case = case_of(name, level, Direction.BWD, Dtype.FP16, **given)

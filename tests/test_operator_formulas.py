@@ -19,7 +19,7 @@ from opbench.errors import UsageError
 from opbench.operators import _attention, _dcn, _dcnv4, _triton, window_attention
 from opbench.registry import registry
 from opbench.sweeps.check import make_tensors
-from opbench.workload.case import Case, Direction, Dtype, Level, Shape
+from opbench.workload.case import OPERATOR_LEVELS, Case, Direction, Dtype, Level, Shape
 from opbench.workload.trials import Trials, trials_of_cell
 
 
@@ -49,7 +49,7 @@ def assert_same(got, expected):
     assert (got - expected).abs().max() < 1e-11 * expected.abs().max()
 
 
-@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("level", list(OPERATOR_LEVELS))
 def test_a_convolution_is_torchs_in_nchw(level):
     case = case_of("conv3x3", level=level)
     t = random_like(case)
@@ -58,7 +58,7 @@ def test_a_convolution_is_torchs_in_nchw(level):
     assert ("bias" in t) == (level is Level.MODULE)
 
 
-@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("level", list(OPERATOR_LEVELS))
 def test_a_partial_convolution_is_timms_and_the_module_its_block_with_the_normalisation_folded(level):
     case = case_of("pconv", level=level)
     t = random_like(case)
@@ -127,7 +127,7 @@ def test_a_depthwise_convolution_is_torchs(size):
         assert_same(ours, theirs)
 
 
-@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("level", list(OPERATOR_LEVELS))
 def test_repl_k_is_the_modules_convolution_and_its_block_with_the_normalisations_folded(level):
     case = case_of("replk", level=level, kernel_size=9, small_kernel=3)
     t = random_like(case)
@@ -146,7 +146,7 @@ def test_repl_k_is_the_modules_convolution_and_its_block_with_the_normalisations
     assert_same(reference(case, t), module(t["x"].permute(0, 3, 1, 2)).permute(0, 2, 3, 1).detach())
 
 
-@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("level", list(OPERATOR_LEVELS))
 def test_slak_is_the_modules_convolution_and_its_block(level):
     case = case_of("slak", level=level, kernel_size=9, small_kernel=3)
     t = random_like(case)
@@ -224,7 +224,7 @@ def attended(case, tensors, image, bias=lambda head, query: 0.0):
     return by_hand(q, k, v, head_dim, bias) @ tensors["proj_weight"].T + tensors["proj_bias"]
 
 
-@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("level", list(OPERATOR_LEVELS))
 @pytest.mark.parametrize("name", ["attention", "flash_attention_2"])
 def test_attention_by_hand(name, level):
     case = case_of(name, level=level, head_dim=8)
@@ -234,7 +234,7 @@ def test_attention_by_hand(name, level):
     assert_same(reference(case, t), expected)
 
 
-@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("level", list(OPERATOR_LEVELS))
 def test_the_package_flash_attn_gets_its_layout(level, monkeypatch):
     def flash_attn_func(q, k, v):
         """As the package documents it: each (batch, tokens, heads, head_dim), scaled by 1 / sqrt(head_dim)."""
@@ -259,7 +259,7 @@ def test_blocks_of_queries_are_put_together():
     assert_same(huge, F.scaled_dot_product_attention(300 * q, 300 * k, v))
 
 
-@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("level", list(OPERATOR_LEVELS))
 def test_window_attention_by_hand(level):
     """Windows of 3 on 5 x 7, padded with zeros to 6 x 9, whose bias depends on where the key lies from the query."""
     case, window = case_of("window_attention", (2, 5, 7, 8), level, window_size=3, head_dim=4), 3
@@ -291,7 +291,7 @@ def test_timms_scores_are_materialised_whatever_its_default(monkeypatch):
     launch()
 
 
-@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("level", list(OPERATOR_LEVELS))
 def test_dcnv2_is_torchvisions(level):
     case = case_of("dcnv2", level=level, kernel_size=5, deform_groups=2)
     t = random_like(case)
@@ -494,7 +494,7 @@ def spreads_of(name):
     }[name]  # fmt: skip
 
 
-@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("level", list(OPERATOR_LEVELS))
 @pytest.mark.parametrize(
     ("name", "given"),
     [
@@ -520,7 +520,7 @@ def test_inputs_have_their_shapes_and_spreads(name, given, level):
             assert made[key].mean() == pytest.approx(mean, abs=4 * (std or 0.1) / count**0.5 + 1e-7), key
 
 
-@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("level", list(OPERATOR_LEVELS))
 def test_packed_channels_are_offsets_then_masks_of_each_group_then_a_tail_of_zeros(level):
     case = case_of("dcnv4", (2, 20, 10, 64), level, offset_std_px=3)
     made = make_tensors(registry.find("dcnv4"), case, "cpu", 5)
@@ -541,7 +541,7 @@ def test_offsets_are_squeezed_between_the_pixels():
 
 
 @pytest.mark.parametrize("name", ["dcnv3", "dcnv4"])
-@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("level", list(OPERATOR_LEVELS))
 @pytest.mark.parametrize("spread", [0.01, 2.0])
 def test_smooth_inputs_change_the_offsets_alone(name, level, spread):
     case = case_of(name, (1, 8, 9, 64), level, Direction.BWD, offset_std_px=spread)
@@ -607,7 +607,7 @@ def test_kernels_are_tuned_with_the_clock_and_the_cache_of_their_cell(monkeypatc
     assert tuning._state["timing"] == (trials.measure, "warm")
 
 
-@pytest.mark.parametrize("level", list(Level))
+@pytest.mark.parametrize("level", list(OPERATOR_LEVELS))
 @pytest.mark.parametrize("name", ["dcnv3", "dcnv4", "dcnv4_lightweight"])
 def test_what_a_provider_builds_is_the_reference_and_triton_alone_is_tuned(name, level, monkeypatch):
     case = case_of(name, (2, 5, 6, 64), level, kernel_size=5)

@@ -26,7 +26,7 @@ class AttentionPooling(nn.Module):
         self.norm1_q = nn.Sequential(nn.LayerNorm(dim, eps=1e-6))
         self.norm1_k = nn.Sequential(nn.LayerNorm(dim, eps=1e-6))
         self.norm1_v = nn.Sequential(nn.LayerNorm(dim, eps=1e-6))
-        self.cross_dcn = _CrossAttention(dim, num_heads, out_dim)
+        self.cross_dcn = CrossAttention(dim, num_heads, out_dim)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(N, tokens, dim) to (N, out_dim)."""
@@ -35,7 +35,7 @@ class AttentionPooling(nn.Module):
         return pooled.squeeze(1)
 
 
-class _CrossAttention(nn.Module):
+class CrossAttention(nn.Module):
     """Attention with biases that are parameters beside the Linears, as the authors name them."""
 
     def __init__(self, dim: int, num_heads: int, out_dim: int) -> None:

@@ -8,6 +8,7 @@ from opbench.workload.operator import Operator
 __all__ = ["ALL", "chosen_operators", "default_names", "names_for_ops"]
 
 ALL = "all"
+"""Every operator but the networks, which have other levels and shapes: these have a family."""
 
 
 def default_names(operators: Mapping[str, Operator]) -> list[str]:
@@ -32,8 +33,13 @@ def chosen_operators(names: Iterable[str], operators: Mapping[str, Operator]) ->
         if name in operators:
             members = [name]
         else:
-            members = [each for each, operator in operators.items() if name in (operator.family, ALL)]
+            members = [each for each, operator in operators.items() if name in _names_of(operator)]
         if not (name and members):
             raise UnknownNameError("operator", name, names_for_ops(operators))
         chosen |= {member: operators[member] for member in members}
     return chosen
+
+
+def _names_of(operator: Operator) -> tuple[str, ...]:
+    """What stands for it beside its own name."""
+    return (operator.family,) if operator.is_network else (operator.family, ALL)

@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from opbench import operators
+from opbench.backbones.operators import OPERATORS as BACKBONES
 from opbench.errors import RegistryError, UnknownNameError
 from opbench.host.checkout import git_revision
 from opbench.text import one_line
@@ -27,6 +28,8 @@ __all__ = [
 
 ENTRY_POINT_GROUP = "opbench.operators"
 
+BACKBONES_MODULE = "opbench.backbones.operators"
+
 _left_out: list[str] = []
 
 PAPER_ORDER = (
@@ -37,7 +40,7 @@ PAPER_ORDER = (
 
 @cache
 def registered() -> dict[str, Operator]:
-    """Every operator by name: the paper's in its order, then others by name.
+    """Every operator by name: the paper's in its order, then others by name, and networks in the order of families.
 
     A plug-in that cannot be imported is left out, so that one does not stop the others; left_out says which.
 
@@ -57,9 +60,11 @@ def registered() -> dict[str, Operator]:
             _left_out.append(f"plug-in {entry_point.name} ({entry_point.value}) does not load: {one_line(repr(error))}")
             continue
         found.append((entry_point.value, loaded))
-    by_name = collect(found)
+    by_name = collect([*found, *((BACKBONES_MODULE, backbone) for backbone in BACKBONES)])
     order = {name: index for index, name in enumerate(PAPER_ORDER)}
-    return dict(sorted(by_name.items(), key=lambda item: (order.get(item[0], len(order)), item[0])))
+    networks = {backbone.name: backbone for backbone in BACKBONES}
+    others = sorted(by_name.keys() - networks.keys(), key=lambda name: (order.get(name, len(order)), name))
+    return {name: by_name[name] for name in others} | networks
 
 
 def left_out() -> tuple[str, ...]:
@@ -114,7 +119,7 @@ def revisions(chosen: Iterable[Operator], own: str | None) -> dict[str, str | No
     found = {}
     for operator in chosen:
         module = operator_module(operator)
-        if module.startswith(f"{operators.__name__}."):
+        if module.startswith((f"{operators.__name__}.", BACKBONES_MODULE)):
             found[operator.name] = own
             continue
         file = getattr(sys.modules.get(module), "__file__", None)

@@ -15,7 +15,7 @@ from opbench.workload.operator import Operator, Provider
 __all__ = ["source_files", "source_hash"]
 
 KERNELS = "opbench_kernels"
-OPERATORS = "opbench.operators."
+OPERATORS = ("opbench.operators.", "opbench.backbones.", "opbench.models.")
 Import = tuple[str, str]
 """A module, and the name that is taken from it; empty where the whole is."""
 

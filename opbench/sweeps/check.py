@@ -32,8 +32,8 @@ __all__ = [
     "relative_error",
 ]
 
-CPU_REFERENCE_FLOPS = 2e10
-"""Most work of a reference on the CPU: about a second in fp64 on two cores."""
+REFERENCE_FLOPS = {"cpu": 2e10, "cuda": 2e13}
+"""Most work of a reference by device type: about a second in fp64, on two cores or a GPU of a data centre."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +85,20 @@ def make_tensors(operator: Operator, case: Case, device: str, seed: int) -> Tens
 def crop_to_fit(operator: Operator, case: Case, bytes_available: int, max_flops: float) -> Case:
     """The case itself if its reference fits in memory and work, else one with a smaller batch, then a smaller image.
 
-    Channels stay: they decide which code a provider takes.
+    Channels stay: they decide which code a provider takes. Height and width stay multiples of what the operator takes.
     """
     while (
         8 * cost(operator, "reference_elements", case) > bytes_available
         or cost(operator, "flop_count", case) > max_flops
-    ) and case.shape.pixels > 1:
+    ):
         shape = case.shape
-        side = max(
-            ("batch", "height", "width"),
-            key=lambda name: (name == "batch" and shape.batch > 1, getattr(shape, name)),
-        )
-        case = replace(case, shape=replace(shape, **{side: (getattr(shape, side) + 1) // 2}))
+        steps = {"batch": 1, "height": operator.side_multiple, "width": operator.side_multiple}
+        larger = [name for name, step in steps.items() if getattr(shape, name) > step]
+        if not larger:
+            break
+        side = max(larger, key=lambda name: (name == "batch", getattr(shape, name)))
+        halves = -(-getattr(shape, side) // (2 * steps[side]))
+        case = replace(case, shape=replace(shape, **{side: halves * steps[side]}))
     return case
 
 
@@ -129,7 +131,7 @@ def check(operator: Operator, provider: Provider, case: Case, device: str, seed:
         OperatorError: make_inputs, reference or tolerance give what they may not.
         Exception: whatever a function of the operator or the provider raises.
     """
-    max_flops = CPU_REFERENCE_FLOPS if device == "cpu" else math.inf
+    max_flops = REFERENCE_FLOPS[device.partition(":")[0]]
     cropped = crop_to_fit(operator, case, _bytes_available(device) // 2, max_flops)
     tensors = make_tensors(operator, cropped, device, seed)
     if cropped.direction is not Direction.FWD:

@@ -63,7 +63,9 @@ def applicability(operator: Operator, provider: Provider, case: Case, device_typ
 def _not_applicable(operator: Operator, case: Case, device_type: str) -> str:
     """Why no provider of the operator runs a case; empty where nothing is against it."""
     if case.level not in operator.levels:
-        return f"{operator.name} has no such level: all of it is timed as {operator.levels[0]}"
+        others = " or ".join(operator.levels)
+        only = "it is timed as" if len(operator.levels) > 1 else "all of it is timed as"
+        return f"{operator.name} has no such level: {only} {others}"
     if reason := _answer(operator, "not_applicable", partial(operator.not_applicable, case), case):
         return str(reason)
     if case.dtype is Dtype.TF32 and device_type != "cuda":

@@ -39,6 +39,8 @@ __all__ = [
 ]
 
 DEFAULT_SHAPES = {"cuda": ("standard", "high_resolution"), "cpu": ("standard_batch1",)}
+NETWORK_SHAPES = {"cuda": ("backbone",), "cpu": ("backbone_smoke",)}
+"""Of a sweep of networks alone, whose level is model where none is named."""
 DEFAULT_TIME_BUDGET_S = {"cuda": 1.0, "cpu": 0.5}
 """A CPU's 70 cells are to end within the first minute."""
 MAX_SEED = 2**62
@@ -142,6 +144,9 @@ def make_request(options: Options, operators: Mapping[str, Operator]) -> SweepRe
     if "dtypes" not in values:
         values["dtypes"] = default_dtypes(device_type).dtypes
     by_device = {name: option.by_device for name, option in options_of(SweepRequest).items() if option.by_device}
+    if all(operators[name].is_network for name in values["ops"]):
+        by_device["shapes"] = NETWORK_SHAPES
+        values.setdefault("levels", (Level.MODEL,))
     return SweepRequest(**{name: choice[device_type] for name, choice in by_device.items()} | values)
 
 

@@ -7,7 +7,17 @@ from typing import Any, Self
 
 from opbench.workload.file_setting import FileSetting
 
-__all__ = ["Case", "Cell", "Direction", "Dtype", "Level", "SettingValue", "Shape"]
+__all__ = [
+    "NETWORK_LEVELS",
+    "OPERATOR_LEVELS",
+    "Case",
+    "Cell",
+    "Direction",
+    "Dtype",
+    "Level",
+    "SettingValue",
+    "Shape",
+]
 
 SettingValue = int | float | str
 
@@ -17,12 +27,20 @@ MAX_COUNT = 2**63
 
 
 class Level(StrEnum):
-    """How much of the operator is timed."""
+    """How much is timed: an operator has the first two, a network the last two."""
 
     MODULE = "module"
     """With its linear projections, as in the published tables."""
     CORE = "core"
     """The operator alone."""
+    BLOCK = "block"
+    """Of a network one residual block."""
+    MODEL = "model"
+    """A whole network, from images to logits."""
+
+
+OPERATOR_LEVELS = (Level.MODULE, Level.CORE)
+NETWORK_LEVELS = (Level.MODEL, Level.BLOCK)
 
 
 class Direction(StrEnum):

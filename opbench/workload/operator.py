@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from opbench.errors import UnknownNameError, UsageError
-from opbench.workload.case import Case, Direction, Level, SettingValue
+from opbench.workload.case import OPERATOR_LEVELS, Case, Direction, Level, SettingValue
 from opbench.workload.file_setting import FileSetting
 
 if TYPE_CHECKING:
@@ -204,7 +204,8 @@ class Operator:
         family: of operators that one name of `--ops` stands for, such as dcn or large-kernel; empty for none.
         by_default: whether a sweep takes it where `--ops` names none.
         levels: those that it tells apart. One that has no projections around it names one alone, under which its rows
-            then stand, by default `module`; at the other it is not applicable.
+            then stand, by default `module`. At a level that is not among them it is not applicable.
+        side_multiple: height and width of its inputs are multiples of this; a smaller input for a check keeps to it.
     """
 
     name: str
@@ -222,10 +223,16 @@ class Operator:
     implied_settings: Callable[[Mapping[str, SettingValue]], Mapping[str, SettingValue]] = _nothing_implied
     not_applicable: Callable[[Case], str | None] = _always
     smooth_inputs: Callable[[Case, Tensors], Tensors] = _unchanged
-    levels: tuple[Level, ...] = tuple(Level)
+    levels: tuple[Level, ...] = OPERATOR_LEVELS
     gathered_bytes: Callable[[Case], int] = _none_gathered
     family: str = ""
     by_default: bool = True
+    side_multiple: int = 1
+
+    @property
+    def is_network(self) -> bool:
+        """Whether it is a whole network, which has levels of its own."""
+        return Level.MODEL in self.levels
 
     def provider(self, name: str) -> Provider:
         """The provider of that name.

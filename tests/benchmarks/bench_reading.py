@@ -106,7 +106,7 @@ def main(checkout, rounds):
     with tempfile.TemporaryDirectory() as place:
         shapes = [Shape(1, side, side, 64) for side in range(8, 33)]
         small = make_run(Path(place) / "small", (Level.CORE,), (Direction.FWD,), shapes[:1])
-        large = make_run(Path(place) / "rows", tuple(Level), (Direction.FWD, Direction.BWD), shapes)
+        large = make_run(Path(place) / "rows", (Level.MODULE, Level.CORE), (Direction.FWD, Direction.BWD), shapes)
         swept = make_run(Path(place) / "cells", (Level.CORE,), (Direction.FWD,), shapes)
         for name, task, folder in (("report of 2,000 rows", "report", large), ("end of 500 cells", "end", swept)):
             found = {tree: [] for tree in (checkout, HERE)}

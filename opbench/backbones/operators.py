@@ -1,0 +1,209 @@
+"""Networks as operators of a sweep: their names as in opbench.models and timm, costs, values and providers.
+
+Importable without torch; a network is built where a case of it is planned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+from typing import TYPE_CHECKING
+
+from opbench.operators import _triton
+from opbench.workload.case import NETWORK_LEVELS, Case, Direction
+from opbench.workload.operator import Forward, Operator, Provider, Setting, Tensors, by_direction, compiled
+from opbench.workload.tolerance import rounding_budget
+
+if TYPE_CHECKING:
+    import torch
+    from opbench_kernels.implementation import Implementation
+
+    from opbench.backbones.work import Work
+
+__all__ = ["OPERATORS"]
+
+STRIDE = 32
+"""Pixels of the image per pixel of the last stage, in each direction."""
+COLOURS = 3
+
+
+def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
+    """x, the images or a block's input (B, H, W, C); and all parameters of the network or the block, by name."""
+    import torch
+
+    from opbench.backbones.networks import part_of
+    from opbench.backbones.parameters import draw
+    from opbench.operators._random import normal
+
+    part = part_of(case, "meta")
+    x = normal(generator, *part.input_shape)
+    values = draw(part.module, generator, _offset_std_px(case))
+    return {"x": x} | {
+        name: tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
+        for name, tensor in values.items()
+    }
+
+
+def smooth_inputs(case: Case, tensors: Tensors) -> Tensors:
+    """Parameters that keep the inputs of kinks away from them."""
+    from opbench.backbones.networks import part_of
+    from opbench.backbones.parameters import smooth
+
+    values = {name: tensor for name, tensor in tensors.items() if name != "x"}
+    return {"x": tensors["x"], **smooth(part_of(case, "meta").module, values, _offset_std_px(case))}
+
+
+def reference(case: Case, tensors: Tensors) -> torch.Tensor:
+    """The same network in the tensors' dtype, its operators by their formulas."""
+    from opbench.backbones.networks import ready_part
+    from opbench.backbones.reference import use_reference_operators
+
+    part = ready_part(case, tensors)
+    use_reference_operators(part.module)
+    return part.run(tensors["x"])
+
+
+def _build(implementation: Implementation, case: Case, tensors: Tensors) -> Forward:
+    from opbench.backbones.networks import ready_part, use_implementation
+
+    part, x = ready_part(case, tensors), tensors["x"]
+    use_implementation(part.module, implementation)
+    if implementation == "triton":
+        _triton.tune()
+    return lambda: part.run(x)
+
+
+def flop_count(case: Case) -> int:
+    """The sum over the layers, by the operators' own formulas; normalisations and activations count nothing."""
+    work = _work(case)
+    return case.shape.batch * by_direction(case, fwd=work.forward_flops, bwd=work.backward_flops)
+
+
+def bytes_moved(case: Case) -> int:
+    """What layers with products read and write, each on its own, and the parameters once; twice that backward."""
+    work = _work(case)
+    elements = case.shape.batch * work.elements + work.parameters
+    return case.dtype.element_bytes * by_direction(case, fwd=elements, bwd=2 * elements)
+
+
+def gathered_bytes(case: Case) -> int:
+    """Of the samples, in either pass."""
+    one_pass = case.shape.batch * _work(case).gathered * case.dtype.element_bytes
+    return by_direction(case, fwd=one_pass, bwd=one_pass)
+
+
+def memory_bytes(case: Case) -> int:
+    """Parameters, and what the largest layer reads and gives; with gradients, half of what all layers give.
+
+    The harness takes twice that with gradients: parameters with theirs, and all activations.
+    """
+    work = _work(case)
+    activations = work.largest if case.direction is Direction.FWD else work.kept // 2
+    return case.dtype.element_bytes * (work.parameters + case.shape.batch * activations)
+
+
+def reference_elements(case: Case) -> int:
+    """As memory_bytes, and twice what samples read, which the reference keeps where there are gradients."""
+    work = _work(case)
+    if case.direction is Direction.FWD:
+        return work.parameters + 3 * case.shape.batch * work.largest
+    return 2 * work.parameters + case.shape.batch * (work.kept + 2 * work.gathered)
+
+
+def tolerance(case: Case) -> float:
+    """Roundings of different layers are independent: their errors add up as the square root of their number.
+
+    So do the sums' float32 roundings: the square root of all their lengths.
+    """
+    work = _work(case)
+    return rounding_budget(case, storage_roundings=work.roundings**0.5, float32_growth=work.lengths**0.5)
+
+
+def not_applicable(step: int, case: Case) -> str | None:
+    """Why the network has no such case, or None.
+
+    Args:
+        step: sides of images are multiples of it.
+        case: of the network.
+    """
+    if case.shape.channels != COLOURS:
+        return f"a network takes images of {COLOURS} channels, got {case.shape.channels} (--shapes backbone)"
+    for name in ("height", "width"):
+        if getattr(case.shape, name) % step:
+            return f"{name} must be a multiple of {step} for {case.operator}, got {getattr(case.shape, name)}"
+    try:
+        _work(case)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def _work(case: Case) -> Work:
+    from opbench.backbones.work import work_of
+
+    return work_of(case)
+
+
+def _offset_std_px(case: Case) -> float:
+    return float(dict(case.settings).get("offset_std_px", 1.0))
+
+
+TORCH = Provider("torch", partial(_build, "torch"), "PyTorch's and timm's layers; opbench_kernels in torch")
+TRITON = Provider(
+    "triton", partial(_build, "triton"), "the same with opbench_kernels in Triton",
+    unavailable=_triton.unavailable, needs=_triton.NEEDS,
+)  # fmt: skip
+
+
+def _operators(names: Iterable[str], what: str, *, stages: int = 4, step: int = STRIDE) -> list[Operator]:
+    """Networks of one architecture.
+
+    Args:
+        names: as in opbench.models or timm.
+        what: the architecture, in words.
+        stages: how many it has.
+        step: sides of images are multiples of it.
+    """
+    settings = {
+        "stage": Setting(min(2, stages - 1), 0, "of the block, from 0"),
+        "block": Setting(0, 0, "which block of the stage, from 0"),
+    }
+    return [
+        Operator(
+            name=name,
+            family="backbone",
+            by_default=False,
+            summary=f"{what}; block: one residual block of a stage; model: from images to logits",
+            timed="everything from the images, NHWC, to the logits; of a block from its input to its output",
+            make_inputs=make_inputs,
+            smooth_inputs=smooth_inputs,
+            reference=reference,
+            flop_count=flop_count,
+            bytes_moved=bytes_moved,
+            gathered_bytes=gathered_bytes,
+            memory_bytes=memory_bytes,
+            reference_elements=reference_elements,
+            tolerance=tolerance,
+            providers=(TRITON, TORCH, compiled(TORCH)),
+            settings=settings,
+            not_applicable=partial(not_applicable, step),
+            levels=NETWORK_LEVELS,
+            side_multiple=step,
+        )
+        for name in names
+    ]
+
+
+OPERATORS = (
+    *_operators((f"internimage_{size}" for size in ("t", "s", "b", "l", "xl", "h")), "InternImage"),
+    *_operators((f"flash_internimage_{size}" for size in "tsbl"), "FlashInternImage: InternImage with DCNv4"),
+    *_operators((f"replknet_{size}" for size in ("31b", "31l", "xl")), "RepLKNet"),
+    *_operators((f"slak_{size}" for size in ("tiny", "small", "base")), "SLaK, dense"),
+    *_operators((f"parcnetv2_{size}" for size in ("xt", "tiny", "small", "base")), "ParCNetV2"),
+    *_operators((f"dat_{size}" for size in ("tiny", "small", "base")), "DAT", step=224),
+    *_operators((f"convnext_{size}" for size in ("tiny", "small", "base", "large")), "ConvNeXt of timm"),
+    *_operators((f"fasternet_{size}" for size in ("t0", "t1", "t2", "s", "m", "l")), "FasterNet of timm"),
+    *_operators((f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large")), "Swin of timm"),
+    *_operators((f"vit_{size}_patch16_224" for size in ("base", "large")), "ViT of timm", stages=1),
+)
+"""In the order of families."""
