@@ -15,6 +15,9 @@ from opbench.workload.shapes import ShapeList, builtin_shape_lists, load_shape_l
 
 ITEM = "- {batch: 1, height: 8, width: 9, channels: 32}\n"
 BUILTIN = (
+    "backbone",
+    "backbone_smoke",
+
     "deformable_detr", "fasternet", "high_resolution", "internimage", "large_kernel", "smoke", "standard",
     "standard_batch1",
 )  # fmt: skip

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import timm
 import torch
@@ -23,7 +24,7 @@ __all__ = ["Part", "part_of", "ready_part", "use_implementation"]
 
 @dataclass(frozen=True)
 class Part:
-    """A network, or one block of it, with random weights.
+    """A network, or one block of it; its parameters have no memory until ready_part gives it some.
 
     Attributes:
         module: what has the parameters.
@@ -38,19 +39,19 @@ class Part:
 
 
 def part_of(case: Case, device: torch.device | str) -> Part:
-    """What the case measures, on a device; on `meta` without memory. In evaluation.
+    """What the case measures, in evaluation: parameters on the meta device, buffers on this one.
 
     Raises:
         ValueError: the network has no such stage or block, or takes no image of this size.
     """
     shape = case.shape
-    with _on(device):
+    with torch.device(device), _parameters_on_meta():
         model = _create(case).eval()
     if case.level is Level.MODEL:
         images = (shape.batch, shape.height, shape.width, shape.channels)
         return Part(model, lambda images: model(to_nchw(images)), images)
-    stage, index = case.int_setting("stage"), case.int_setting("block")
-    module, input_shape, layout = _block(model, stage, index, (shape.batch, shape.height, shape.width))
+    stage, block = case.int_setting("stage"), case.int_setting("block")
+    module, input_shape, layout = _block(model, stage, block, (shape.batch, shape.height, shape.width))
     if layout == "NCHW":
         return Part(module, lambda x: to_nhwc(module(to_nchw(x))), input_shape)
     if layout == "NLC":
@@ -83,8 +84,16 @@ def use_implementation(module: nn.Module, implementation: Implementation) -> Non
             setattr(owner, "implementation", implementation)  # noqa: B010 - which modules have it is not in their types
 
 
-def _on(device: torch.device | str) -> AbstractContextManager[Any]:
-    return torch.device(device)
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Parameters made inside have no memory and no initial values, which take seconds for a large network."""
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, None if parameter is None else nn.Parameter(parameter.to("meta")))
+
+    with patch.object(nn.Module, "register_parameter", register_on_meta):
+        yield
 
 
 def _create(case: Case) -> nn.Module:
@@ -94,6 +103,8 @@ def _create(case: Case) -> nn.Module:
     config = timm.get_pretrained_cfg(case.operator)
     if config and config.fixed_input_size:
         arguments["img_size"] = size
+    if operator := dict(case.settings).get("operator"):
+        arguments["operator"] = operator
     if case.operator in opbench.models.names():
         return create(case.operator, **arguments)
     model: nn.Module = timm.create_model(case.operator, **arguments)
@@ -101,32 +112,29 @@ def _create(case: Case) -> nn.Module:
 
 
 def _block(
-    model: nn.Module, stage: int, index: int, images: tuple[int, int, int]
+    model: nn.Module, stage: int, block: int, images: tuple[int, int, int]
 ) -> tuple[nn.Module, tuple[int, ...], str]:
     """A residual block, the shape of its input as NHWC for (batch, height, width) of the images, and its layout.
 
     Raises:
-        ValueError: there is no such stage or block, or the stage's reduction does not divide the image.
+        ValueError: there is no such stage or block.
     """
     batch, height, width = images
-    if isinstance(model, Backbone):
-        block = model.block(stage, index)
-        shape = model.stage_shape(stage, batch=batch, height=height, width=width)
-        if model.channels_last:
-            return block, shape, "NHWC"
-        return block, (shape[0], *shape[2:], shape[1]), "NCHW"
-    stages, layout = _timm_stages(model)
+    stages, layout = _stages(model)
     if stage >= len(stages):
         raise ValueError(f"stage must be 0 to {len(stages) - 1}, got {stage}")
-    if index >= len(stages[stage]):
-        raise ValueError(f"index must be 0 to {len(stages[stage]) - 1} in stage {stage}, got {index}")
+    if block >= len(stages[stage]):
+        raise ValueError(f"block must be 0 to {len(stages[stage]) - 1} in stage {stage}, got {block}")
     feature: dict[str, Any] = model.feature_info[stage]  # type: ignore[index, assignment]
     pixels = height // feature["reduction"], width // feature["reduction"]
-    return stages[stage][index], (batch, *pixels, feature["num_chs"]), layout
+    return stages[stage][block], (batch, *pixels, feature["num_chs"]), layout
 
 
-def _timm_stages(model: nn.Module) -> tuple[list[list[nn.Module]], str]:
-    """The blocks of each stage of timm's ConvNeXt, FasterNet, Swin or ViT, and the layout that they work on."""
+def _stages(model: nn.Module) -> tuple[list[list[nn.Module]], str]:
+    """The blocks of each stage, and the layout that they work on: ours, and timm's ConvNeXt, FasterNet, Swin, ViT."""
+    if isinstance(model, Backbone):
+        blocks = [stage.residual_blocks() for stage in model.stage_modules()]
+        return blocks, "NHWC" if model.channels_last else "NCHW"
     if hasattr(model, "stages"):
         return [list(stage.blocks) for stage in model.stages], "NCHW"  # type: ignore[union-attr]
     if hasattr(model, "layers"):

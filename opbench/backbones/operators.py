@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from opbench.operators import _triton
-from opbench.workload.case import NETWORK_LEVELS, Case, Direction
+from opbench.workload.case import NETWORK_LEVELS, Case, Direction, Level
 from opbench.workload.operator import Forward, Operator, Provider, Setting, Tensors, by_direction, compiled
 from opbench.workload.tolerance import rounding_budget
 
@@ -25,6 +25,8 @@ __all__ = ["OPERATORS"]
 STRIDE = 32
 """Pixels of the image per pixel of the last stage, in each direction."""
 COLOURS = 3
+SWAPPED = ("dcnv3", "dcnv4", "window_attention", "conv3x3")
+"""Operators that can stand in the blocks of InternImage and FlashInternImage."""
 
 
 def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
@@ -155,7 +157,9 @@ TRITON = Provider(
 )  # fmt: skip
 
 
-def _operators(names: Iterable[str], what: str, *, stages: int = 4, step: int = STRIDE) -> list[Operator]:
+def _operators(
+    names: Iterable[str], what: str, *, stages: int = 4, step: int = STRIDE, operator: str = ""
+) -> list[Operator]:
     """Networks of one architecture.
 
     Args:
@@ -163,11 +167,17 @@ def _operators(names: Iterable[str], what: str, *, stages: int = 4, step: int = 
         what: the architecture, in words.
         stages: how many it has.
         step: sides of images are multiples of it.
+        operator: the one in its blocks, where another can be put in its place.
     """
     settings = {
-        "stage": Setting(min(2, stages - 1), 0, "of the block, from 0"),
-        "block": Setting(0, 0, "which block of the stage, from 0"),
+        "stage": Setting(min(2, stages - 1), 0, "of the block, from 0", levels=(Level.BLOCK,)),
+        "block": Setting(0, 0, "which block of the stage, from 0", levels=(Level.BLOCK,)),
     }
+    if operator:
+        settings |= {
+            "operator": Setting(operator, SWAPPED, "inside every block"),
+            "offset_std_px": Setting(1.0, 0.0, "standard deviation of the offsets of a DCN, pixels"),
+        }
     return [
         Operator(
             name=name,
@@ -195,8 +205,8 @@ def _operators(names: Iterable[str], what: str, *, stages: int = 4, step: int = 
 
 
 OPERATORS = (
-    *_operators((f"internimage_{size}" for size in ("t", "s", "b", "l", "xl", "h")), "InternImage"),
-    *_operators((f"flash_internimage_{size}" for size in "tsbl"), "FlashInternImage: InternImage with DCNv4"),
+    *_operators((f"internimage_{size}" for size in ("t", "s", "b", "l", "xl", "h")), "InternImage", operator="dcnv3"),
+    *_operators((f"flash_internimage_{size}" for size in "tsbl"), "FlashInternImage", operator="dcnv4"),
     *_operators((f"replknet_{size}" for size in ("31b", "31l", "xl")), "RepLKNet"),
     *_operators((f"slak_{size}" for size in ("tiny", "small", "base")), "SLaK, dense"),
     *_operators((f"parcnetv2_{size}" for size in ("xt", "tiny", "small", "base")), "ParCNetV2"),

@@ -134,9 +134,10 @@ def plan_cells(
         UsageError: a setting or provider for an operator that is not swept, or a value that is not allowed.
         OperatorError: a cost of an operator is no count.
     """
-    cells = []
+    cells: dict[Cell, None] = {}  # two choices are one at a level where the settings that differ have no meaning
     for choice in _choices(request, operators):
         for level in request.levels:
+            settings = choice.operator.settings_at(level, choice.settings)
             for direction in request.directions:
                 for shape_list in shape_lists:
                     for shape in shape_list.shapes:
@@ -148,13 +149,11 @@ def plan_cells(
                                 shape_list.name,
                                 shape,
                                 dtype,
-                                choice.settings,
+                                settings,
                             )
-                            cells += [
-                                _cell(choice.operator, provider, case)
-                                for provider in _providers(choice, case, request.device_type)
-                            ]
-    return cells
+                            for provider in _providers(choice, case, request.device_type):
+                                cells.setdefault(_cell(choice.operator, provider, case))
+    return list(cells)
 
 
 def plan_differences(there: Sequence[Cell], now: Sequence[Cell]) -> list[str]:

@@ -63,12 +63,14 @@ class Setting:
         summary: what it is, with its unit.
         added_later: it came after rows of its operator had been stored. A case that has the default leaves it out, so
             that such rows are still of the same case; read it by `case.setting(name, default)`.
+        levels: where it has a meaning; cases of another level leave it out. Empty for all.
     """
 
     default: SettingValue
     allowed: int | float | tuple[str, ...]
     summary: str
     added_later: bool = False
+    levels: tuple[Level, ...] = ()
 
     def parse(self, name: str, text: str) -> SettingValue:
         """The value of `text`.
@@ -263,6 +265,12 @@ class Operator:
             for name, setting in self.settings.items()
             if not (setting.added_later and values[name] == setting.default)
         )
+
+    def settings_at(
+        self, level: Level, settings: tuple[tuple[str, SettingValue], ...]
+    ) -> tuple[tuple[str, SettingValue], ...]:
+        """Those of resolved settings that have a meaning at a level."""
+        return tuple(pair for pair in settings if level in (self.settings[pair[0]].levels or tuple(Level)))
 
 
 def by_direction(case: Case, *, fwd: int, bwd: int) -> int:

@@ -83,7 +83,7 @@ def _contract(operator: "Operator", request: "SweepRequest") -> "list[Finding]":
     from opbench.workload.shapes import load_shape_lists
 
     cases = [
-        Case(operator.name, level, direction, shape_list.name, shape, dtype, settings)
+        Case(operator.name, level, direction, shape_list.name, shape, dtype, operator.settings_at(level, settings))
         for settings in settings_choices(operator, request)
         for level in request.levels
         for direction in request.directions
