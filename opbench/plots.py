@@ -26,6 +26,7 @@ __all__ = [
     "half_precision",
     "heatmap",
     "launch_overhead",
+    "offset_spread",
     "precision",
     "resolution",
     "roofline",
@@ -76,6 +77,11 @@ def precision(frame: "DataFrame") -> Figures:
 def launch_overhead(frame: "DataFrame") -> Figures:
     """Latency by CUDA events against latency by graph replay (ms); the rows may be of two runs on one device."""
     return _draw(frame, "launches")
+
+
+def offset_spread(frame: "DataFrame") -> Figures:
+    """Median latency (ms) against the standard deviation of the offsets (pixels); needs two of them."""
+    return _draw(frame, "offsets")
 
 
 def resolution(frame: "DataFrame") -> Figures:

@@ -62,7 +62,7 @@ def texts(figure):
 def test_every_function_takes_a_frame_and_an_empty_one(name, frame):
     draw = getattr(opbench.plots, name)
     figures = draw(frame)
-    expected = {"launch_overhead": [], "time_split": ["standard-module-fwd"]}
+    expected = {"launch_overhead": [], "offset_spread": [], "time_split": ["standard-module-fwd"]}
     assert sorted(figures) == expected.get(name, ["standard-core-fwd", "standard-module-fwd"])
     assert all(isinstance(figure, Figure) for figure in figures.values())
     assert draw(frame[frame["status"] != "ok"]) == {}

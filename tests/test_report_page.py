@@ -30,6 +30,7 @@ from opbench.report.layout import PAPER_LABELS
 from opbench.report.page.data import MOST_SAMPLES, page_data
 from opbench.report.page.environment import in_words
 from opbench.report.page.html import page
+from opbench.report.value_text import shape_text
 from opbench.results.frames import load_results
 from opbench.results.measurement import Status
 from opbench.results.published import PublishedRun, open_run
@@ -239,6 +240,30 @@ def test_each_series_of_a_user_has_its_own_look(tmp_path):
     assert len(set(looks)) == 15
     assert len({colour for colour, *_ in looks[:12]}) == len({symbol for _, symbol, _ in looks[:12]}) == 12
     assert data["series"][1]["name"] == "DCNv4 [mine1]"
+
+
+def test_lines_against_the_spread_of_offsets_point_at_their_rows(tmp_path):
+    cells = [
+        measurement("dcnv4", shape, "fp32", 1.0 + spread, settings=settings)
+        for shape in SHAPES[:2]
+        for spread in (4.0, 0.5)
+        for settings in spread_settings(spread)
+    ]
+    run = make_run(tmp_path, [*cells, measurement("dcnv3", SHAPES[0], "fp32", 3.0, settings=spread_settings(1.0)[0])])
+    lines = page_data([run])["charts"]["offsets"]
+    sizes = [shape_text(shape) for shape in SHAPES[:2]]
+    assert [line["name"] for line in lines] == [
+        f"DCNv4 [{distribution}, {size}]" for size in sizes for distribution in ("normal", "uniform")
+    ]
+    assert [line["points"] for line in lines] == [
+        [[0.5, 2], [4.0, 0]], [[0.5, 3], [4.0, 1]], [[0.5, 6], [4.0, 4]], [[0.5, 7], [4.0, 5]],
+    ]  # fmt: skip
+    assert {line["look"] for line in lines} == {0}
+    assert [bool(line["dash"]) for line in lines] == [False, True, False, True]
+
+
+def spread_settings(spread):
+    return (("offset_std_px", spread),), (("offset_std_px", spread), ("offset_distribution", "uniform"))
 
 
 def test_published_figures_look_like_the_operator_that_they_stand_beside(example):

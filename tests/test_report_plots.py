@@ -5,6 +5,7 @@ import math
 import statistics
 import struct
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import matplotlib as mpl
 import numpy as np
@@ -15,14 +16,17 @@ from report_fixtures import DEVICE, make_run, measurement
 from opbench.report import write_plots
 from opbench.report.layout import PAPER_LABELS, Group, group_rows
 from opbench.report.plots.flops import flops_figure
+from opbench.report.plots.offsets import offsets_figure
 from opbench.report.plots.resolution import resolution_figure
 from opbench.report.plots.source import source_of_run
 from opbench.report.plots.speedup import speedup_figure
 from opbench.report.plots.style import plot_style, series_styles, si
 from opbench.report.plots.throughput import throughput_figure
+from opbench.report.spreads import SpreadLine, distributions
+from opbench.report.value_text import shape_text
 from opbench.results.measurement import Measurement, Status
 from opbench.results.run import Run
-from opbench.workload.case import Shape
+from opbench.workload.case import Dtype, Shape
 
 SHAPES = [
     Shape(64, 56, 56, 128),
@@ -31,6 +35,9 @@ SHAPES = [
     Shape(64, 7, 7, 1024),
     Shape(64, 14, 14, 768),
 ]
+
+
+SMALL, LARGE = Shape(1, 8, 8, 64), Shape(1, 16, 16, 64)
 
 
 def rate(rank: int, place: int, dtype: str) -> float:
@@ -312,3 +319,59 @@ def test_drawing_leaves_matplotlibs_settings_alone(tmp_path):
 )
 def test_decimal_prefixes(value, text):
     assert si(value, "FLOP") == text
+
+
+def spread_cells(*, operators=("dcnv2", "dcnv4"), shapes=(SMALL,)):
+    """Latency = 1 ms x (rank + 1) + the spread; uniform ones half of that."""
+    found = []
+    for (rank, operator), shape, spread, distribution in itertools.product(
+        enumerate(operators), shapes, (4.0, 0.5, 2.0), ("", "uniform")
+    ):
+        settings = (("kernel_size", 3), ("offset_std_px", spread))
+        settings += (("offset_distribution", distribution),) if distribution else ()
+        value = (rank + 1 + spread) * (0.5 if distribution else 1)
+        found.append(measurement(operator, shape, "fp32", value, settings=settings))
+    zero = (("kernel_size", 3), ("offset_std_px", 0.0), ("offset_distribution", "zero"))
+    return [*found, measurement("dcnv4", SMALL, "fp32", 1.25, settings=zero)]
+
+
+def test_latency_stands_against_the_spread_of_the_offsets(tmp_path):
+    alone = measurement("dcnv3", SMALL, "fp32", 9.0, settings=(("offset_std_px", 1.0),))
+    cells = [*spread_cells(), alone, measurement("conv3x3", SMALL, "fp32", 7.0)]
+    made = make_run(tmp_path / "one", cells)
+    figure = offsets_figure(source_of_run(made), only_group(made))
+    [axes] = figure.axes
+    lines = [[tuple(map(float, point)) for point in line.get_xydata()] for line in axes.lines]
+    assert lines == [
+        [(0.0, 1.25), (0.5, 2.5), (2.0, 4.0), (4.0, 6.0)],
+        [(0.5, 1.25), (2.0, 2.0), (4.0, 3.0)],
+        [(0.5, 1.5), (2.0, 3.0), (4.0, 5.0)],
+        [(0.5, 0.75), (2.0, 1.5), (4.0, 2.5)],
+    ]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["DCNv4", "DCNv2", "normal", "uniform"]
+    colours, dashes = [line.get_color() for line in axes.lines], [str(line._dash_pattern) for line in axes.lines]
+    assert colours[0] == colours[1] != colours[2] == colours[3]
+    assert dashes[0] == dashes[2] != dashes[1] == dashes[3]
+    assert axes.get_title() == "fp32, 8×8×64"
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["0", "0.5", "2", "4"]
+    once = make_run(tmp_path / "two", [alone, spread_cells()[0]])
+    assert offsets_figure(source_of_run(once), only_group(once)) is None
+
+
+def test_each_shape_and_dtype_has_a_panel_of_its_own_heights(tmp_path):
+    cells = spread_cells(shapes=(SMALL, LARGE), operators=("dcnv4",))
+    half = [replace(cell, cell=replace(cell.cell, case=replace(cell.cell.case, dtype=Dtype.FP16))) for cell in cells]
+    made = make_run(tmp_path, [*cells, *half])
+    figure = offsets_figure(source_of_run(made), only_group(made))
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == [f"{dtype}, {shape_text(shape)}" for dtype in ("fp32", "fp16") for shape in (SMALL, LARGE)]
+    assert all(len(axes.lines) == 2 for axes in figure.axes)
+
+
+def test_files_of_one_name_are_told_apart():
+    lines = [SpreadLine(None, text, SMALL, "fp32", ()) for text in ("trained:a@12", "normal", "trained:b@3")]
+    assert list(distributions(lines).items()) == [
+        ("normal", "normal"), ("trained:a@12", "trained:a"), ("trained:b@3", "trained:b"),
+    ]  # fmt: skip
+    lines.append(replace(lines[0], distribution="trained:a@99"))
+    assert set(distributions(lines).values()) == {"normal", "trained:a@12", "trained:a@99", "trained:b"}

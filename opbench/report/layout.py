@@ -83,7 +83,7 @@ class Group:
     def series(self) -> tuple[Series, ...]:
         """The paper's operators in its order, then the others in the order of the plan."""
         known = list(OPERATOR_LABELS)
-        found = dict.fromkeys(self._series_of(row) for row in self.rows)
+        found = dict.fromkeys(self.series_of(row) for row in self.rows)
         return tuple(sorted(found, key=lambda s: known.index(s.operator) if s.operator in known else len(known)))
 
     @property
@@ -115,7 +115,7 @@ class Group:
 
     @cached_property
     def _index(self) -> dict[tuple[Series, Shape, str], Row]:
-        return {(self._series_of(row), row_shape(row), row.dtype): row for row in self.rows}
+        return {(self.series_of(row), row_shape(row), row.dtype): row for row in self.rows}
 
     @cached_property
     def _ambiguous_operators(self) -> frozenset[str]:
@@ -125,7 +125,8 @@ class Group:
             settings[row.operator, row.provider, row_shape(row), row.dtype].add(row.settings)
         return frozenset(operator for (operator, *_), texts in settings.items() if len(texts) > 1)
 
-    def _series_of(self, row: Row) -> Series:
+    def series_of(self, row: Row) -> Series:
+        """The series that a row of the group belongs to."""
         operator = row.operator
         return Series(operator, row.provider, row.settings if operator in self._ambiguous_operators else "")
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from opbench.report.layout import PAPER_LABELS
 
-__all__ = ["PALETTE", "Identity", "Look", "identity_looks"]
+__all__ = ["DASHED", "DASH_DOTTED", "DOTTED", "PALETTE", "Identity", "Look", "identity_looks"]
 
 Identity = tuple[str, ...]
 """Operator, provider, and whatever else tells two series of a run apart."""

@@ -74,7 +74,12 @@ class Row:
     device: str = _column("name of what was measured")
     timer: str = _column(f"{one_of(f'`{name}`' for name in TIMERS)}; of a cell that was not timed, what was asked for")
     cache: str = _column("`cold`: the L2 was overwritten before each launch; `warm`: it was not")
-    settings: str = _column("the operator's, as `name=value;name=value`", empty="the operator has none", default="")
+    settings: str = _column(
+        "the operator's, as `name=value;name=value`; a file as `word:name@hash`; `offset_distribution` only where it "
+        "is not `normal`",
+        empty="the operator has none",
+        default="",
+    )
     status: str = _column(one_of(f"`{status}`" for status in Status))
     reason: str = _column(
         "why the cell is not `ok`; of an `ok` cell, what to know about it", empty="nothing to say", default=""

@@ -34,6 +34,12 @@ const KINDS = {
     note: "After the name, the exponent of the fitted power; * the channels change along, so that it holds both.",
     points: () => DATA.charts.scaling.flatMap((fit) => fit.rows.map((row) => ({ ...point(pixels(row), ms(row), row), fit }))),
   },
+  offsets: {
+    name: "Latency against the spread of offsets", place: "more", draw: drawScatter, x: "standard deviation of the offsets (px)", y: "median latency (ms)", joined: true,
+    note: "How far the points of the operators that gather lie from their grid. A logarithmic axis has 0 at its left end.",
+    zero: () => (chartOptions["log-x"][1] ? 0.5 * Math.min(...DATA.charts.offsets.flatMap(({ points }) => points.map(([x]) => x || Infinity))) : 0),
+    points() { return DATA.charts.offsets.flatMap((line) => line.points.map(([x, row]) => ({ ...point(x || this.zero(), ms(row), row), line }))); },
+  },
   error: {
     name: "Speed against error", place: "more", draw: drawScatter, x: "times as fast as fp32", y: "largest error against fp64",
     note: "Right is faster than strict fp32, up is less exact.",
@@ -111,6 +117,8 @@ function drawScatter(kind, points, width) {
   const [logX, logY, ceilings] = ["log-x", "log-y", "ceilings"].map((name) => chartOptions[name][1]);
   const dtypes = dtypesOf(points);
   const across = scale(points.map(({ x }) => x), logX);
+  const zero = kind.zero?.() || null;
+  if (points.some(({ x }) => x === zero)) across.ticks = [zero, ...across.ticks.filter((tick) => tick >= 2 * zero)];
   const reach = [across.min, across.max].map((x) => Math.max(x, Number.MIN_VALUE));
   const ceilingsOf = (dtype) => (!kind.lines ? [] : kind === KINDS.launches ? kind.lines(null, reach) : !ceilings ? [] : DATA.ceilings.filter((one) => one.dtype === dtype && !state.hidden.run?.has(one.run)).flatMap((one) => kind.lines(one, reach)));
   const lines = dtypes.map(ceilingsOf);
@@ -123,14 +131,16 @@ function drawScatter(kind, points, width) {
     for (const item of points) {
       const [row] = item.rows;
       if (value(row, "dtype") !== dtype) continue;
-      const key = item.fit ? `${DATA.charts.scaling.indexOf(item.fit)}` : `${DATA.owner[row]} ${DATA.series_of[row]}`;
+      const line = item.fit ?? item.line;
+      const key = line ? `${[...DATA.charts.scaling, ...DATA.charts.offsets].indexOf(line)}` : `${DATA.owner[row]} ${DATA.series_of[row]}`;
       if (!named.has(key)) named.set(key, []);
       named.get(key).push(item);
     }
     return [...named.values()];
   });
   /* A name stands once: at the first run that has the series. */
-  const seriesOf = ([{ rows: [row] }]) => DATA.series[DATA.series_of[row]].name;
+  const seriesOf = ([{ rows: [row], line }]) => line?.name ?? DATA.series[DATA.series_of[row]].name;
+  const faceOf = ([{ rows: [row], line }]) => line?.look ?? row;
   const fitted = ([{ fit }]) => (fit ? ` ${fit.exponent.toFixed(2)}${fit.channels === null ? "*" : ""}` : "");
   const nameOf = (items) => seriesOf(items) + fitted(items);
   const titled = panes.map((pane) => pane.filter((items, place) => pane.findIndex((other) => nameOf(other) === nameOf(items)) === place));
@@ -147,9 +157,10 @@ function drawScatter(kind, points, width) {
     graphic.push(...paneTitle(dtype, place ? "" : unit.name, top));
     const axes = { xAxisIndex: place, yAxisIndex: place };
     for (const items of panes[place]) {
-      const [row] = items[0].rows;
+      const face = faceOf(items);
+      const dash = items[0].line?.dash ?? DATA.series[DATA.series_of[face]].dash;
       const ordered = kind.joined ? [...items].sort((a, b) => a.x - b.x) : items;
-      series.push({ ...axes, ...look(row), name: nameOf(items), type: kind.joined ? "line" : "scatter", z: 3, data: ordered.map((item) => ({ value: [item.x, item.y], item })), lineStyle: { color: colourOf(DATA.series_of[row]), type: DATA.series[DATA.series_of[row]].dash.map((part) => 1.5 * part), width: 1.5 } });
+      series.push({ ...axes, ...look(face), name: nameOf(items), type: kind.joined ? "line" : "scatter", z: 3, data: ordered.map((item) => ({ value: [item.x, item.y], item })), lineStyle: { color: colourOf(DATA.series_of[face]), type: dash.length ? dash.map((part) => 1.5 * part) : "solid", width: 1.5 } });
     }
     const ends = titled[place].map((items) => items.reduce((a, b) => (b.x > a.x ? b : a)));
     const taken = panes[place].flat().map(({ x, y }) => at(place, x, y));
@@ -157,7 +168,7 @@ function drawScatter(kind, points, width) {
     const places = spread(wished, 14, top + 6, bottom - 4);
     titled[place].forEach((items, which) => {
       const [x, y] = at(place, ends[which].x, ends[which].y);
-      const colour = colourOf(DATA.series_of[items[0].rows[0]]);
+      const colour = colourOf(DATA.series_of[faceOf(items)]);
       for (let along = x + 15; along < right; along += 15) taken.push([along, y]);
       graphic.push({ type: "polyline", silent: true, z: 1, shape: { points: [[x + 6, y], [Math.max(x + 6, right + 2), y], [right + 14, places[which]]] }, style: { stroke: colour, opacity: 0.45, lineWidth: 1, fill: "none" } });
       graphic.push(label(shorten(seriesOf(items), room - widthOf(fitted(items))) + fitted(items), right + 18, places[which]));
@@ -173,7 +184,7 @@ function drawScatter(kind, points, width) {
     height: tops[last] + high + 42,
     option: {
       ...base(), grid, series, graphic,
-      xAxis: dtypes.map((_, place) => scaledAxis(place === last ? kind.x : "", across, { gridIndex: place, axisLabel: { show: place === last } })),
+      xAxis: dtypes.map((_, place) => scaledAxis(place === last ? kind.x : "", across, { gridIndex: place, axisLabel: { show: place === last, formatter: (number) => plain(zero && number < 1.01 * zero ? 0 : number) } })),
       yAxis: dtypes.map((_, place) => scaledAxis("", up, { gridIndex: place, axisLabel: { formatter: (number) => plain(number * unit.factor) } })),
     },
   };

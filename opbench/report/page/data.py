@@ -4,16 +4,18 @@ Every figure on the page is a column of a row, or a quotient or difference of tw
 can be traced: rows are kept whole and in the order of measurements.csv.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from opbench.device.ceilings import Ceilings
 from opbench.device.identity import measured_revision
 from opbench.report import analysis
-from opbench.report.layout import OPERATOR_LABELS, Group, differing_settings, group_rows
+from opbench.report.layout import OPERATOR_LABELS, Group, Series, differing_settings, group_rows
 from opbench.report.page.environment import in_words
 from opbench.report.page.warnings import run_warnings
-from opbench.report.palette import identity_looks
+from opbench.report.palette import DASH_DOTTED, DASHED, DOTTED, identity_looks
+from opbench.report.spreads import distributions, spread_group, spread_lines, spread_px
 from opbench.report.value_text import shape_text
 from opbench.results.measurement import Status, is_failure
 from opbench.results.row import COLUMN_NAMES, Row
@@ -28,6 +30,8 @@ MOST_SAMPLES = 200
 SAMPLE_DIGITS = 5
 PUBLISHED = "published"
 """The published figures' provider."""
+DASHES = ((), DASHED, DOTTED, DASH_DOTTED)
+"""Of the first distribution of offsets, and of further ones."""
 DTYPES = ("fp32", "tf32", "fp16", "bf16")
 
 
@@ -54,7 +58,7 @@ def page_data(runs: Sequence[Run]) -> dict[str, Any]:
         **_series(per_run, index),
         "tables": _tables(per_run, index),
         "samples": _samples(runs, per_run, index),
-        "charts": _charts(rows, index),
+        "charts": _charts(per_run, index),
         "ceilings": [line for run, tag in zip(runs, tags, strict=True) for line in _ceiling_lines(run.ceilings, tag)],
         "failed": [index[id(row)] for row in rows if is_failure(row.status) or row.status == Status.OUT_OF_MEMORY],
         "suspicious": [index[id(row)] for row in rows if row.suspicious],
@@ -246,8 +250,10 @@ def _ceiling_lines(ceilings: Ceilings | None, tag: str) -> list[dict[str, Any]]:
     ]
 
 
-def _charts(rows: Sequence[Row], index: Mapping[int, int]) -> dict[str, Any]:
+def _charts(per_run: Sequence[Sequence[Row]], index: Mapping[int, int]) -> dict[str, Any]:
     """Per chart its points: figures and the rows that they come from."""
+    rows = [row for run_rows in per_run for row in run_rows]
+    groups = [group for run_rows in per_run for group in group_rows(run_rows)]
 
     def at(row: Row) -> int:
         return index[id(row)]
@@ -273,4 +279,28 @@ def _charts(rows: Sequence[Row], index: Mapping[int, int]) -> dict[str, Any]:
             }
             for fit in analysis.scaling_fits(rows)
         ],
+        "offsets": [line for group in groups for line in _spreads(group, at)],
     }
+
+
+def _spreads(group: Group, at: Callable[[Row], int]) -> list[dict[str, Any]]:
+    """Lines of latency against the spread of offsets; `look` is the row whose series gives a line its colour."""
+    lines, label = spread_lines(group), spread_group(group).label
+    names = distributions(lines)
+    several = len({line.shape for line in lines}) > 1
+    looks: dict[Series, int] = {}
+    for line in lines:
+        looks[line.series] = min(looks.get(line.series, sys.maxsize), *map(at, line.rows))  # has the operator's colour
+    found = []
+    for line in lines:
+        extras = [names[line.distribution]] if len(names) > 1 else []
+        extras += [shape_text(line.shape, batch=group.common_batch is None)] if several else []
+        found.append(
+            {
+                "name": label(line.series) + (f" [{', '.join(extras)}]" if extras else ""),
+                "look": looks[line.series],
+                "dash": DASHES[list(names).index(line.distribution) % len(DASHES)],
+                "points": [[spread_px(row), at(row)] for row in line.rows],
+            }
+        )
+    return found

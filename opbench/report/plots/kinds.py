@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from opbench.report.plots.flops import flops_figure
 from opbench.report.plots.heatmap import heatmap_figure
 from opbench.report.plots.launches import launches_figure
+from opbench.report.plots.offsets import offsets_figure
 from opbench.report.plots.precision import precision_figure
 from opbench.report.plots.resolution import resolution_figure
 from opbench.report.plots.roofline import roofline_figure
@@ -42,6 +43,7 @@ KINDS = {
     "split": Kind(split_figure),
     "heatmap": Kind(heatmap_figure),
     "precision": Kind(precision_figure),
+    "offsets": Kind(offsets_figure),
     "launches": Kind(launches_figure, joins_runs=True),
 }
 """By the start of the plot's file name; a new figure is an entry here, and a function of opbench.plots."""

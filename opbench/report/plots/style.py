@@ -119,15 +119,16 @@ def plot_style() -> Iterator[None]:
 class Page:
     """A figure of one group: one panel per facet, two in a row, a title above and a legend below."""
 
-    def __init__(self, group: Group, facets: Sequence[str], *, lines: bool = False) -> None:
+    def __init__(self, group: Group, facets: Sequence[str], *, lines: bool = False, same_y: bool = True) -> None:
         self.group = group
         self.styles = series_styles(group)
         self._lines = lines
-        self._drawn: set[Series] = set()
+        self._drawn: dict[Series, dict[str, Any]] = {}
+        """With the options that the legend draws it by."""
         columns = min(2, len(facets))
         rows = -(-len(facets) // columns)
         self.figure = Figure((WIDTH_INCHES, 1.3 + 3.0 * rows), dpi=DPI, layout="constrained")
-        panels = self.figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        panels = self.figure.subplots(rows, columns, sharex=True, sharey=same_y, squeeze=False).ravel()
         self.axes: list[Axes] = list(panels[: len(facets)])
         for unused in panels[len(facets) :]:
             unused.set_axis_off()
@@ -136,15 +137,16 @@ class Page:
             axes.grid(True, color=FAINT, linewidth=0.6)
             axes.tick_params(labelbottom=True, labelleft=True)
 
-    def draw(self, axes: Axes, series: Series, points: Sequence[Point]) -> None:
-        """Draw one series in one panel; one without points does not enter the legend."""
+    def draw(self, axes: Axes, series: Series, points: Sequence[Point], **options: Any) -> None:  # noqa: ANN401
+        """Draw one series in one panel, with options in place of its own; without points it is not in the legend."""
         if points:
-            self._drawn.add(series)
-            axes.plot(*zip(*points, strict=True), **self.styles[series].options(line=self._lines), zorder=3)
+            options = self.styles[series].options(line=self._lines) | options
+            self._drawn.setdefault(series, options)
+            axes.plot(*zip(*points, strict=True), **options, zorder=3)
 
     def used(self, series: Series) -> None:
         """Enter a series into the legend that was drawn by other means than draw."""
-        self._drawn.add(series)
+        self._drawn.setdefault(series, self.styles[series].options(line=self._lines))
 
     def label(self, x: str, y: str) -> None:
         """Name both axes of every panel."""
@@ -160,8 +162,9 @@ class Page:
         *,
         missing: int = 0,
         labels: Mapping[Series, str] | None = None,
+        further: Iterable[Line2D] = (),
     ) -> Figure:
-        """Add title, legend (its texts replaced by `labels`), and how many cells have no value."""
+        """Add title, legend (its texts replaced by `labels`, then `further`), and how many cells have no value."""
         group = self.group
         timed = [row for row in group.rows if is_ok(row)]
         how = [", ".join(sorted(found)) for found in ({row.timer for row in timed}, {row.cache for row in timed})]
@@ -174,11 +177,13 @@ class Page:
             lines.append(f"{count_cells(missing)} without a value: see the table")
         self.figure.suptitle("\n".join(lines), x=0.01, ha="left")
         handles = [
-            Line2D([], [], **style.options(line=self._lines), label=(labels or {}).get(series, style.label))
+            Line2D([], [], **self._drawn[series], label=(labels or {}).get(series, style.label))
             for series, style in self.styles.items()
             if series in self._drawn
         ]
-        self.figure.legend(handles=handles, loc="outside lower center", ncols=2 if labels else 4, frameon=False)
+        self.figure.legend(
+            handles=[*handles, *further], loc="outside lower center", ncols=2 if labels else 4, frameon=False
+        )
         return self.figure
 
 
