@@ -70,6 +70,14 @@ def test_what_is_not_installed_is_one_line(arguments, needed, tmp_path):
     assert err.startswith(f"opbench: {needed}, which is not installed: pip install opbench")
 
 
+def test_shards_are_merged_without_torch(tmp_path):
+    code, text, err = call(
+        sys.executable, "merge", RUN, "--out", tmp_path / "out", "--no-plots", "--quiet", without=HEAVY
+    )
+    assert (code, err) == (0, "")
+    assert text.startswith("70 cells: 70 ok")
+
+
 def test_only_what_opbench_requires_is_a_requirement():
     assert missing_requirement(ModuleNotFoundError(name="pynvml")) == "nvidia-ml-py"
     assert missing_requirement(ModuleNotFoundError(name="torch")) == "torch"
@@ -113,7 +121,7 @@ def test_in_a_clean_environment_with_six_packages(tmp_path):
     frame = f"import opbench; f = opbench.load_results({str(RUN)!r}); print(len(f), f.latency_ms.notna().all())"
     assert subprocess.check_output([python, "-c", frame], text=True, **place).split()[0] == "70"
 
-    assert {*MEASURING, "report", "compare", "export", "history", "baseline", "list"} == names_of_commands()
+    assert {*MEASURING, "report", "compare", "merge", "export", "history", "baseline", "list"} == names_of_commands()
     for name, arguments in MEASURING.items():
         code, out, err = call(python, name, *arguments, **place)
         assert (code, out, err.count("\n")) == (2, "", 1), err

@@ -34,6 +34,7 @@ def _list_whole_sentences(app: typer.Typer) -> None:
 
 ORDER = (
     "sweep",
+    "merge",
     "check",
     "listing",
     "report",

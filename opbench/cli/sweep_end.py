@@ -40,7 +40,7 @@ def draw_plots(run: "Run", *, quiet: bool, no_color: bool) -> StorageError | Non
 def conclude(run: "Run", *, interrupted: bool, refused: StorageError | None, quiet: bool) -> NoReturn:
     """Print what failed and where everything is; exit with the run's code."""
     from opbench.report.notes import failure_lines
-    from opbench.results.measurement import is_failure
+    from opbench.results.measurement import Status, is_failure
 
     rows = run.rows()
     counts = Counter(row.status for row in rows)
@@ -63,4 +63,7 @@ def conclude(run: "Run", *, interrupted: bool, refused: StorageError | None, qui
         ops = ops_option(run.command)
         print(f"interrupted; continue with: opbench sweep --resume --out {run.path}{ops}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
-    sys.exit(EXIT_FAILED_CELLS if any(is_failure(row.status) for row in rows) else 0)
+    missing = counts[Status.NOT_RUN]
+    if missing:
+        print(f"{missing} cells have no row; measure them: opbench sweep --resume --out {run.path}", file=sys.stderr)
+    sys.exit(EXIT_FAILED_CELLS if missing or any(is_failure(row.status) for row in rows) else 0)

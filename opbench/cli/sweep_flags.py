@@ -124,6 +124,9 @@ SWEEP_FLAGS = (
     Flag("repeat", "N", {
         "sweep": "Fresh processes for each cell, in turns; compare then judges between processes. [default: 1]",
     }, kind=int),
+    Flag("shard", "K/N", {
+        "sweep": "Measure the K-th of N parts of the plan, for opbench merge. [default: the whole plan]",
+    }),
     Flag("isolation", "process|none", {
         "sweep check": "A worker process for each operator and shape, or none, for debugging. [default: process]",
         "reproduce": "A worker process for each operator and shape, or none.",

@@ -16,7 +16,6 @@ from opbench.device.identity import GPU_UUID, HOST, VERSIONS, Identity
 from opbench.errors import ResultsError
 from opbench.results.journal import JOURNAL
 from opbench.results.run_json import RUN
-from opbench.text import one_line
 from opbench.workload.case import Cell
 
 __all__ = ["read_history"]
@@ -52,12 +51,13 @@ def read_history(folder: Path) -> History:
         notes.append(f"{elsewhere} figures are left out: their runs went on on another set-up than they began on.")
     if not any(run.figures for run in runs):
         raise ResultsError(f"{folder}: no cell was measured in the runs there ({len(runs)})")
-    cards = _only_cards(run.identity for run in runs)
+    cards = _only_cards(Identity(parts) for run in runs for parts in run.set_ups)
     devices: defaultdict[Parts, dict[Parts, list[Portion]]] = defaultdict(dict)
     identities: dict[Parts, Identity] = {}
     for place, run in enumerate(runs):
-        for number in sorted({figure.set_up for figure in run.figures}):
-            identity = _identity(run, number, cards)
+        for number, parts in enumerate(run.set_ups):
+            identity = Identity(parts)
+            identity = identity.having(cards.get(_bare(identity), {}))
             identities.setdefault(_parts(identity), identity)
             device = _parts(identity.without(*VERSIONS, HOST))
             devices[device].setdefault(_parts(identity), []).append((place, run, number))
@@ -101,13 +101,9 @@ def _parts(identity: Identity) -> Parts:
     return frozenset(identity.parts.items())
 
 
-def _identity(run: RunFigures, set_up: int, cards: dict[Parts, dict[str, str]]) -> Identity:
-    """What is timed in one way, with the host where the run tells it."""
-    timer, cache = run.set_ups[set_up]
-    card = cards.get(_parts(run.identity.without(GPU_UUID)), {})
-    host = {HOST: run.entry.host} if run.entry.host else {}
-    identity = run.identity.having({"timer": timer, "cache": cache, **card, **host})
-    return Identity({name: one_line(value, 100) for name, value in identity.parts.items()})
+def _bare(identity: Identity) -> Parts:
+    """What it says besides the card, of any host, timer and cache."""
+    return _parts(identity.without(GPU_UUID, HOST, "timer", "cache"))
 
 
 def _only_cards(identities: Iterable[Identity]) -> dict[Parts, dict[str, str]]:
@@ -115,7 +111,7 @@ def _only_cards(identities: Iterable[Identity]) -> dict[Parts, dict[str, str]]:
     told: defaultdict[Parts, set[str]] = defaultdict(set)
     for identity in identities:
         if uuid := identity.parts.get(GPU_UUID):
-            told[_parts(identity.without(GPU_UUID))].add(uuid)
+            told[_bare(identity)].add(uuid)
     return {bare: {GPU_UUID: uuid} for bare, uuids in told.items() if len(uuids) == 1 for uuid in uuids}
 
 

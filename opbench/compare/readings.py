@@ -70,7 +70,8 @@ class Arm:
         Raises:
             ResultsError: the journal is missing or damaged.
         """
-        identity = Identity.of(run.environment)
+        identities = {run_id: Identity.of(origin.environment) for run_id, origin in run.origins.items()}
+        own = Identity.of(run.environment)
         finished = run.finished()
         readings = {}
         for cell in run.plan():
@@ -78,6 +79,7 @@ class Arm:
                 cell, Status.NOT_RUN, reason="the run ended before this cell"
             )
             timer, cache = measurement.timer or run.command["timer"], measurement.cache or run.command["cache"]
+            identity = identities.get(measurement.origin, own)
             readings[cell.key] = reading_of(measurement, identity.having({"timer": timer, "cache": cache}))
         return cls(name or str(run.path), readings, run.environment)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from opbench.compare.readings import reading_of
-from opbench.device.identity import Identity, host_of, measured_revision
+from opbench.device.identity import HOST, Identity, host_of, measured_revision
 from opbench.errors import ResultsError
 from opbench.results.run import Run
 from opbench.text import one_line
@@ -30,7 +30,6 @@ class RunEntry:
         revision: git revision of the project whose operators were measured, possibly with `+dirty`; empty where they
             were not in a checkout.
         opbench_revision: likewise of opbench, which may be the same.
-        host: what tells its machine from others; empty where the run does not say.
     """
 
     name: str
@@ -38,7 +37,6 @@ class RunEntry:
     started_at: datetime
     revision: str
     opbench_revision: str = ""
-    host: str = ""
 
     @property
     def short_revision(self) -> str:
@@ -65,19 +63,18 @@ class RunFigures:
 
     Attributes:
         entry: the run.
-        identity: of its environment.
         cells: its plan.
         figures: of the cells that are ok and have a median above 0, in the order of the plan.
-        set_ups: timer and cache, by Figure.set_up.
+        set_ups: by Figure.set_up the parts of the identity, with timer, cache and, where it is known, the host. A run
+            that was merged from several has those of each.
         sources: hashes of operator and kernel source, by Figure.source.
         elsewhere: how many figures are left out because the run went on on another set-up than it began on.
     """
 
     entry: RunEntry
-    identity: Identity
     cells: tuple[Cell, ...]
     figures: Sequence[Figure]
-    set_ups: Sequence[Sequence[str]]
+    set_ups: Sequence[Mapping[str, str]]
     sources: Sequence[str]
     elsewhere: int = 0
 
@@ -89,19 +86,22 @@ class RunFigures:
             ResultsError: it is damaged.
         """
         run = Run.open(path)
-        identity = Identity.of(run.environment)
-        set_ups: dict[tuple[str, str], int] = {}
+        set_ups: dict[tuple[str, str, str], int] = {}
         sources: dict[str, int] = {}
         figures, elsewhere = [], 0
         finished = run.finished()
         for place, cell in enumerate(run.plan()):
             measurement = finished.get(cell.key)
-            if not measurement or not (estimate := reading_of(measurement, identity).estimate):
+            if not measurement or not (estimate := reading_of(measurement, Identity()).estimate):
                 continue
             if any(warning.kind == WarningKind.RESUMED_ELSEWHERE for warning in measurement.warnings):
                 elsewhere += 1
                 continue
-            set_up = (measurement.timer or run.command["timer"], measurement.cache or run.command["cache"])
+            set_up = (
+                measurement.timer or run.command["timer"],
+                measurement.cache or run.command["cache"],
+                measurement.origin,
+            )
             figures.append(
                 Figure(
                     place,
@@ -113,14 +113,14 @@ class RunFigures:
                     join_warnings(measurement.warnings),
                 )
             )
-        return cls(_entry(run, name), identity, tuple(run.plan()), figures, [*set_ups], [*sources], elsewhere)
+        parts = [_parts(run, *set_up) for set_up in set_ups]
+        return cls(_entry(run, name), tuple(run.plan()), figures, parts, [*sources], elsewhere)
 
     def to_json(self) -> dict[str, Any]:
         """All but the cells, which many runs share."""
         entry = asdict(self.entry) | {"started_at": self.entry.started_at.isoformat()}
         return {
             "entry": entry,
-            "identity": dict(self.identity.parts),
             "figures": self.figures,
             "set_ups": self.set_ups,
             "sources": self.sources,
@@ -132,9 +132,14 @@ class RunFigures:
         """What to_json wrote; any error where it did not."""
         entry = RunEntry(**data["entry"] | {"started_at": datetime.fromisoformat(data["entry"]["started_at"])})
         figures = [Figure._make(figure) for figure in data["figures"]]
-        return cls(
-            entry, Identity(data["identity"]), cells, figures, data["set_ups"], data["sources"], data["elsewhere"]
-        )
+        return cls(entry, cells, figures, data["set_ups"], data["sources"], data["elsewhere"])
+
+
+def _parts(run: Run, timer: str, cache: str, origin: str) -> dict[str, str]:
+    environment = run.origins[origin].environment if origin in run.origins else run.environment
+    host = {HOST: host} if (host := host_of(environment)) else {}
+    parts = Identity.of(environment).having({"timer": timer, "cache": cache, **host}).parts
+    return {name: one_line(value, 100) for name, value in parts.items()}
 
 
 def _entry(run: Run, name: str) -> RunEntry:
@@ -152,5 +157,4 @@ def _entry(run: Run, name: str) -> RunEntry:
         started_at=started_at,
         revision=one_line(measured_revision(environment), 100),
         opbench_revision=one_line(str(environment.get("git_revision") or ""), 60),
-        host=one_line(host_of(environment), 60),
     )

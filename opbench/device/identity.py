@@ -12,6 +12,7 @@ __all__ = [
     "VERSIONS",
     "Identity",
     "device_slug",
+    "gpu_uuid",
     "host_of",
     "measured_revision",
     "plain_key",
@@ -61,7 +62,7 @@ class Identity:
             parts[THREADS] = (environment.get("cpu") or {}).get("torch_threads")
         else:
             parts[DRIVER] = environment.get("driver_version")
-            if uuid := (environment.get("gpu") or {}).get("uuid"):
+            if uuid := gpu_uuid(environment):
                 parts[GPU_UUID] = uuid
         if code:
             parts["opbench"] = environment.get("opbench_version")
@@ -125,6 +126,11 @@ def measured_revision(environment: Mapping[str, Any]) -> str:
     """
     revisions = _elsewhere(environment) or {"": environment.get("git_revision")}
     return ", ".join(dict.fromkeys(str(revision) for revision in revisions.values() if revision))
+
+
+def gpu_uuid(environment: Mapping[str, Any]) -> str:
+    """Of the environment's card; empty on a CPU, and where NVML is silent."""
+    return str((environment.get("gpu") or {}).get("uuid") or "")
 
 
 def host_of(environment: Mapping[str, Any]) -> str:

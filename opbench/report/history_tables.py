@@ -10,6 +10,7 @@ from opbench.compare.causes import Cause, Shift, shifts
 from opbench.compare.change_points import LEAST_RUNS, MIN_SEGMENT
 from opbench.compare.run_figures import RunEntry
 from opbench.compare.trends import History, RunSeries, Trend
+from opbench.device.identity import HOST
 from opbench.report.layout import OPERATOR_LABELS
 from opbench.report.render import Table
 from opbench.report.value_text import ABSENT, count_cells, shape_text, three_digits
@@ -44,8 +45,9 @@ def history_csv(history: History) -> str:
     writer.writeheader()
     for number, series in enumerate(history.series, start=1):
         told = {(trend.cell.key, step.index): shift for shift in shifts(series) for trend, step in shift.steps}
+        hosts = {run: set_up.parts.get(HOST, "") for run, set_up in zip(series.runs, series.set_ups, strict=True)}
         for trend in series.trends:
-            writer.writerows({"series": number, **row} for row in _csv_rows(trend, told))
+            writer.writerows({"series": number, **row} for row in _csv_rows(trend, hosts, told))
     return text.getvalue()
 
 
@@ -183,7 +185,9 @@ def _run_text(run: RunEntry) -> str:
     return f"{run.started_at:%Y-%m-%d} {run.name}"
 
 
-def _csv_rows(trend: Trend, told: dict[tuple[str, int], Shift]) -> Iterator[dict[str, object]]:
+def _csv_rows(
+    trend: Trend, hosts: dict[RunEntry, str], told: dict[tuple[str, int], Shift]
+) -> Iterator[dict[str, object]]:
     case = trend.cell.case
     same = {
         "operator": case.operator, "provider": trend.cell.provider, "level": case.level, "direction": case.direction,
@@ -199,7 +203,7 @@ def _csv_rows(trend: Trend, told: dict[tuple[str, int], Shift]) -> Iterator[dict
             "started_at": point.run.started_at.isoformat(),
             "git_revision": point.run.revision,
             "opbench_revision": point.run.opbench_revision,
-            "host": point.run.host,
+            "host": hosts[point.run],
             "latency_ms": point.latency_ms,
             "ci_low_ms": point.low_ms,
             "ci_high_ms": point.high_ms,

@@ -94,6 +94,8 @@ class Measurement:
     """That the warps of one launch issue, as counted in the kernel's machine code; None where nobody counted."""
     traceback: str = ""
     """Of a cell that raised: printable lines."""
+    origin: str = ""
+    """In a merged run, the run_id of the run that wrote the line."""
 
     def __post_init__(self) -> None:
         if self.status is not Status.OK and not self.reason:
@@ -117,6 +119,8 @@ class Measurement:
         """One line of strict JSON; a non-finite error becomes null (the reason says what it was)."""
         data = asdict(self) | {"cell": self.cell.to_json(), "warnings": [*map(str, self.warnings)]}
         del data["processes"]
+        if not self.origin:
+            del data["origin"]
         for name in ("max_rel_error", "mean_rel_error"):
             if data[name] is not None and not math.isfinite(data[name]):
                 data[name] = None
@@ -146,7 +150,7 @@ class Measurement:
 
     def _check_types(self) -> None:
         """Refuse what a journal that was not written by this class may hold."""
-        names = (self.timer, self.cache, self.checked_shape, self.result_dtype, self.kernel_source_hash)
+        names = (self.timer, self.cache, self.checked_shape, self.result_dtype, self.kernel_source_hash, self.origin)
         texts = (self.reason, *names, *map(str, self.warnings))
         if not all(isinstance(text, str) and text.isprintable() for text in texts):
             raise ValueError(f"must be printable texts: {texts!r:.100}")

@@ -166,6 +166,21 @@ class Row:
         unit="processes",
         empty=NOT_OK,
     )
+    host: str = _column(
+        "tells the machine from others: `OPBENCH_HOST`, or eight digits of a hash of its name",
+        empty="the cell was not measured, or by an opbench that did not keep it",
+        default="",
+    )
+    gpu_uuid: str = _column(
+        "of the card, as NVML gives it",
+        empty="the cell was not measured or on a CPU, or NVML is silent",
+        default="",
+    )
+    origin: str = _column(
+        "in a merged run (`opbench merge`), the `run_id` of the run that the row is from",
+        empty="the run is not merged, or measured the cell itself",
+        default="",
+    )
 
     def values(self) -> tuple[Any, ...]:
         """The values in the order of COLUMNS."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from opbench.device.ceilings import Ceilings
+from opbench.device.identity import gpu_uuid, host_of
 from opbench.device.limits import Work, limit_columns
 from opbench.results.measurement import Measurement, Status
 from opbench.results.metrics import derived_metrics
@@ -14,14 +15,19 @@ __all__ = ["row_of"]
 
 
 def row_of(
-    measurement: Measurement, *, run_id: str, device: str, command: Mapping[str, Any], ceilings: Ceilings | None
+    measurement: Measurement,
+    *,
+    run_id: str,
+    environment: Mapping[str, Any],
+    command: Mapping[str, Any],
+    ceilings: Ceilings | None,
 ) -> Row:
     """The row of one cell.
 
     Args:
         measurement: of the cell.
         run_id: of the run.
-        device: its device's name.
+        environment: where the cell was measured; only the device's name of one that was not.
         command: what the run was asked for: the timer and the cache state of a cell that was not timed.
         ceilings: of the device, if they were measured.
     """
@@ -54,7 +60,7 @@ def row_of(
         height=shape.height,
         width=shape.width,
         channels=shape.channels,
-        device=device,
+        device=str(environment["device_name"]),
         timer=timer,
         cache=cache,
         status=str(measurement.status),
@@ -73,6 +79,9 @@ def row_of(
         kernel_source_hash=measurement.kernel_source_hash or None,
         configuration=measurement.configuration or None,
         processes=measurement.processes if measurement.status is Status.OK else None,
+        host=host_of(environment),
+        gpu_uuid=gpu_uuid(environment),
+        origin=measurement.origin,
         **metrics,
         **limits,
     )

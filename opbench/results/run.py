@@ -19,9 +19,10 @@ from opbench.errors import ResultsError
 from opbench.files import remove_leftovers, storage_errors, write_whole
 from opbench.results.journal import JOURNAL, Journal, JournalReader, JournalWriter, lock, open_journal
 from opbench.results.measurement import Measurement, Status
+from opbench.results.origins import Origin
 from opbench.results.row import COLUMN_NAMES, Row
 from opbench.results.rows import row_of
-from opbench.results.run_json import RUN, new_run, planned_cells, read_run, run_text
+from opbench.results.run_json import RUN, new_run, origins_of, own_cells, planned_cells, read_run, run_text
 from opbench.workload.case import Cell
 
 __all__ = ["CEILINGS", "Run"]
@@ -40,6 +41,8 @@ class Run:
         started_at: date and time, ISO 8601; empty where it is not known.
         environment: where it was measured: device, versions, machine, revisions.
         command: what was asked for, as `opbench sweep` understood it.
+        whole_plan: every cell that was asked for; of a shard with those of the other shards.
+        origins: the runs that a merged run was made of, by run_id; empty of one that was measured as it is.
         differences: how what is measured from now on differs from what run.json says, accepted by whoever resumed the
             run.
     """
@@ -52,7 +55,9 @@ class Run:
         self.command: Mapping[str, Any] = stored["command"]
         self.differences: tuple[str, ...] = ()
         self._stored = stored
-        self._plan = tuple(plan)
+        self.whole_plan = tuple(plan)
+        self.origins: Mapping[str, Origin] = origins_of(stored)
+        self._plan = tuple(own_cells(stored, plan))
         self._journal = JournalReader(path / JOURNAL)
         self._rows: tuple[Row, ...] = ()
         self._rows_of: Journal | None = None
@@ -115,6 +120,11 @@ class Run:
     def plan(self) -> list[Cell]:
         """Every cell of the run, finished or not."""
         return list(self._plan)
+
+    def environment_of(self, measurement: Measurement) -> Mapping[str, Any]:
+        """Where a line of the journal was measured: in a merged run, where its origin was."""
+        origin = self.origins.get(measurement.origin)
+        return origin.environment if origin else self.environment
 
     def measurements(self) -> tuple[Measurement, ...]:
         """Every line of the journal, in the order in which the cells ended; of a cell retried or repeated, each.
@@ -186,12 +196,13 @@ class Run:
 
     def _row(self, cell: Cell, journal: Journal) -> Row:
         measurement = journal.by_cell.get(cell.key)
+        origin = self.origins.get(measurement.origin) if measurement else None
         return row_of(
             measurement or Measurement(cell, Status.NOT_RUN, reason="the run ended before this cell"),
             run_id=self.run_id,
-            device=self.device_name,
+            environment=self.environment_of(measurement) if measurement else {"device_name": self.device_name},
             command=self.command,
-            ceilings=self.ceilings,
+            ceilings=origin.ceilings if origin else self.ceilings,
         )
 
     def _note_differences(self) -> None:

@@ -8,17 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from opbench.errors import ResultsError, StorageError
+from opbench.results.origins import Origin
+from opbench.results.shards import own_places
 from opbench.text import one_line
 from opbench.workload.case import Cell
 
-__all__ = ["RUN", "SCHEMA_VERSION", "free_run_path", "new_run", "planned_cells", "read_run", "run_text"]
+__all__ = [
+    "RUN",
+    "SCHEMA_VERSION",
+    "free_run_path",
+    "new_run",
+    "origins_of",
+    "own_cells",
+    "planned_cells",
+    "read_run",
+    "run_text",
+]
 
 SCHEMA_VERSION = 1
 RUN = "run.json"
 
 
 def new_run(command: Mapping[str, Any], environment: Mapping[str, Any], plan: Sequence[Cell]) -> dict[str, Any]:
-    """What run.json holds of a run that starts now."""
+    """What run.json holds of a run that starts now; of a shard the whole plan, and which of its cells are its own."""
     started = datetime.now(UTC)
     return {
         "schema_version": SCHEMA_VERSION,
@@ -27,6 +39,7 @@ def new_run(command: Mapping[str, Any], environment: Mapping[str, Any], plan: Se
         "environment": dict(environment),
         "command": dict(command),
         "plan": [cell.to_json() for cell in plan],
+        **({"own_cells": own_places(plan, command["shard"])} if command.get("shard") else {}),
     }
 
 
@@ -55,7 +68,10 @@ def read_run(path: Path) -> tuple[dict[str, Any], list[Cell]]:
                 "another version of opbench wrote it"
             )
         _check_texts(stored)
-        return stored, planned_cells(stored)
+        plan = planned_cells(stored)
+        own_cells(stored, plan)
+        origins_of(stored)
+        return stored, plan
     except OSError as error:
         raise ResultsError(f"{path}: cannot read run.json: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -71,6 +87,22 @@ def planned_cells(stored: Mapping[str, Any]) -> list[Cell]:
             raise ValueError(f"the plan has {cell.key} twice")
         seen.add(cell.key)
     return plan
+
+
+def own_cells(stored: Mapping[str, Any], plan: Sequence[Cell]) -> list[Cell]:
+    """The cells of the plan that the run itself measures: all but in a shard; ValueError or TypeError as above."""
+    places = stored.get("own_cells")
+    if places is None:
+        return [*plan]
+    if not (isinstance(places, list) and all(type(place) is int and 0 <= place < len(plan) for place in places)):
+        raise ValueError(f"own_cells must be places in the plan, got {places!r:.60}")
+    return [plan[place] for place in dict.fromkeys(places)]
+
+
+def origins_of(stored: Mapping[str, Any]) -> dict[str, Origin]:
+    """The runs that a merged run was made of, by run_id; ValueError, KeyError or TypeError as above."""
+    origins = map(Origin.from_json, stored.get("origins", ()))
+    return {origin.run_id: origin for origin in origins}
 
 
 def _check_texts(stored: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from opbench.device.resolve import resolve_device
 from opbench.registry.families import chosen_operators, default_names
+from opbench.results.shards import shard_text
 from opbench.sweeps.native_dtypes import default_dtypes
 from opbench.sweeps.option_fields import (
     Options,
@@ -95,6 +96,7 @@ class SweepRequest(RunOptions):
             use their first provider that works for the case.
         settings: (operator, setting, text) triples.
         repeat: fresh processes in which each cell is measured.
+        shard: which part of the plan is measured, as K/N; None for all of it.
         sources: places of operators that are not registered: files, or MODULE:OPERATOR; workers load them too.
     """
 
@@ -113,13 +115,15 @@ class SweepRequest(RunOptions):
         metadata=option("settings", parts("op.param=value", r"([^.=]+)\.([^=]+)=(.+)", repeated), flag="--set"),
     )
     repeat: int = field(default=1, metadata=option("repeat", integer(1, 1000), added_later=True))
+    shard: str | None = field(default=None, metadata=option("shard", shard_text, added_later=True))
     sources: tuple[str, ...] = field(default=(), metadata=option("sources", repeated, flag="--ops", added_later=True))
 
     def to_json(self) -> dict[str, Any]:
         """The request as run.json keeps it."""
         values = asdict(self)
-        if not self.sources:
-            del values["sources"]
+        for name in ("sources", "shard"):
+            if not values[name]:
+                del values[name]
         return values
 
 

@@ -10,6 +10,7 @@ from opbench.errors import ResultsError, UnknownNameError, UsageError
 from opbench.registry import registry
 from opbench.results.run import Run
 from opbench.results.run_json import free_run_path
+from opbench.results.shards import own_places
 from opbench.sweeps.conduct import DEFAULT_CONDUCT, Conduct, Isolation
 from opbench.sweeps.native_dtypes import default_dtypes
 from opbench.sweeps.option_fields import Options
@@ -20,14 +21,19 @@ from opbench.workload.case import Cell
 from opbench.workload.operator import Operator
 from opbench.workload.shapes import load_shape_lists
 
-__all__ = ["RESULTS", "continue_run", "dtypes_note", "plan", "require_processes", "start_run"]
+__all__ = ["RESULTS", "continue_run", "dtypes_note", "plan", "refused_differences", "require_processes", "start_run"]
 
 RESULTS = Path("results")
 """Where runs without a place of their own go, under the current folder."""
 
 
 def plan(request: SweepRequest, operators: Mapping[str, Operator]) -> list[Cell]:
-    """Every cell of a request; raises what load_shape_lists and plan_cells raise."""
+    """The cells that a request measures, of a shard only its own; raises what load_shape_lists and plan_cells raise."""
+    cells = _whole_plan(request, operators)
+    return [cells[place] for place in own_places(cells, request.shard)]
+
+
+def _whole_plan(request: SweepRequest, operators: Mapping[str, Operator]) -> list[Cell]:
     return plan_cells(request, load_shape_lists(request.shapes), operators)
 
 
@@ -40,7 +46,7 @@ def start_run(
         OpbenchError: the request cannot be planned, or the folder holds a run or cannot be written.
     """
     require_processes(request.repeat, conduct)
-    cells = plan(request, operators)
+    cells = _whole_plan(request, operators)
     environment = _environment(request, operators)
     path = out or free_run_path(RESULTS, device_slug(environment["device_name"], request.device_type))
     command = {**request.to_json(), **conduct.to_json()}
@@ -78,14 +84,14 @@ def continue_run(
     try:
         request = request_of_command(command, options, operators)
         others = request_differences(request, command)
-        planned = plan(request, operators)
+        planned = _whole_plan(request, operators)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ResultsError(f"{path / 'run.json'}: damaged command: {one_line(repr(error))}") from None
     if others:
         raise ResultsError(f"{path}: cannot resume with another {one_line('; '.join(others))}")
     there, here = (Identity.of(one, code=True) for one in (run.environment, _environment(request, operators)))
-    of_plan = plan_differences(run.plan(), planned)
-    if refused := _refused(there, here, accept_differences, of_plan):
+    of_plan = plan_differences(run.whole_plan, planned)
+    if refused := refused_differences(there, here, accept_differences, of_plan):
         raise ResultsError(
             f"{path}: cannot resume on another set-up: {one_line('; '.join(refused), 1000)} "
             "(--accept-differences goes on all the same)"
@@ -94,7 +100,9 @@ def continue_run(
     return run
 
 
-def _refused(there: Identity, here: Identity, accepted: bool | Collection[str], of_plan: list[str]) -> list[str]:
+def refused_differences(
+    there: Identity, here: Identity, accepted: bool | Collection[str], of_plan: list[str]
+) -> list[str]:
     """The lines of what differs and is not accepted."""
     if isinstance(accepted, bool):
         return [] if accepted else [*there.differences(here).values(), *of_plan]

@@ -47,6 +47,7 @@ def sweep(
     seed: int | None = None,
     threads: int | None = None,
     repeat: int | None = None,
+    shard: str | None = None,
     isolation: str | None = None,
     cell_timeout: float | None = None,
     ceilings_budget: float | None = None,
@@ -82,6 +83,7 @@ def sweep(
         seed: of inputs and parameters.
         threads: of torch on the CPU; as many as torch chooses by default.
         repeat: fresh processes for each cell, in turns; `opbench compare` then judges between processes.
+        shard: "K/N", to measure the K-th of N parts of the plan; `opbench merge` makes one run of all.
         isolation: process (a worker for each operator and shape) or none; none is the default with `operators`.
         cell_timeout: seconds after which a cell is a timeout.
         ceilings_budget: seconds for the device's ceilings where none are kept, 0 for none; 15 on the CPU, 30 on CUDA.
