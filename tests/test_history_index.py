@@ -2,8 +2,12 @@
 
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections import Counter
 
+import psutil
 import pytest
 from history_folder import make_history
 
@@ -128,3 +132,28 @@ def test_several_processes_read_the_same(folder, monkeypatch):
     monkeypatch.setattr(history_index, "PARALLEL_FROM_BYTES", 0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     assert read_history(folder) == alone
+
+
+PARALLEL = """
+import sys
+from pathlib import Path
+from opbench.compare import history_index
+from opbench.compare.history import read_history
+history_index.PARALLEL_FROM_BYTES = 0
+history_index.os.sched_getaffinity = lambda _: {0, 1}
+read_history(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_read_end_with_the_one_that_is_killed(tmp_path):
+    make_history(tmp_path, 200, 20)
+    with subprocess.Popen([sys.executable, "-c", PARALLEL, tmp_path]) as process:
+        found = psutil.Process(process.pid)
+        while len(found.children()) < 3:  # two that read, and multiprocessing's own
+            assert process.poll() is None
+            time.sleep(0.01)
+        children = found.children()
+        process.kill()
+        _, alive = psutil.wait_procs(children, timeout=60)
+    assert alive == []

@@ -126,6 +126,7 @@ def test_cells_of_a_shard_that_is_missing_have_no_row_and_the_command_says_so(sh
     assert (code, err) == (0, "")
     assert (tmp_path / "all" / "measurements.csv").exists()
     assert "16 ok" in text
+    assert "Merged from 3 runs, 3 hosts, 3 cards; the columns" in text
 
 
 def test_a_cell_that_two_runs_have_is_refused_with_both_places(shards, tmp_path):

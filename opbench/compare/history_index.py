@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple, Self
 
 from opbench.compare.run_figures import RunFigures
@@ -140,9 +141,16 @@ def _read_all(tasks: Sequence[Task]) -> Iterator[tuple[list[str], str]]:
 
 
 def _prepare() -> None:
-    """Of a process that reads: Ctrl-C is for the one that waits for it."""
+    """Of a process that reads: Ctrl-C is for the one that waits for it, with which it ends in any case."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    Thread(target=_end_with_parent, daemon=True).start()
     gc.disable()
+
+
+def _end_with_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _read(task: Task) -> tuple[list[str], str]:

@@ -16,6 +16,7 @@ from opbench.workload.cell_warning import split_warnings
 __all__ = [
     "advice_notes",
     "failure_lines",
+    "origin_notes",
     "provenance",
     "reason_notes",
     "suspicious_notes",
@@ -87,6 +88,23 @@ def wide_notes(rows: Iterable[Row]) -> list[str]:
         f"{WIDE_MARK}: the median's 95 % interval is wider than ±{100 * WIDE_INTERVAL:g} % ({count_cells(wide)}): "
         "a busy machine, or too small a time budget."
     ]
+
+
+def origin_notes(rows: Iterable[Row]) -> list[str]:
+    """Of a merged run, how many runs, hosts and cards the rows are from."""
+    merged = [row for row in rows if row.origin]
+    if not merged:
+        return []
+    counts = [
+        f"{len(found)} {name}{'' if len(found) == 1 else 's'}"
+        for name, found in (
+            ("run", {row.origin for row in merged}),
+            ("host", {row.host for row in merged} - {""}),
+            ("card", {row.gpu_uuid for row in merged} - {""}),
+        )
+        if found
+    ]
+    return [f"Merged from {', '.join(counts)}; the columns `origin`, `host` and `gpu_uuid` have each row's."]
 
 
 def advice_notes(rows: Iterable[Row], environment: Mapping[str, Any]) -> list[str]:

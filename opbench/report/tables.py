@@ -6,7 +6,15 @@ from pathlib import Path
 from opbench.files import make_folder, write_whole
 from opbench.report.cell_text import cell_text, wide_mark
 from opbench.report.layout import Group, Series, group_rows
-from opbench.report.notes import advice_notes, provenance, reason_notes, suspicious_notes, warning_notes, wide_notes
+from opbench.report.notes import (
+    advice_notes,
+    origin_notes,
+    provenance,
+    reason_notes,
+    suspicious_notes,
+    warning_notes,
+    wide_notes,
+)
 from opbench.report.paper import matched_tables
 from opbench.report.render import SEPARATOR, TABLE_FORMATS, Table, render
 from opbench.report.value_text import ABSENT, shape_text, sparkline, three_digits
@@ -110,6 +118,7 @@ def _latency_table(run: Run, group: Group, without_reasons_of: Collection[Status
         rows=rows,
         notes=(
             provenance(run, group.rows),
+            *origin_notes(group.rows),
             *reason_notes(group, without_reasons_of),
             *warning_notes(group),
             *advice_notes(group.rows, run.environment),
