@@ -191,3 +191,17 @@ def test_the_example_runs(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "Fastest per shape and dtype" in done.stdout
     assert {path.name for path in (tmp_path / "figures").iterdir()} >= {"roofline-smoke-module-fwd.png"}
+
+
+def test_a_cell_of_other_settings_than_the_first_says_so():
+    console = Console(file=io.StringIO(), width=120)
+    with ConsoleProgress(console=console) as progress:
+        for number, spread in enumerate((0.5, 0.5, 2.0), start=1):
+            settings = (("kernel_size", 3), ("offset_std_px", spread))
+            done = measurement("dcnv4", SHAPE, "fp32", 1.0, settings=settings)
+            progress.started(done.cell, number, 3)
+            progress.ended(done)
+    lines = [
+        line.partition(":")[0].rpartition("fp32")[2] for line in console.file.getvalue().splitlines() if "dcnv4" in line
+    ]
+    assert lines == ["", "", " offset_std_px=2.0"]

@@ -18,7 +18,7 @@ from opbench.host.standard_streams import plain
 from opbench.report.value_text import sparkline, three_digits
 from opbench.results.measurement import Measurement, Status
 from opbench.stats import median, relative_half_width
-from opbench.workload.case import Cell
+from opbench.workload.case import Cell, SettingValue
 
 __all__ = ["ConsoleBar", "ConsoleProgress"]
 
@@ -116,13 +116,18 @@ class ConsoleProgress(ConsoleBar):
         self._outcomes = outcomes
         self._numbers: dict[tuple[str, str], str] = {}
         """Of the first cell that ended with a status and a reason."""
+        self._settings: dict[str, tuple[tuple[str, SettingValue], ...]] = {}
+        """Of each operator's first cell."""
 
     def started(self, cell: Cell, number: int, total: int) -> None:
-        """Name the cell."""
+        """Name the cell, with settings where they are not those of its operator's first cell."""
         case = cell.case
+        first = self._settings.setdefault(case.operator, case.settings)
+        others = "".join(f" {name}={value}" for name, value in case.settings if (name, value) not in first)
         self._number = f"[{number:>{len(str(total))}}/{total}]"
         self._heading = (
             f"{self._number} {case.operator} ({cell.provider}) {case.level} {case.direction} {case.shape} {case.dtype}"
+            f"{others}"
         )
         if self._bar.tasks[0].total is None:  # what an earlier run measured took none of this one's time
             self._bar.reset(self._task, total=total, completed=number - 1)
