@@ -46,6 +46,7 @@ ORDER = (
     "machine",
     "noise",
     "inspect",
+    "profile",
     "reproduce",
 )
 """As `opbench --help` lists them; what is not named comes last."""

@@ -70,6 +70,8 @@ SWEEP_FLAGS = (
         "[default: standard and high_resolution on CUDA, standard_batch1 on the CPU]",
         "gate": "Like all that follow, as for sweep. [default: standard and high_resolution on CUDA, smoke on the CPU]",
         "check": "Shape list; repeat for several. [default: smoke]",
+        "profile": "Shape list; repeat for several. "
+        "[default: standard and high_resolution on CUDA, standard_batch1 on the CPU]",
         "reproduce": "Shape list; repeat for several. "
         "[default: standard and high_resolution; of the part as-paper, standard_batch1 too]",
     }, kind=list, completion=complete.shapes),
@@ -97,7 +99,7 @@ SWEEP_FLAGS = (
     Flag("direction", "LIST", {
         "sweep gate": "Of fwd, bwd, fwd_bwd. [default: fwd]", "check": "Of fwd, bwd, fwd_bwd. [default: all]",
     }, completion=complete.directions),
-    Flag("device", "DEVICE", {"sweep gate check reproduce": "auto, cpu, cuda or cuda:N. [default: auto]"},
+    Flag("device", "DEVICE", {"sweep gate check profile reproduce": "auto, cpu, cuda or cuda:N. [default: auto]"},
          completion=complete.devices),
     Flag("timer", "TIMER", {
         "sweep": f"auto, {one_of(TIMERS)}. [default: auto: cuda-event on CUDA, else the wall clock]",
@@ -110,7 +112,7 @@ SWEEP_FLAGS = (
     Flag("settings", "op.param=value", {
         "sweep": "A setting of an operator, or a list of its values; repeat for several. [default: the operator's]",
         "gate": "A setting of an operator. [default: the operator's]",
-        "check": "A setting of an operator; repeat for several. [default: its own]",
+        "check profile": "A setting of an operator; repeat for several. [default: its own]",
     }, kind=list, names=("--set",)),
     Flag("time_budget", "SECONDS", {
         "sweep": "Sampling time per cell. [default: 1 on CUDA, 0.5 on the CPU]",
@@ -119,8 +121,8 @@ SWEEP_FLAGS = (
     # reproduce has some 2400 cells on a GPU: what lies around the samples takes longer than they do.
     }, kind=float, defaults={"gate": 0.1, "reproduce": 0.05}),
     Flag("memory_limit", "GIB", {"sweep gate": "Memory that a cell may take. [default: no limit]"}, kind=float),
-    Flag("seed", "N", {"sweep gate": "Of inputs and parameters. [default: 0]"}, kind=int),
-    Flag("threads", "N", {"sweep gate": "Of PyTorch on the CPU. [default: PyTorch's own choice]"}, kind=int),
+    Flag("seed", "N", {"sweep gate profile": "Of inputs and parameters. [default: 0]"}, kind=int),
+    Flag("threads", "N", {"sweep gate profile": "Of PyTorch on the CPU. [default: PyTorch's own choice]"}, kind=int),
     Flag("repeat", "N", {
         "sweep": "Fresh processes for each cell, in turns; compare then judges between processes. [default: 1]",
     }, kind=int),
