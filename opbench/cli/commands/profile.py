@@ -46,7 +46,9 @@ def profile(
         Path | None, typer.Option(metavar="DIR", help="A cell of this run. [default: of what a sweep could measure]")
     ] = None,
     options: dict[str, Any],
-    tool: Annotated[Tool, typer.Option(help="torch.profiler, Nsight Compute or Nsight Systems.")] = Tool.TORCH,
+    tool: Annotated[
+        Tool, typer.Option(metavar="torch|ncu|nsys", help="torch.profiler, Nsight Compute or Nsight Systems.")
+    ] = Tool.TORCH,
     launches: Annotated[int, typer.Option(min=1, metavar="N", help="Under torch.profiler.")] = 20,
     trace: Annotated[
         Path | None,
