@@ -1,10 +1,13 @@
 """Networks in a sweep: names, costs counted in two ways, values against their fp64 selves, and what cannot be."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import timm
 import torch
+from fake_timer import FakeTimer
+from opbench_kernels import DAttention
 
 from opbench import models
 from opbench.backbones.operators import OPERATORS
@@ -12,10 +15,14 @@ from opbench.backbones.work import work_of
 from opbench.errors import UnknownNameError
 from opbench.registry.families import chosen_operators, default_names
 from opbench.registry.registry import find, registered
+from opbench.results.measurement import Measurement, Status
+from opbench.results.rows import row_of
 from opbench.sweeps.check import check, crop_to_fit
 from opbench.sweeps.plan import applicability
-from opbench.sweeps.request import make_request
-from opbench.workload.case import NETWORK_LEVELS, Case, Direction, Dtype, Level, Shape
+from opbench.sweeps.request import RunOptions, make_request
+from opbench.sweeps.runner import CellRunner
+from opbench.sweeps.start import plan
+from opbench.workload.case import NETWORK_LEVELS, Case, Cell, Direction, Dtype, Level, Shape
 
 NAMES = [operator.name for operator in OPERATORS]
 ONE_EACH = (
@@ -31,6 +38,14 @@ def case_of(name, level=Level.MODEL, direction=Direction.FWD, dtype=Dtype.FP32, 
     side = operator.side_multiple
     shape = Shape(*(shape or (1, side, side, 3)))
     return Case(name, level, direction, "test", shape, dtype, operator.settings_at(level, settings))
+
+
+OPTIONS = RunOptions(device="cpu", timer="wall-clock", cache="warm", time_budget_s=0.01)
+
+
+def plan_one(name, **options):
+    given = {"device": "cpu", "dtypes": ["fp32"], "ops": [name], **options}
+    return plan(make_request(given, registered()), registered())[0]
 
 
 def torch_provider(name):
@@ -103,6 +118,45 @@ def test_a_block_agrees_with_its_float64_self(direction):
 def test_a_network_agrees_with_its_float64_self(name):
     agrees(case_of(name, direction=Direction.BWD))
     agrees(case_of(name, dtype=Dtype.BF16))
+
+
+def test_a_step_of_training_is_timed_and_its_gradients_are_those_of_fwd_bwd():
+    cell = plan_one("fasternet_t0", level=["block"], direction=["train"])
+    assert cell.parameter_count == 2 * 160 * 320 + 9 * 40**2 + 2 * 320
+    measurement = CellRunner(OPTIONS, find, FakeTimer([1.0] * 20)).run(cell)
+    assert (measurement.status, measurement.reason) == ("ok", "")
+    both = plan_one("fasternet_t0", level=["block"], direction=["fwd_bwd"])
+    assert cell.flop_count - both.flop_count == 2 * cell.parameter_count
+
+
+def test_an_operator_is_not_trained():
+    case = Case("dcnv3", Level.MODULE, Direction.TRAIN, "test", Shape(1, 8, 8, 32), Dtype.FP32)
+    status, reason = applicability(find("dcnv3"), torch_provider("dcnv3"), case, "cpu")
+    assert (str(status), reason) == ("not_applicable", "a step of training is measured of networks")
+
+
+def test_a_model_has_images_per_second_parameters_and_macs():
+    cell = plan_one("fasternet_t0", shapes=["backbone"])
+    measurement = Measurement(cell, Status.OK, latencies_ms=(2.0,))
+    command = {"timer": "wall-clock", "cache": "warm"}
+    row = row_of(measurement, run_id="run", device="cpu", command=command, ceilings=None)
+    assert row.images_per_second == 500
+    printed = f"{row.parameter_count / 1e6:.1f} M, {row.mac_count / 1e9:.2f} G"
+    assert printed == "3.9 M, 0.34 G"  # FasterNet's Table 8
+    assert Cell.from_json(json.loads(json.dumps(cell.to_json()))) == cell
+    block = replace(cell, case=replace(cell.case, level=Level.BLOCK))
+    measurement = Measurement(block, Status.OK, latencies_ms=(2.0,))
+    row = row_of(measurement, run_id="run", device="cpu", command=command, ceilings=None)
+    assert row.images_per_second is None
+
+
+def test_the_bias_by_distance_counts_where_plain_tensors_stand_for_parameters():
+    module = DAttention((4, 4), (4, 4), 2, 4, 1, 0.0, 0.0, 1, 2, True, False, False, False, 2)
+    changed = {name: torch.randn(tensor.shape) for name, tensor in module.named_parameters()}
+    x = torch.randn(1, 8, 4, 4)
+    out = torch.func.functional_call(module, changed, (x,))[0]
+    module.load_state_dict(changed, strict=False)
+    torch.testing.assert_close(out, module(x)[0])
 
 
 def test_a_wrong_operator_inside_a_block_is_found(monkeypatch):

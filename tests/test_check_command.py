@@ -14,7 +14,7 @@ from opbench.contract.contract import check_contract
 from opbench.errors import RegistryError, UsageError
 from opbench.registry.places import load, ops_option, resolve_ops
 from opbench.results.run import Run
-from opbench.workload.case import Direction, Dtype
+from opbench.workload.case import OPERATOR_DIRECTIONS, Dtype
 from opbench.workload.operator import by_direction
 
 README = Path(__file__).parents[1] / "README.md"
@@ -162,7 +162,7 @@ def contract(cases=None, **changes):
     fine = {
         "bytes_moved": lambda case: case.dtype.element_bytes * by_direction(case, fwd=2, bwd=3) * case.shape.elements
     }
-    cases = cases or [make_case(direction=d, dtype=t) for d in Direction for t in (Dtype.FP32, Dtype.FP16)]
+    cases = cases or [make_case(direction=d, dtype=t) for d in OPERATOR_DIRECTIONS for t in (Dtype.FP32, Dtype.FP16)]
     return {found.part: found.reason for found in check_contract(doubling(**{**fine, **changes}), cases, "cpu")}
 
 

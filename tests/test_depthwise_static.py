@@ -6,7 +6,7 @@ import torch
 from opbench.inspection import baseline, depthwise
 from opbench.inspection.launches import launch, uses
 from opbench.inspection.sass import parse_sass
-from opbench.workload.case import Case, Direction, Dtype, Level, Shape
+from opbench.workload.case import OPERATOR_DIRECTIONS, Case, Direction, Dtype, Level, Shape
 
 
 def case_of(direction, size, shape):
@@ -76,7 +76,7 @@ def test_the_chunk_is_the_innermost_loop_with_the_most_multiply_adds():
 
 
 def test_published_stages_are_among_the_variants():
-    found = uses([Dtype.FP16], list(Direction)[:2])
+    found = uses([Dtype.FP16], list(OPERATOR_DIRECTIONS)[:2])
     names = [name for name in found if "depthwise" in name]
     assert names == [
         "fwd-fp16-depthwise31x31-rows8", "fwd-fp16-depthwise27x27-rows7", "fwd-fp16-depthwise51x5+5x51+5x5-rows8",

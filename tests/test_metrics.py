@@ -22,6 +22,7 @@ def test_statistics_come_from_the_samples_and_rates_from_their_median():
         "samples": 8,
         "tflops": pytest.approx(1.2, rel=1e-12),  # 6e9 FLOP in 5 ms
         "gbps": pytest.approx(0.6, rel=1e-12),  # 3e6 bytes in 5 ms
+        "images_per_second": None,  # of a module
     }
 
 

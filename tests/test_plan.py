@@ -9,7 +9,7 @@ from opbench.errors import OperatorError, UnknownNameError, UsageError
 from opbench.results.measurement import Status
 from opbench.sweeps.plan import applicability, cost, plan_cells, plan_differences
 from opbench.sweeps.request import DEFAULT_TIME_BUDGET_S, SweepRequest, make_request
-from opbench.workload.case import MAX_COUNT, Direction, Dtype, Level, Shape
+from opbench.workload.case import MAX_COUNT, OPERATOR_DIRECTIONS, Direction, Dtype, Level, Shape
 from opbench.workload.operator import Provider, Setting
 from opbench.workload.shapes import ShapeList
 
@@ -159,7 +159,7 @@ def test_why_a_provider_does_not_run_a_case():
     assert why(doubling(name="one", levels=(Level.MODULE,)), ready) == (Status.NOT_APPLICABLE, reason)
 
 
-@pytest.mark.parametrize("direction", list(Direction))
+@pytest.mark.parametrize("direction", list(OPERATOR_DIRECTIONS))
 def test_the_largest_count_is_kept_and_one_more_is_not(direction):
     def why(name, count):
         operator = doubling(**{name: lambda case: count})

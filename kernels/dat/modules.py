@@ -158,7 +158,7 @@ class DAttention(nn.Module):
 
     def _bias(self, places: torch.Tensor, height: int, width: int) -> torch.Tensor | None:
         """What is added to the scores, (N or 1, n_heads, H * W, samples)."""
-        if not isinstance(self.rpe_table, nn.Parameter):
+        if not isinstance(self.rpe_table, torch.Tensor):
             return None
         if self.fixed_pe:
             return self.rpe_table.unsqueeze(0)
@@ -172,7 +172,7 @@ class DAttention(nn.Module):
     def _check(self, x: torch.Tensor) -> None:
         if x.dim() != 4 or x.shape[1] != self.nc:
             raise ValueError(f"x must be (N, {self.nc}, H, W), got shape {tuple(x.shape)}")
-        if isinstance(self.rpe_table, nn.Parameter) and tuple(x.shape[2:]) != (self.q_h, self.q_w):
+        if isinstance(self.rpe_table, torch.Tensor) and tuple(x.shape[2:]) != (self.q_h, self.q_w):
             raise ValueError(f"x must be {self.q_h}x{self.q_w} as q_size is, got {x.shape[2]}x{x.shape[3]}")
 
 

@@ -17,7 +17,7 @@ import opbench.models
 from opbench.models import Backbone, create
 from opbench.models.layers import to_nchw, to_nhwc
 from opbench.workload.case import Case, Direction, Level
-from opbench.workload.operator import Tensors
+from opbench.workload.operator import NETWORK_INPUT, Tensors
 
 __all__ = ["Part", "part_of", "ready_part", "use_implementation"]
 
@@ -60,7 +60,7 @@ def part_of(case: Case, device: torch.device | str) -> Part:
 
 
 def ready_part(case: Case, tensors: Tensors) -> Part:
-    """What the case measures, with these parameters, in their dtype; in training where the case has gradients.
+    """What the case measures, with these parameters, in their dtype; in training for a step of it.
 
     Args:
         case: of the network.
@@ -69,9 +69,9 @@ def ready_part(case: Case, tensors: Tensors) -> Part:
     x = tensors["x"]
     part = part_of(case, x.device)
     part.module.to(x.dtype)
-    part.module.train(case.direction is not Direction.FWD)
+    part.module.train(case.direction is Direction.TRAIN)
     for name, tensor in tensors.items():
-        if name != "x":
+        if name != NETWORK_INPUT:
             owner, _, leaf = name.rpartition(".")
             part.module.get_submodule(owner)._parameters[leaf] = tensor  # type: ignore[assignment]
     return part

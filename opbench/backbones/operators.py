@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING
 
 from opbench.operators import _triton
 from opbench.workload.case import NETWORK_LEVELS, Case, Direction, Level
-from opbench.workload.operator import Forward, Operator, Provider, Setting, Tensors, by_direction, compiled
+from opbench.workload.operator import (
+    NETWORK_INPUT,
+    Forward,
+    Operator,
+    Provider,
+    Setting,
+    Tensors,
+    by_direction,
+    compiled,
+)
 from opbench.workload.tolerance import rounding_budget
 
 if TYPE_CHECKING:
@@ -25,8 +34,8 @@ __all__ = ["OPERATORS"]
 STRIDE = 32
 """Pixels of the image per pixel of the last stage, in each direction."""
 COLOURS = 3
-SWAPPED = ("dcnv3", "dcnv4", "window_attention", "conv3x3")
-"""Operators that can stand in the blocks of InternImage and FlashInternImage."""
+SWAPPED = ("dcnv3", "dcnv4", "window_attention", "conv3x3", "none")
+"""Operators that can stand in the blocks of InternImage and FlashInternImage; none shows what the others cost."""
 
 
 def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
@@ -40,7 +49,7 @@ def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
     part = part_of(case, "meta")
     x = normal(generator, *part.input_shape)
     values = draw(part.module, generator, _offset_std_px(case))
-    return {"x": x} | {
+    return {NETWORK_INPUT: x} | {
         name: tensor.contiguous(memory_format=torch.channels_last) if tensor.dim() == 4 else tensor
         for name, tensor in values.items()
     }
@@ -51,8 +60,8 @@ def smooth_inputs(case: Case, tensors: Tensors) -> Tensors:
     from opbench.backbones.networks import part_of
     from opbench.backbones.parameters import smooth
 
-    values = {name: tensor for name, tensor in tensors.items() if name != "x"}
-    return {"x": tensors["x"], **smooth(part_of(case, "meta").module, values, _offset_std_px(case))}
+    values = {name: tensor for name, tensor in tensors.items() if name != NETWORK_INPUT}
+    return {NETWORK_INPUT: tensors[NETWORK_INPUT], **smooth(part_of(case, "meta").module, values, _offset_std_px(case))}
 
 
 def reference(case: Case, tensors: Tensors) -> torch.Tensor:
@@ -62,13 +71,13 @@ def reference(case: Case, tensors: Tensors) -> torch.Tensor:
 
     part = ready_part(case, tensors)
     use_reference_operators(part.module)
-    return part.run(tensors["x"])
+    return part.run(tensors[NETWORK_INPUT])
 
 
 def _build(implementation: Implementation, case: Case, tensors: Tensors) -> Forward:
     from opbench.backbones.networks import ready_part, use_implementation
 
-    part, x = ready_part(case, tensors), tensors["x"]
+    part, x = ready_part(case, tensors), tensors[NETWORK_INPUT]
     use_implementation(part.module, implementation)
     if implementation == "triton":
         _triton.tune()
@@ -78,14 +87,16 @@ def _build(implementation: Implementation, case: Case, tensors: Tensors) -> Forw
 def flop_count(case: Case) -> int:
     """The sum over the layers, by the operators' own formulas; normalisations and activations count nothing."""
     work = _work(case)
-    return case.shape.batch * by_direction(case, fwd=work.forward_flops, bwd=work.backward_flops)
+    passes = case.shape.batch * by_direction(case, fwd=work.forward_flops, bwd=work.backward_flops)
+    return passes + _trained(case, 2)  # of SGD
 
 
 def bytes_moved(case: Case) -> int:
     """What layers with products read and write, each on its own, and the parameters once; twice that backward."""
     work = _work(case)
     elements = case.shape.batch * work.elements + work.parameters
-    return case.dtype.element_bytes * by_direction(case, fwd=elements, bwd=2 * elements)
+    passes = by_direction(case, fwd=elements, bwd=2 * elements)
+    return case.dtype.element_bytes * (passes + _trained(case, 3))  # SGD reads two and writes one
 
 
 def gathered_bytes(case: Case) -> int:
@@ -146,6 +157,11 @@ def _work(case: Case) -> Work:
     return work_of(case)
 
 
+def _trained(case: Case, each: int) -> int:
+    """So much for each parameter in a step of training, else 0."""
+    return each * _work(case).parameters if case.direction is Direction.TRAIN else 0
+
+
 def _offset_std_px(case: Case) -> float:
     return float(dict(case.settings).get("offset_std_px", 1.0))
 
@@ -192,6 +208,8 @@ def _operators(
             bytes_moved=bytes_moved,
             gathered_bytes=gathered_bytes,
             memory_bytes=memory_bytes,
+            parameter_count=lambda case: _work(case).parameters,
+            mac_count=lambda case: _work(case).macs,
             reference_elements=reference_elements,
             tolerance=tolerance,
             providers=(TRITON, TORCH, compiled(TORCH)),

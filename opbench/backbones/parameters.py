@@ -21,6 +21,8 @@ SMALL = 0.1
 """Spread of biases, and of normalisations' factors around 1."""
 AWAY_PX, AWAY_SPREAD_PX = 0.25, 0.025
 """Distance of sampling points from pixels where gradients are checked, and its spread: ten deviations."""
+POSITIVE, POSITIVE_SPREAD = 2.0, 0.3
+"""Mean and spread of what comes into a ReLU there."""
 
 
 def draw(module: nn.Module, generator: torch.Generator, offset_std_px: float) -> dict[str, torch.Tensor]:
@@ -76,8 +78,8 @@ def smooth(module: nn.Module, values: dict[str, torch.Tensor], offset_std_px: fl
         values[f"{prefix}conv_offset.1.norm.bias"].fill_(1.0)
     if any(isinstance(owner, nn.ReLU) for owner in module.modules()):
         for prefix, _ in _named(module, nn.BatchNorm2d):
-            values[f"{prefix}weight"] *= SMALL
-            values[f"{prefix}bias"].fill_(1.0)
+            values[f"{prefix}weight"] *= POSITIVE_SPREAD
+            values[f"{prefix}bias"].fill_(POSITIVE)
     return values
 
 

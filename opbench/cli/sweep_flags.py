@@ -67,7 +67,7 @@ class Flag:
 SWEEP_FLAGS = (
     Flag("shapes", "NAME|FILE", {
         "sweep": "Shape list; repeat for several. "
-        "[default: standard and high_resolution on CUDA, standard_batch1 on the CPU]",
+        "[default: standard and high_resolution on CUDA, standard_batch1 on the CPU; of networks alone backbone]",
         "gate": "Like all that follow, as for sweep. [default: standard and high_resolution on CUDA, smoke on the CPU]",
         "check": "Shape list; repeat for several. [default: smoke]",
         "profile": "Shape list; repeat for several. "
@@ -94,10 +94,12 @@ SWEEP_FLAGS = (
         "reproduce": "Of fp32, tf32, fp16, bf16. [default: all on CUDA, fp32 and bf16 on the CPU; as-paper: tf32,fp16]",
     }, completion=complete.dtypes),
     Flag("level", "LIST", {
-        "sweep gate": "Of module, core. [default: module]", "check": "Of module, core. [default: both]",
+        "sweep gate": "Of module, core; of networks model, block. [default: module; of networks alone model]",
+        "check": "Of module, core. [default: both]",
     }, completion=complete.levels),
     Flag("direction", "LIST", {
-        "sweep gate": "Of fwd, bwd, fwd_bwd. [default: fwd]", "check": "Of fwd, bwd, fwd_bwd. [default: all]",
+        "sweep gate": "Of fwd, bwd, fwd_bwd; of networks also train. [default: fwd]",
+        "check": "Of fwd, bwd, fwd_bwd. [default: all]",
     }, completion=complete.directions),
     Flag("device", "DEVICE", {"sweep gate check profile reproduce": "auto, cpu, cuda or cuda:N. [default: auto]"},
          completion=complete.devices),

@@ -150,7 +150,7 @@ def create(name: str, **changes: Any) -> Backbone:  # noqa: ANN401 - the model's
         name: one of `names()`.
         changes: arguments of the model's constructor that differ, such as num_classes, drop_path_rate (0 unless given)
             or with_cp; and for InternImage and FlashInternImage `operator`, which puts "dcnv3", "dcnv4",
-            "window_attention" or "conv3x3" in the place of theirs.
+            "window_attention" or "conv3x3" in the place of theirs, and "none" nothing.
 
     Raises:
         ValueError: an unknown name, operator, or value of an argument.

@@ -67,6 +67,7 @@ CORE_OPERATORS: dict[str, Callable[[CoreSettings], nn.Module]] = {
     "DCNv4": _dcnv4,
     "WindowAttention": _window_attention,
     "Conv3x3": _conv3x3,
+    "Identity": lambda _: nn.Identity(),
 }
 """By `core_op`: makes a module that maps (N, H, W, C) to the same shape."""
 
@@ -75,8 +76,9 @@ OPERATOR_NAMES = {
     "dcnv4": "DCNv4",
     "window_attention": "WindowAttention",
     "conv3x3": "Conv3x3",
+    "none": "Identity",
 }
-"""From the name of an operator in opbench to `core_op`."""
+"""From the name of an operator in opbench to `core_op`; none leaves it out, to see what it costs."""
 
 
 def core_operator(name: str, settings: CoreSettings) -> nn.Module:

@@ -19,6 +19,7 @@ __all__ = ["COLUMNS", "COLUMN_NAMES", "NEVER", "NOT_OK", "NO_RATE", "Column", "M
 NEVER = "never"
 NOT_OK = "the cell is not `ok`"
 NO_RATE = f"{NOT_OK}, or its median is 0"
+NO_NETWORK = "it is an operator"
 NO_LIMIT = "the run has no ceilings, or none for this dtype"
 NO_CLOCK = "the device does not tell its clock (a CPU)"
 
@@ -61,11 +62,13 @@ class Row:
     provider: str = _column("which implementation of the operator, as in `--providers`")
     level: str = _column(
         "`module`: with its linear projections; `core`: the operator alone. An operator with one level is "
-        "timed as a whole and called `module`"
+        "timed as a whole and called `module`. Of a network `block`: one residual block; `model`: all of it"
     )
-    direction: str = _column("`fwd`, `bwd`, or `fwd_bwd` for both in one launch")
+    direction: str = _column(
+        "`fwd`, `bwd`, or `fwd_bwd` for both in one launch; `train`: these of a network in training, and a step of SGD"
+    )
     shape_list: str = _column("the list of `--shapes` that the shape is from")
-    shape: str = _column("of the input: batch x height x width x channels")
+    shape: str = _column("of the input: batch x height x width x channels; of a network's block, of its images")
     batch: int = _column("of the shape", unit="images")
     height: int = _column("of the shape", unit="pixels")
     width: int = _column("of the shape", unit="pixels")
@@ -121,6 +124,16 @@ class Row:
     )
     tflops: float | None = _column("`flop_count` / `latency_ms`", unit="1e12 FLOP/s", empty=NO_RATE)
     gbps: float | None = _column("`bytes_moved` / `latency_ms`", unit="1e9 byte/s", empty=NO_RATE)
+    images_per_second: float | None = _column(
+        "`batch` / `latency_ms` of a whole network", unit="images/s", empty=f"the level is not `model`, {NO_RATE}"
+    )
+    parameter_count: int | None = _column("numbers of the network, or its block, that are trained", empty=NO_NETWORK)
+    mac_count: int | None = _column(
+        "multiply-accumulates of its forward pass of one image, as papers count them: without normalisations and "
+        "activations, and five for a sample and its weight",
+        unit="MAC",
+        empty=NO_NETWORK,
+    )
     peak_memory_bytes: int | None = _column(
         "most memory allocated during one launch, inputs included",
         unit="bytes",

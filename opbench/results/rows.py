@@ -71,6 +71,8 @@ def row_of(
         bytes_moved=cell.bytes_moved,
         gathered_bytes=cell.gathered_bytes or None,
         warp_instructions=measurement.warp_instructions,
+        parameter_count=cell.parameter_count or None,
+        mac_count=cell.mac_count or None,
         sm_clock_start_mhz=clocks[0],
         sm_clock_end_mhz=clocks[1],
         peak_memory_bytes=measurement.peak_memory_bytes,

@@ -14,7 +14,7 @@ from opbench.results.measurement import Status
 from opbench.sweeps.option_fields import items
 from opbench.sweeps.request import SweepRequest
 from opbench.text import one_line
-from opbench.workload.case import MAX_COUNT, Case, Cell, Direction, Dtype, SettingValue
+from opbench.workload.case import MAX_COUNT, NETWORK_COUNTS, Case, Cell, Direction, Dtype, SettingValue
 from opbench.workload.operator import Operator, Provider
 from opbench.workload.shapes import ShapeList
 
@@ -31,7 +31,7 @@ __all__ = [
 Settings = tuple[tuple[str, SettingValue], ...]
 """As a Case has them."""
 
-COSTS = ("flop_count", "bytes_moved", "memory_bytes", "gathered_bytes")
+COSTS = ("flop_count", "bytes_moved", "memory_bytes", "gathered_bytes", *NETWORK_COUNTS)
 """That a cell keeps of its operator."""
 
 
@@ -66,6 +66,8 @@ def _not_applicable(operator: Operator, case: Case, device_type: str) -> str:
         others = " or ".join(operator.levels)
         only = "it is timed as" if len(operator.levels) > 1 else "all of it is timed as"
         return f"{operator.name} has no such level: {only} {others}"
+    if case.direction is Direction.TRAIN and not operator.is_network:
+        return "a step of training is measured of networks"
     if reason := _answer(operator, "not_applicable", partial(operator.not_applicable, case), case):
         return str(reason)
     if case.dtype is Dtype.TF32 and device_type != "cuda":

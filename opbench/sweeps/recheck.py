@@ -55,7 +55,7 @@ def recheck(
         before: its snapshot from before the timing.
         run_once: runs a closure once, in the way that was timed.
         reference_fits: whether the fp64 reference of the case is computed. Else the expected values are those of the
-            provider built anew, which was right at a smaller shape.
+            provider built anew, which was right at a smaller shape, or in evaluation.
         seed: of the other values.
     """
     _overwrite_result(timed)

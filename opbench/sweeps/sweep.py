@@ -72,8 +72,8 @@ def sweep(
             where that is not given, all that have `by_default`.
         providers: "operator=provider" texts; several per operator add up, "operator=all" takes every one.
         dtypes: of fp32, tf32, fp16, bf16; by default fp32, and fp16 on CUDA, or on the CPU what is native there.
-        level: of module, core.
-        direction: of fwd, bwd, fwd_bwd.
+        level: of module, core; of a network model, block.
+        direction: of fwd, bwd, fwd_bwd; of a network also train.
         device: auto, cpu, cuda or cuda:N.
         timer: auto, cuda-event, cuda-graph, launch-sync or wall-clock.
         cache: cold or warm.

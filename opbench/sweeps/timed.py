@@ -8,7 +8,7 @@ import torch
 from opbench.sweeps.check import output_gradient
 from opbench.timing import Launch
 from opbench.workload.case import Case, Direction
-from opbench.workload.operator import Provider, Tensors
+from opbench.workload.operator import NETWORK_INPUT, Provider, Tensors
 
 __all__ = ["Timed", "timed_closure"]
 
@@ -34,7 +34,8 @@ class Timed:
         given = self.launch()
         if isinstance(given, torch.Tensor):
             return {"output": given}
-        return {f"gradient of {name}": grad for name, grad in zip(self.tensors, given, strict=True)}  # type: ignore[call-overload]
+        names = [name for name, tensor in self.tensors.items() if tensor.requires_grad]
+        return {f"gradient of {name}": grad for name, grad in zip(names, given, strict=True)}  # type: ignore[call-overload]
 
 
 def timed_closure(case: Case, provider: Provider, tensors: Tensors) -> Timed:
@@ -48,7 +49,26 @@ def timed_closure(case: Case, provider: Provider, tensors: Tensors) -> Timed:
     gradient = output_gradient(out)
     if case.direction is Direction.BWD:
         return Timed(_backward(out, inputs, gradient), leaves, out, gradient)
+    if case.direction is Direction.TRAIN:
+        leaves[NETWORK_INPUT].requires_grad_(False)
+        trained = [leaf for leaf in inputs if leaf.requires_grad]
+        return Timed(_step(forward, trained, gradient), leaves, gradient=gradient)
     return Timed(lambda: torch.autograd.grad(forward(), inputs, gradient), leaves, gradient=gradient)
+
+
+def _step(
+    forward: Callable[[], torch.Tensor], parameters: list[torch.Tensor], gradient: torch.Tensor
+) -> Callable[[], object]:
+    """A step of training, which gives the gradients. Its rate is 0: the work is the same, and every step is alike."""
+    optimizer = torch.optim.SGD(parameters, lr=0.0)
+
+    def step() -> list[torch.Tensor | None]:
+        optimizer.zero_grad()
+        torch.autograd.backward(forward(), gradient)
+        optimizer.step()
+        return [parameter.grad for parameter in parameters]
+
+    return step
 
 
 def _backward(out: torch.Tensor, inputs: list[torch.Tensor], gradient: torch.Tensor) -> Callable[[], object]:

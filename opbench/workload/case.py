@@ -9,6 +9,7 @@ from opbench.workload.file_setting import FileSetting
 
 __all__ = [
     "NETWORK_LEVELS",
+    "OPERATOR_DIRECTIONS",
     "OPERATOR_LEVELS",
     "Case",
     "Cell",
@@ -21,6 +22,8 @@ __all__ = [
 
 SettingValue = int | float | str
 
+NETWORK_COUNTS = ("parameter_count", "mac_count")
+"""Of a cell; only a network's are stored."""
 MAX_NAME_LENGTH = 255
 MAX_COUNT = 2**63
 """What a 64-bit integer column holds."""
@@ -49,6 +52,11 @@ class Direction(StrEnum):
     FWD = "fwd"
     BWD = "bwd"
     FWD_BWD = "fwd_bwd"
+    TRAIN = "train"
+    """Of a network: a forward and a backward pass in training, and a step of SGD, in one launch."""
+
+
+OPERATOR_DIRECTIONS = (Direction.FWD, Direction.BWD, Direction.FWD_BWD)
 
 
 class Dtype(StrEnum):
@@ -162,6 +170,9 @@ class Cell:
     """Estimated peak memory of the timed pass."""
     gathered_bytes: int = 0
     """As Operator.gathered_bytes; 0 in older plans."""
+    parameter_count: int = 0
+    mac_count: int = 0
+    """As of Operator: 0 but for networks."""
 
     @property
     def key(self) -> str:
@@ -186,6 +197,7 @@ class Cell:
             "bytes_moved": self.bytes_moved,
             "memory_bytes": self.memory_bytes,
             "gathered_bytes": self.gathered_bytes,
+            **{name: count for name in NETWORK_COUNTS if (count := getattr(self, name))},
         }
 
     @classmethod
@@ -206,7 +218,7 @@ class Cell:
         )
         names = ("flop_count", "bytes_moved", "memory_bytes")
         counts = {name: _count(data[name]) for name in names} | {
-            "gathered_bytes": _count(data.get("gathered_bytes", 0))
+            name: _count(data.get(name, 0)) for name in ("gathered_bytes", *NETWORK_COUNTS)
         }
         return cls(case, _name(data["provider"]), **counts)
 

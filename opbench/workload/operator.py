@@ -18,10 +18,23 @@ from opbench.workload.file_setting import FileSetting
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Forward", "Operator", "Provider", "Setting", "Tensors", "by_direction", "compiled", "not_counted"]
+__all__ = [
+    "NETWORK_INPUT",
+    "Forward",
+    "Operator",
+    "Provider",
+    "Setting",
+    "Tensors",
+    "by_direction",
+    "compiled",
+    "not_counted",
+]
 
 Tensors = dict[str, "torch.Tensor"]
 """Inputs and parameters by name; every provider of a case gets the same ones."""
+
+NETWORK_INPUT = "x"
+"""Among a network's tensors the one that is not trained."""
 
 Forward = Callable[[], "torch.Tensor"]
 """One launch: computes the output from tensors it was built with."""
@@ -32,8 +45,8 @@ def _always(*_: object) -> str | None:
     return None
 
 
-def _none_gathered(_: Case) -> int:
-    """The gathered bytes of an operator that reads its inputs in order."""
+def _none(_: Case) -> int:
+    """A count of what an operator does not have, or does not tell."""
     return 0
 
 
@@ -195,6 +208,8 @@ class Operator:
         bytes_moved: (case) -> bytes that the stages of the operator read and write, each tensor once per stage.
         gathered_bytes: (case) -> bytes that are read from the L1 caches at least, where an element is read again for
             each sample that needs it; 0 where nothing is gathered.
+        parameter_count, mac_count: (case) -> of a network or its block, the numbers that are trained, and the
+            multiply-accumulates of a forward pass of one image, as papers count them; 0 for an operator.
         memory_bytes: (case) -> estimated peak bytes of a forward pass, inputs included.
         reference_elements: (case) -> estimated peak number of elements that `reference` holds.
         tolerance: (case) -> allowed error of an element of the output or a gradient, |got - expected| /
@@ -226,7 +241,9 @@ class Operator:
     not_applicable: Callable[[Case], str | None] = _always
     smooth_inputs: Callable[[Case, Tensors], Tensors] = _unchanged
     levels: tuple[Level, ...] = OPERATOR_LEVELS
-    gathered_bytes: Callable[[Case], int] = _none_gathered
+    gathered_bytes: Callable[[Case], int] = _none
+    parameter_count: Callable[[Case], int] = _none
+    mac_count: Callable[[Case], int] = _none
     family: str = ""
     by_default: bool = True
     side_multiple: int = 1
@@ -275,4 +292,4 @@ class Operator:
 
 def by_direction(case: Case, *, fwd: int, bwd: int) -> int:
     """The forward figure, the backward figure or their sum, by the case's direction."""
-    return {Direction.FWD: fwd, Direction.BWD: bwd, Direction.FWD_BWD: fwd + bwd}[case.direction]
+    return {Direction.FWD: fwd, Direction.BWD: bwd}.get(case.direction, fwd + bwd)
