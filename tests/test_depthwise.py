@@ -199,14 +199,15 @@ def test_indices_of_64_bits(monkeypatch):
 
 @pytest.mark.parametrize(("rows", "count"), [(56, 8), (28, 7), (14, 7), (7, 7), (5, 5), (9, 5), (1, 1), (51, 8)])
 def test_tiles_have_few_rows_past_the_end(rows, count):
-    assert launch.tile(rows, 14, 128, torch.float16)["ROWS"] == count
+    assert launch.tile(rows, 14, 128, torch.float16).rows == count
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("channels", [1, 24, 64, 1024])
 @pytest.mark.parametrize("width", [1, 7, 56])
 def test_two_warps_have_a_vector_a_lane(width, channels, dtype):
-    constants = launch.tile(7, width, channels, dtype)
+    config = launch.tile(7, width, channels, dtype)
+    constants = launch._constants(config, dtype)
     assert constants["BLOCK_W"] * constants["BLOCK_C"] == 64 * launch.vector(dtype)
 
 

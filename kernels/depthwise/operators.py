@@ -21,13 +21,12 @@ __all__ = ["depthwise"]
 def _depthwise(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kernels: Sequence[int]
 ) -> torch.Tensor:
-    from opbench_kernels.depthwise.launch import forward_launch
+    from opbench_kernels.depthwise.configs import convolve
 
-    x, weight = x.contiguous(), weight.contiguous()
-    out = x.new_empty(_output_shape(x, kernels))
-    if out.numel():
-        forward_launch(x, weight, None if bias is None else bias.contiguous(), out, Kernel.unflatten(kernels))()
-    return out
+    if not x.shape[0]:
+        return x.new_empty(_output_shape(x, kernels))
+    bias = None if bias is None else bias.contiguous()
+    return convolve(x.contiguous(), weight.contiguous(), bias, Kernel.unflatten(kernels))
 
 
 @_depthwise.register_fake
@@ -43,18 +42,12 @@ def _output_shape(x: torch.Tensor, kernels: Sequence[int]) -> tuple[int, ...]:
 
 @torch.library.custom_op("opbench_kernels::depthwise_weight_grad", mutates_args=())
 def _weight_grad(x: torch.Tensor, grad: torch.Tensor, kernels: Sequence[int]) -> torch.Tensor:
-    from opbench_kernels.depthwise.launch import weight_grad_launch, weight_grad_slices
+    from opbench_kernels.depthwise.configs import weight_grad
 
     x, grad = x.contiguous(), grad.contiguous()
     if not grad.numel():
         return x.new_zeros(_weight_shape(x, kernels), dtype=torch.float32)
-    sums = []
-    for kernel in Kernel.unflatten(kernels):
-        shape = (weight_grad_slices(x, grad, kernel), kernel.taps, x.shape[-1])
-        partial = torch.empty(shape, device=x.device, dtype=torch.float32)
-        weight_grad_launch(x, grad, partial, kernel)()
-        sums.append(partial.sum(0))
-    return torch.cat(sums)
+    return torch.cat([weight_grad(x, grad, kernel) for kernel in Kernel.unflatten(kernels)])
 
 
 @_weight_grad.register_fake
