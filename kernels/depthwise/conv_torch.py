@@ -5,6 +5,8 @@ slow in any layout. Here that gradient is a convolution as well, of the image wi
 place. Where they take less time, both are made by Fourier transforms. docs/tuning.md has the figures.
 """
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -75,7 +77,7 @@ class _OnCpu(torch.autograd.Function):
 
 def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kernel: Kernel) -> torch.Tensor:
     dtype, compute = x.dtype, COMPUTED_IN.get(x.dtype, x.dtype)
-    if _transforms_are_faster(multiply_adds(x, kernel), x, kernel):
+    if _transforms_are_faster(multiply_adds, x, kernel):
         wide = _wide(dtype)
         found = fourier_torch.convolve(x.to(wide), weight.to(wide), kernel)
         if found is not None:
@@ -91,15 +93,23 @@ def _both_by_transforms(
     x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor, kernel: Kernel
 ) -> tuple[torch.Tensor, ...] | None:
     """The gradients of x and weight where transforms are faster for x's, and so for the weight's, and finite."""
-    if not _transforms_are_faster(multiply_adds(grad, kernel.transposed), grad, kernel.transposed):
+    if not _transforms_are_faster(multiply_adds, grad, kernel.transposed):
         return None
     wide = _wide(x.dtype)
     found = fourier_torch.gradients(x.to(wide), weight.to(wide), grad.to(wide), kernel)
     return None if found is None else tuple(each.to(x.dtype) for each in found)
 
 
-def _transforms_are_faster(work: int, x: torch.Tensor, kernel: Kernel) -> bool:
-    return kernel.taps >= LARGE_TAPS and fourier_torch.is_faster(work, x, kernel)
+def _transforms_are_faster(work: Callable[[torch.Tensor, Kernel], int], x: torch.Tensor, kernel: Kernel) -> bool:
+    """Whether they are for a direct computation of so much work; never while torch traces a graph of any size."""
+    if kernel.taps < LARGE_TAPS or torch.compiler.is_compiling():
+        return False
+    return fourier_torch.is_faster(work(x, kernel), x, kernel)
+
+
+def _weight_grad_work(x: torch.Tensor, kernel: Kernel) -> int:
+    """As multiply_adds, of the weight gradient: half as much again, since that convolution is slower."""
+    return kernel.taps * math.prod(kernel.output_size(x.shape[2], x.shape[3])) * 3 // 2
 
 
 def _wide(dtype: torch.dtype) -> torch.dtype:
@@ -125,8 +135,7 @@ def _weight_grad(x: torch.Tensor, grad: torch.Tensor, kernel: Kernel) -> torch.T
     if batch == 0:
         return x.new_zeros(channels, 1, kernel.height, kernel.width)
     wide = _wide(x.dtype)
-    # Half as much again: this convolution is slower than the forward one.
-    if _transforms_are_faster(kernel.taps * grad[0, 0].numel() * 3 // 2, x, kernel):
+    if _transforms_are_faster(_weight_grad_work, x, kernel):
         found = fourier_torch.weight_grad(x.to(wide), grad.to(wide), kernel)
         if found is not None:
             return found.to(x.dtype)

@@ -22,14 +22,14 @@ OTHER_VALUE_COST = 60
 def is_faster(multiply_adds: int, x: torch.Tensor, kernel: Kernel) -> bool:
     """Whether transforms are expected to take less time than `multiply_adds` for each image and channel of x.
 
-    Never while torch traces a graph, in which no value can decide what is computed.
+    Never for a tensor without values, such as a FakeTensor: they decide whether there is a result.
 
     Args:
         multiply_adds: of the direct computation.
         x: (N, C, H, W), the image.
         kernel: size and padding.
     """
-    if torch.compiler.is_compiling() or type(x) not in (torch.Tensor, torch.nn.Parameter) or not len(x):
+    if type(x) not in (torch.Tensor, torch.nn.Parameter) or not len(x):
         return False
     height, width = _transformed_size(x, kernel)
     transforms = 2 + 1 / len(x)  # there and back, and of the weight once
