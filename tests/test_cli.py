@@ -40,6 +40,7 @@ def folder(tmp_path):
 
 
 FAST = ("--shapes", "tiny.yaml", "--device", "cpu", "--time-budget", "0.02", "--no-plots")
+TWO_DTYPES = ("--dtypes", "fp32,bf16")  # the default depends on the processor
 
 
 def test_a_sweep_from_start_to_report(folder, monkeypatch, one_plot):
@@ -84,7 +85,7 @@ def test_a_sweep_from_start_to_report(folder, monkeypatch, one_plot):
 
 def test_out_is_refused_twice_and_resume_finds_nothing_left(folder, monkeypatch):
     monkeypatch.chdir(folder)
-    assert call("sweep", *FAST, "--ops", "conv3x3", "--out", "run", "--quiet") == (
+    assert call("sweep", *FAST, *TWO_DTYPES, "--ops", "conv3x3", "--out", "run", "--quiet") == (
         0,
         "2 cells: 2 ok\nresults: run\n",
         "",
@@ -102,7 +103,7 @@ def test_out_is_refused_twice_and_resume_finds_nothing_left(folder, monkeypatch)
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGHUP])  # SIGTERM has the same handler as SIGHUP
 def test_a_sweep_that_is_stopped_keeps_its_cells_and_resumes(folder, how):
     # Cells that are long enough for the signal to come before the last, on a busy machine too.
-    command = [sys.executable, "-m", "opbench", "sweep", *FAST, "--time-budget", "0.2", "--out", "run",
+    command = [sys.executable, "-m", "opbench", "sweep", *FAST, *TWO_DTYPES, "--time-budget", "0.2", "--out", "run",
                "--ops", "conv3x3,attention,dcnv4"]  # fmt: skip
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     journal = folder / "run" / "journal.jsonl"
