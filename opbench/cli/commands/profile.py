@@ -95,7 +95,7 @@ def _planned(
     from opbench.registry.places import is_place, resolve_ops
     from opbench.sweeps.request import make_request
     from opbench.sweeps.start import plan
-    from opbench.workload.case import Dtype, Level
+    from opbench.workload.case import Direction, Dtype, Level
 
     if run:
         from opbench.results.run import Run
@@ -105,14 +105,14 @@ def _planned(
         return make_request(asked, known), known, opened.plan()
     operator, shape_list, settings = parts_of_key(words[0])
     given = {"shapes": [shape_list], "settings": settings} if shape_list else {}
-    every = {"dtypes": [*Dtype], "direction": ["fwd", "bwd", "fwd_bwd"], "level": [*Level]}
+    every = {"dtypes": [*Dtype], "direction": [*Direction], "level": [*Level]}
     asked, known = resolve_ops({**given, **every, **options, "ops": [operator]})
     if is_place(operator):
         words[0] = asked["ops"][0]
     asked["providers"] = [f"{name}=all" for name in asked["ops"] if name in known]
     request = make_request(asked, known)
-    cells = plan(request, known)
-    return request, known, [cell for cell in cells if cell.case.level in known[cell.case.operator].levels]
+    applicable = [cell for cell in plan(request, known) if cell.case.level in known[cell.case.operator].levels]
+    return request, known, applicable
 
 
 def _profiled(
