@@ -93,6 +93,11 @@ def test_three_of_four_cells_are_the_machine_and_fewer_are_not():
         assert sum(count for *_, count in found) == len(moved)
 
 
+def test_the_machine_shows_three_runs_after_it_changed():
+    found = told(series_of(lambda cell, night, _: 1 + 0.2 * (night >= RUNS - 3)))
+    assert found == [(Cause.MACHINE, "40 of 40 cells", RUNS - 3, CELLS)]
+
+
 @pytest.mark.parametrize(
     ("part", "cause"), [("torch", Cause.ENVIRONMENT), ("driver", Cause.ENVIRONMENT), ("host", Cause.MACHINE)]
 )

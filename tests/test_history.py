@@ -374,6 +374,37 @@ def test_set_ups_that_take_turns_are_series_of_their_own_and_said_so(copied, tmp
     assert (tmp_path / "out" / "plots" / "series-2-dcnv4-module-fwd-standard.png").exists()
 
 
+def on(host, torch="2.1"):
+    return {"host": host, "packages": {"torch": torch}}
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        (lambda day: on("ab"[day % 2]), [("b", "2.1", 12), ("a", "2.1", 12)]),
+        (lambda day: on("ab"[day >= 12]), [("b", "2.1", 24)]),
+        (lambda day: on(f"container-{day}"), [("container-23", "2.1", 24)]),
+        (
+            lambda day: on(f"container-{day}", f"2.{day % 2}"),
+            [("container-23", "2.1", 12), ("container-22", "2.0", 12)],
+        ),
+        (
+            lambda day: on("ab"[day % 2], "2.2" if day >= (12, 17)[day % 2] else "2.1"),
+            [("b", "2.2", 12), ("a", "2.2", 12)],
+        ),
+    ],
+    ids=["turns", "moved", "containers", "containers with two versions", "versions change on one host first"],
+)
+def test_hosts_and_versions_that_take_turns_are_told_apart(tmp_path, environment, expected):
+    for day in range(24):
+        add_run(tmp_path, day, cells_of(day, np.random.default_rng(day)), environment=environment(day))
+    found = [
+        (series.identity.parts["host"], series.identity.parts["torch"], len(series.runs))
+        for series in read_history(tmp_path).series
+    ]
+    assert found == expected
+
+
 def test_versions_that_change_once_are_said_and_the_series_goes_on(copied):
     for day in range(20, 24):
         newer = {"packages": {"torch": "2.2"}, "driver_version": "1.3"}

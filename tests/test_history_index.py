@@ -90,7 +90,7 @@ def test_a_run_that_is_gone_is_in_no_series_and_in_no_index(folder, read):
         lambda path: path.unlink(),
         lambda path: path.write_text(""),
         lambda path: path.write_bytes(path.read_bytes()[:-100]),
-        lambda path: path.write_text(path.read_text().replace('{"opbench history": 2}', '{"opbench history": 0}')),
+        lambda path: path.write_text(path.read_text().replace('{"opbench history": 3}', '{"opbench history": 0}')),
         lambda path: path.write_text(path.read_text().replace('"entry"', '"other"')),
         lambda path: path.write_bytes(b"\xff" * 1000),
     ],

@@ -103,6 +103,9 @@ def test_readings_and_histories_know_each_rows_own_card(shards, tmp_path):
         (f"GPU-{number}", f"node-{number}") for number in (1, 2, 3)
     }
     assert sum(len(one.trends) for one in series) == len(PLAN)
+    shutil.copytree(shards[0], tmp_path / "runs" / "shard-1")
+    found = read_history(tmp_path / "runs")
+    assert (found.series, found.notes) == (series, ("shard-1 is part of merged, and counts once.",))
 
 
 def test_a_run_that_two_began_is_merged_where_they_share_no_cell(tmp_path):

@@ -19,8 +19,8 @@ NEAR = 1
 """Runs by which noise may move a step from the run that made it."""
 MOST_CELLS = 0.75
 """Share of the cells that have moved alike where the machine is the cause. Not all: noise hides the move of some."""
-COMPARED_RUNS = 2 * MIN_SEGMENT
-"""Before and after a run, at most: the medians of a cell there say whether it moved."""
+LEAST_COMPARED, MOST_COMPARED = MIN_SEGMENT - 1, 2 * MIN_SEGMENT
+"""Runs before and after a place whose medians say whether a cell moved there; a large step shows in three runs."""
 
 
 class Cause(StrEnum):
@@ -83,8 +83,8 @@ class _Places:
         found = []
         for places, logs in self._logs:
             index = bisect_left(places, place)
-            before, after = logs[max(0, index - COMPARED_RUNS) : index], logs[index : index + COMPARED_RUNS]
-            if min(len(before), len(after)) >= MIN_SEGMENT:
+            before, after = logs[max(0, index - MOST_COMPARED) : index], logs[index : index + MOST_COMPARED]
+            if min(len(before), len(after)) >= LEAST_COMPARED:
                 found.append(median(after) - median(before))
         return found
 
@@ -122,7 +122,7 @@ def _moved_alike(places: _Places, steps: Sequence[_Step]) -> Iterator[tuple[str,
         size = median([math.log1p(step.step.change) for step in near])
         moves = places.moves(place)
         moved = [move for move in moves if move / size >= 1 / 2]
-        if len(moved) >= MOST_CELLS * len(moves):
+        if moves and len(moved) >= MOST_CELLS * len(moves):
             yield f"{len(moved)} of {len(moves)} cells", near
             left = [step for step in left if step not in near]
 

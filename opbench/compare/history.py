@@ -7,6 +7,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from opbench.compare.change_points import change_points
 from opbench.compare.history_index import read_runs
@@ -23,8 +24,14 @@ __all__ = ["read_history"]
 Parts = frozenset[tuple[str, str]]
 """Of an identity, as a key."""
 
-Portion = tuple[int, RunFigures, int]
-"""Of a run what was timed in one way: the run's place in time, the run, and Figure.set_up."""
+
+class _Portion(NamedTuple):
+    """Of a run what was timed in one way on one device: the run's place in time, Figure.set_up, and the identity."""
+
+    place: int
+    run: RunFigures
+    set_up: int
+    identity: Identity
 
 
 def read_history(folder: Path) -> History:
@@ -52,19 +59,17 @@ def read_history(folder: Path) -> History:
     if not any(run.figures for run in runs):
         raise ResultsError(f"{folder}: no cell was measured in the runs there ({len(runs)})")
     cards = _only_cards(Identity(parts) for run in runs for parts in run.set_ups)
-    devices: defaultdict[Parts, dict[Parts, list[Portion]]] = defaultdict(dict)
-    identities: dict[Parts, Identity] = {}
+    devices: defaultdict[Parts, list[_Portion]] = defaultdict(list)
     for place, run in enumerate(runs):
         for number, parts in enumerate(run.set_ups):
             identity = Identity(parts)
             identity = identity.having(cards.get(_bare(identity), {}))
-            identities.setdefault(_parts(identity), identity)
-            device = _parts(identity.without(*VERSIONS, HOST))
-            devices[device].setdefault(_parts(identity), []).append((place, run, number))
+            devices[_parts(identity.without(*VERSIONS, HOST))].append(_Portion(place, run, number, identity))
     series = [
-        _series([(portion, identities[parts]) for parts in chain for portion in portions[parts]])
-        for portions in devices.values()
-        for chain in _chains(portions)
+        _series(portions)
+        for of_device in devices.values()
+        for of_host in _chains(of_device, (HOST,))
+        for portions in _chains(of_host, VERSIONS)
     ]
     series.sort(key=lambda one: one.runs[-1].started_at, reverse=True)
     return History(tuple(series), tuple(problems), tuple(notes))
@@ -87,10 +92,14 @@ def _name(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix() if path != folder else path.resolve().name
 
 
-def _once(read: Iterable[RunFigures], notes: list[str]) -> list[RunFigures]:
-    """The runs in the order of time, each once."""
+def _once(read: Sequence[RunFigures], notes: list[str]) -> list[RunFigures]:
+    """The runs in the order of time, each once: also of those that a merged run was made of none."""
     runs: dict[str, RunFigures] = {}
+    merged = {origin: run.entry.name for run in read for origin in run.origins}
     for run in read:
+        if run.entry.run_id in merged:
+            notes.append(f"{run.entry.name} is part of {merged[run.entry.run_id]}, and counts once.")
+            continue
         known = runs.setdefault(run.entry.run_id, run)
         if known is not run:
             notes.append(f"{run.entry.name} is the run of {known.entry.name} once more, and counts once.")
@@ -115,27 +124,32 @@ def _only_cards(identities: Iterable[Identity]) -> dict[Parts, dict[str, str]]:
     return {bare: {GPU_UUID: uuid} for bare, uuids in told.items() if len(uuids) == 1 for uuid in uuids}
 
 
-def _chains(portions: dict[Parts, list[Portion]]) -> list[list[Parts]]:
-    """Which identities of a device follow each other in time, so that they make one series.
+def _chains(portions: Iterable[_Portion], names: Sequence[str]) -> list[list[_Portion]]:
+    """Which portions of a device make one series, as far as parts of the identity with these names tell.
 
-    One that begins after all runs of others goes on with the one that differs least from it, the latest of several.
+    Those with equal parts do. Where they begin after all of others, they go on with those that differ least from them,
+    the latest of several.
     """
-    chains: list[list[Parts]] = []
-    for parts, (first, *_) in portions.items():  # in the order of their first runs
-        ended = [chain for chain in chains if portions[chain[-1]][-1][0] < first[0]]
+    equal: dict[Parts, list[_Portion]] = {}
+    for portion in portions:
+        named = {name: portion.identity.parts[name] for name in names if name in portion.identity.parts}
+        equal.setdefault(_parts(Identity(named)), []).append(portion)
+    chains: list[tuple[Parts, list[_Portion]]] = []
+    for parts, own in equal.items():  # in the order of their first runs
+        ended = [number for number, (_, chain) in enumerate(chains) if chain[-1].place < own[0].place]
         if ended:
-            nearest = min(ended, key=lambda chain: (len(chain[-1] ^ parts), -portions[chain[-1]][-1][0]))
-            nearest.append(parts)
+            nearest = min(ended, key=lambda number: (len(chains[number][0] ^ parts), -chains[number][1][-1].place))
+            chains[nearest] = parts, [*chains[nearest][1], *own]
         else:
-            chains.append([parts])
-    return chains
+            chains.append((parts, own))
+    return [chain for _, chain in chains]
 
 
-def _series(portions: Sequence[tuple[Portion, Identity]]) -> RunSeries:
+def _series(portions: Sequence[_Portion]) -> RunSeries:
     cells: dict[str, Cell] = {}
     points: dict[str, list[Point]] = {}
     keys: dict[int, list[str]] = {}  # of the cells of a plan, which many runs share
-    for (_, run, set_up), _ in portions:
+    for _, run, set_up, _ in portions:
         own = keys.setdefault(id(run.cells), [cell.key for cell in run.cells])
         for figure in run.figures:
             if figure.set_up == set_up:
@@ -151,5 +165,5 @@ def _series(portions: Sequence[tuple[Portion, Identity]]) -> RunSeries:
         Trend(cell, tuple(own), tuple(begins))
         for cell, own, begins in zip(cells.values(), points.values(), starts, strict=True)
     )
-    entries = tuple(run.entry for (_, run, _), _ in portions)
-    return RunSeries(portions[-1][1], entries, tuple(trends), tuple(identity for _, identity in portions))
+    entries = tuple(portion.run.entry for portion in portions)
+    return RunSeries(portions[-1].identity, entries, tuple(trends), tuple(portion.identity for portion in portions))

@@ -27,7 +27,7 @@ from opbench.workload.case import Cell
 
 __all__ = ["index_path", "read_runs"]
 
-HEAD = json.dumps({"opbench history": 2})
+HEAD = json.dumps({"opbench history": 3})
 """First line of an index. The number changes with its lines, and with what RunFigures.of makes of a run."""
 
 KEPT_FROM_BYTES = 2**24

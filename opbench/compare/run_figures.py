@@ -69,6 +69,7 @@ class RunFigures:
             that was merged from several has those of each.
         sources: hashes of operator and kernel source, by Figure.source.
         elsewhere: how many figures are left out because the run went on on another set-up than it began on.
+        origins: the run_ids of those that a merged run was made of.
     """
 
     entry: RunEntry
@@ -77,6 +78,7 @@ class RunFigures:
     set_ups: Sequence[Mapping[str, str]]
     sources: Sequence[str]
     elsewhere: int = 0
+    origins: Sequence[str] = ()
 
     @classmethod
     def of(cls, path: Path, name: str) -> Self:
@@ -114,7 +116,7 @@ class RunFigures:
                 )
             )
         parts = [_parts(run, *set_up) for set_up in set_ups]
-        return cls(_entry(run, name), tuple(run.plan()), figures, parts, [*sources], elsewhere)
+        return cls(_entry(run, name), tuple(run.plan()), figures, parts, [*sources], elsewhere, [*run.origins])
 
     def to_json(self) -> dict[str, Any]:
         """All but the cells, which many runs share."""
@@ -125,6 +127,7 @@ class RunFigures:
             "set_ups": self.set_ups,
             "sources": self.sources,
             "elsewhere": self.elsewhere,
+            "origins": self.origins,
         }
 
     @classmethod
@@ -132,7 +135,8 @@ class RunFigures:
         """What to_json wrote; any error where it did not."""
         entry = RunEntry(**data["entry"] | {"started_at": datetime.fromisoformat(data["entry"]["started_at"])})
         figures = [Figure._make(figure) for figure in data["figures"]]
-        return cls(entry, cells, figures, data["set_ups"], data["sources"], data["elsewhere"])
+        tables = data["set_ups"], data["sources"], data["elsewhere"], data["origins"]
+        return cls(entry, cells, figures, *tables)
 
 
 def _parts(run: Run, timer: str, cache: str, origin: str) -> dict[str, str]:
