@@ -30,11 +30,11 @@ def planned_cells(count):
     """Cells of five operators with two providers each."""
     shapes = (Shape(1, side, side, 64) for side in itertools.count(8))
     groups = itertools.product(
-        itertools.islice(shapes, count), ("conv3x3", "attention", "dcnv3", "dcnv4", "slak"), Dtype, ("torch", "triton")
+        itertools.islice(shapes, count), Dtype, ("conv3x3", "attention", "dcnv3", "dcnv4", "slak"), ("torch", "triton")
     )
     return [
         Cell(Case(operator, Level.MODULE, Direction.FWD, "made", shape, dtype), provider, 4 * 10**9, 10**6, 10**6)
-        for shape, operator, dtype, provider in itertools.islice(groups, count)
+        for shape, dtype, operator, provider in itertools.islice(groups, count)
     ]
 
 

@@ -12,9 +12,9 @@ from opbench.compare.run_figures import RunEntry
 from opbench.compare.trends import Point, RunSeries, Trend, logarithms
 from opbench.device.identity import Identity
 
-RUNS, CELLS = 40, 40
+RUNS, CELLS = 40, 20
 CODE_AT, MACHINE_AT = RUNS // 2, 3 * RUNS // 4  # of history_folder.factor
-MOVED = 4  # cells of dcnv4 under triton
+MOVED = 2  # cells of dcnv4 under triton
 
 
 def series_of(factor=factor, cells=CELLS, revision=lambda night: f"{night}", source=lambda night: "same", set_up=None):
@@ -48,7 +48,7 @@ def only(operator, provider, at=CODE_AT):
 
 def test_one_provider_that_moves_alone_is_the_code_and_all_cells_are_the_machine():
     alone = (Cause.CODE, "moved alone", CODE_AT, 1)
-    assert told(series_of()) == [*[alone] * MOVED, (Cause.MACHINE, "40 of 40 cells", MACHINE_AT, CELLS)]
+    assert told(series_of()) == [*[alone] * MOVED, (Cause.MACHINE, "20 of 20 cells", MACHINE_AT, CELLS)]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_three_of_four_cells_are_the_machine_and_fewer_are_not():
 
 def test_the_machine_shows_three_runs_after_it_changed():
     found = told(series_of(lambda cell, night, _: 1 + 0.2 * (night >= RUNS - 3)))
-    assert found == [(Cause.MACHINE, "40 of 40 cells", RUNS - 3, CELLS)]
+    assert found == [(Cause.MACHINE, "20 of 20 cells", RUNS - 3, CELLS)]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_versions_and_hosts_that_change_with_the_steps(part, cause):
 def test_a_host_that_only_some_runs_tell_has_not_changed():
     series = series_of(set_up=lambda night: {"host": "new"} if night >= MACHINE_AT else {})
     assert series.set_up_changes == ()
-    assert told(series)[-1][1] == "40 of 40 cells"
+    assert told(series)[-1][1] == "20 of 20 cells"
 
 
 def test_versions_that_change_elsewhere_explain_no_step():
