@@ -39,13 +39,13 @@ class Part:
 
 
 def part_of(case: Case, device: torch.device | str) -> Part:
-    """What the case measures, in evaluation: parameters on the meta device, buffers on this one.
+    """What the case measures, in evaluation, on a device; of our networks only the buffers lie there.
 
     Raises:
         ValueError: the network has no such stage or block, or takes no image of this size.
     """
     shape = case.shape
-    with torch.device(device), _parameters_on_meta():
+    with torch.device(device):
         model = _create(case).eval()
     if case.level is Level.MODEL:
         images = (shape.batch, shape.height, shape.width, shape.channels)
@@ -86,7 +86,10 @@ def use_implementation(module: nn.Module, implementation: Implementation) -> Non
 
 @contextmanager
 def _parameters_on_meta() -> Iterator[None]:
-    """Parameters made inside have no memory and no initial values, which take seconds for a large network."""
+    """Parameters made inside have no memory and no initial values, which take seconds for a large network.
+
+    Networks of timm may compute buffers where their parameters lie.
+    """
     register = nn.Module.register_parameter
 
     def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -106,7 +109,8 @@ def _create(case: Case) -> nn.Module:
     if operator := dict(case.settings).get("operator"):
         arguments["operator"] = operator
     if case.operator in opbench.models.names():
-        return create(case.operator, **arguments)
+        with _parameters_on_meta():
+            return create(case.operator, **arguments)
     model: nn.Module = timm.create_model(case.operator, **arguments)
     return model
 

@@ -5,6 +5,7 @@ Needs neither torch nor a GPU; matplotlib is imported when plots are written, no
 
 from opbench.report.ceiling_table import ceiling_table
 from opbench.report.files import write_page, write_plots
+from opbench.report.networks import network_tables, published_network_tables
 from opbench.report.notebook import run_html
 from opbench.report.paper import paper_tables
 from opbench.report.render import FORMATS, Table, print_tables, render
@@ -15,8 +16,10 @@ __all__ = [
     "FORMATS",
     "Table",
     "ceiling_table",
+    "network_tables",
     "paper_tables",
     "print_tables",
+    "published_network_tables",
     "render",
     "run_html",
     "run_tables",

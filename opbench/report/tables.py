@@ -6,6 +6,7 @@ from pathlib import Path
 from opbench.files import make_folder, write_whole
 from opbench.report.cell_text import cell_text, wide_mark
 from opbench.report.layout import Group, Series, group_rows
+from opbench.report.networks import network_tables, published_network_tables
 from opbench.report.notes import (
     advice_notes,
     origin_notes,
@@ -73,7 +74,13 @@ def write_tables(run: Run) -> list[Path]:
     folder = run.path / "tables"
     make_folder(folder)
     written = []
-    for table in (*run_tables(run), *speedup_tables(run), *matched_tables(run)):
+    for table in (
+        *run_tables(run),
+        *speedup_tables(run),
+        *network_tables(run),
+        *matched_tables(run),
+        *published_network_tables(run),
+    ):
         for name, form in TABLE_FORMATS.items():
             if form.suffix:
                 path = folder / f"{table.name}{form.suffix}"

@@ -46,7 +46,16 @@ def report(
     no_color: NoColor = False,
 ) -> None:
     """Print the tables of runs, or make one HTML page of them. Needs neither torch nor a GPU."""
-    from opbench.report import paper_tables, print_tables, run_tables, sample_table, speedup_tables, summary_line
+    from opbench.report import (
+        network_tables,
+        paper_tables,
+        print_tables,
+        published_network_tables,
+        run_tables,
+        sample_table,
+        speedup_tables,
+        summary_line,
+    )
     from opbench.results.published import open_run
 
     folders = [open_run(run) for run in runs]
@@ -56,7 +65,10 @@ def report(
         raise typer.BadParameter("--out is for --format html; redirect the output of the others")
     else:
         for folder in folders:
-            tables = paper_tables(folder) if paper else [*run_tables(folder), *speedup_tables(folder)]
+            if paper:
+                tables = published_network_tables(folder) or paper_tables(folder)
+            else:
+                tables = [*run_tables(folder), *speedup_tables(folder), *network_tables(folder)]
             print_tables([*tables, *([sample_table(folder)] if samples else [])], format_.value, stdout(no_color))
             if format_ is Format.TERMINAL:
                 print(f"\n{summary_line(folder)}")
