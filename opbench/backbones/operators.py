@@ -178,7 +178,13 @@ TRITON = Provider(
 
 
 def _operators(
-    names: Iterable[str], what: str, *, stages: int = 4, step: int = STRIDE, operator: str = ""
+    names: Iterable[str],
+    what: str,
+    *,
+    stages: int = 4,
+    step: int = STRIDE,
+    operator: str = "",
+    kernels: bool = True,
 ) -> list[Operator]:
     """Networks of one architecture.
 
@@ -188,6 +194,7 @@ def _operators(
         stages: how many it has.
         step: sides of images are multiples of it.
         operator: the one in its blocks, where another can be put in its place.
+        kernels: whether it has layers of opbench_kernels that run in Triton.
     """
     settings = {
         "stage": Setting(min(2, stages - 1), 0, "of the block, from 0", levels=(Level.BLOCK,)),
@@ -216,7 +223,7 @@ def _operators(
             mac_count=lambda case: _work(case).macs,
             reference_elements=reference_elements,
             tolerance=tolerance,
-            providers=(TRITON, TORCH, compiled(TORCH)),
+            providers=(*([TRITON] if kernels else []), TORCH, compiled(TORCH)),
             settings=settings,
             not_applicable=partial(not_applicable, step),
             levels=NETWORK_LEVELS,
@@ -232,12 +239,16 @@ OPERATORS = (
     *_operators((f"replknet_{size}" for size in ("31b", "31l", "xl")), "RepLKNet"),
     *_operators((f"slak_{size}" for size in ("tiny", "small", "base")), "SLaK, dense"),
     *_operators((f"parcnetv2_{size}" for size in ("xt", "tiny", "small", "base")), "ParCNetV2"),
-    *_operators((f"dat_{size}" for size in ("tiny", "small", "base")), "DAT", step=224),
-    *_operators((f"convnext_{size}" for size in ("tiny", "small", "base", "large")), "ConvNeXt of timm"),
-    *_operators((f"fasternet_{size}" for size in ("t0", "t1", "t2", "s", "m", "l")), "FasterNet of timm"),
+    *_operators((f"dat_{size}" for size in ("tiny", "small", "base")), "DAT", step=224, kernels=False),
+    *_operators((f"convnext_{size}" for size in ("tiny", "small", "base", "large")), "ConvNeXt of timm", kernels=False),
     *_operators(
-        (*(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large")), SWIN_L), "Swin of timm"
+        (f"fasternet_{size}" for size in ("t0", "t1", "t2", "s", "m", "l")), "FasterNet of timm", kernels=False
     ),
-    *_operators((f"vit_{size}_patch16_224" for size in ("base", "large")), "ViT of timm", stages=1),
+    *_operators(
+        (*(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large")), SWIN_L),
+        "Swin of timm",
+        kernels=False,
+    ),
+    *_operators((f"vit_{size}_patch16_224" for size in ("base", "large")), "ViT of timm", stages=1, kernels=False),
 )
 """In the order of families."""
