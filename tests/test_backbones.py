@@ -139,14 +139,14 @@ def test_a_model_has_images_per_second_parameters_and_macs():
     cell = plan_one("fasternet_t0", shapes=["backbone"])
     measurement = Measurement(cell, Status.OK, latencies_ms=(2.0,))
     command = {"timer": "wall-clock", "cache": "warm"}
-    row = row_of(measurement, run_id="run", device="cpu", command=command, ceilings=None)
+    row = row_of(measurement, run_id="run", environment={"device_name": "cpu"}, command=command, ceilings=None)
     assert row.images_per_second == 500
     printed = f"{row.parameter_count / 1e6:.1f} M, {row.mac_count / 1e9:.2f} G"
     assert printed == "3.9 M, 0.34 G"  # FasterNet's Table 8
     assert Cell.from_json(json.loads(json.dumps(cell.to_json()))) == cell
     block = replace(cell, case=replace(cell.case, level=Level.BLOCK))
     measurement = Measurement(block, Status.OK, latencies_ms=(2.0,))
-    row = row_of(measurement, run_id="run", device="cpu", command=command, ceilings=None)
+    row = row_of(measurement, run_id="run", environment={"device_name": "cpu"}, command=command, ceilings=None)
     assert row.images_per_second is None
 
 

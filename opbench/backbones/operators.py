@@ -240,15 +240,13 @@ OPERATORS = (
     *_operators((f"slak_{size}" for size in ("tiny", "small", "base")), "SLaK, dense"),
     *_operators((f"parcnetv2_{size}" for size in ("xt", "tiny", "small", "base")), "ParCNetV2"),
     *_operators((f"dat_{size}" for size in ("tiny", "small", "base")), "DAT", step=224, kernels=False),
-    *_operators((f"convnext_{size}" for size in ("tiny", "small", "base", "large")), "ConvNeXt of timm", kernels=False),
-    *_operators(
-        (f"fasternet_{size}" for size in ("t0", "t1", "t2", "s", "m", "l")), "FasterNet of timm", kernels=False
-    ),
+    *_operators((f"convnext_{size}" for size in ("tiny", "small", "base", "large")), "ConvNeXt (timm)", kernels=False),
+    *_operators((f"fasternet_{size}" for size in ("t0", "t1", "t2", "s", "m", "l")), "FasterNet (timm)", kernels=False),
     *_operators(
         (*(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large")), SWIN_L),
-        "Swin of timm",
+        "Swin (timm)",
         kernels=False,
     ),
-    *_operators((f"vit_{size}_patch16_224" for size in ("base", "large")), "ViT of timm", stages=1, kernels=False),
+    *_operators((f"vit_{size}_patch16_224" for size in ("base", "large")), "ViT (timm)", stages=1, kernels=False),
 )
 """In the order of families."""

@@ -145,7 +145,7 @@ def _published_table(
             published.label,
             row.operator,
             row.provider,
-            f"{wide_mark(row)}{_images(row)}",
+            _images(row),
             three_digits(published.images_per_second),
             three_digits((row.images_per_second or 0.0) / (base.images_per_second or 1.0)),
             three_digits(published.images_per_second / first.images_per_second),
@@ -185,7 +185,7 @@ def _images(row: Row | None) -> str:
         return ABSENT
     if not is_ok(row):
         return STATUS_TEXT.get(row.status, row.status)
-    return three_digits(row.images_per_second) if row.images_per_second else ABSENT
+    return wide_mark(row) + three_digits(row.images_per_second) if row.images_per_second else ABSENT
 
 
 def _gib(row: Row | None) -> str:
