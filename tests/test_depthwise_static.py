@@ -1,9 +1,11 @@
 """What `opbench inspect` counts of the depthwise kernels: trips, the loop of a chunk, names."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from opbench.inspection import baseline, depthwise
+from opbench.inspection import baseline, depthwise, depthwise_gemm
 from opbench.inspection.launches import launch, uses
 from opbench.inspection.sass import parse_sass
 from opbench.workload.case import OPERATOR_DIRECTIONS, Case, Direction, Dtype, Level, Shape
@@ -75,13 +77,50 @@ def test_the_chunk_is_the_innermost_loop_with_the_most_multiply_adds():
         depthwise.chunk_of(parse_sass(LISTING), constants | {"BLOCK_C": 64}, 1)
 
 
+def gemm_case(direction, size, shape):
+    case = case_of(direction, size, shape)
+    return replace(case, settings=(*case.settings, ("gemm", 1)))
+
+
+def test_products_cover_all_taps_of_all_outputs():
+    """One image of whole tiles: 125 rows of outputs a program, 16 columns; the weight gradient's 64 and 32."""
+    case = gemm_case(Direction.FWD, 31, (1, 122, 32, 2))
+    launched = launch(case)
+    assert launched.grid == (2, 8)  # channels filled up to a vector
+    chunks, width = launched.constants["KERNELS"][0][:2]
+    assert (chunks, width) == (8, 48)  # 31 rows and one of zeros; 31 + 15 columns, and 2 to a multiple of 16
+    assert depthwise.multiply_adds(case, launched) == 2 * 8 * chunks * 128 * 4 * 16 * 31 / 32
+    assert depthwise.cached_bytes(case, launched) == 2 * 8 * chunks * (128 * 48 + 48 * 64) * 2
+    case = gemm_case(Direction.BWD, 31, (2, 32, 64, 8))
+    launched = launch(case)
+    assert depthwise.multiply_adds(case, launched) == 31 * 31 * 8 * 2 * 32 * 64 / 32
+    assert depthwise.cached_bytes(case, launched) == 31 * 8 * 2 * (64 * 64 + 64 * 32) * 2
+
+
+def test_the_loop_of_the_products_is_the_first_with_tensor_cores():
+    listing = "\n".join(
+        f"        /*{16 * place:04x}*/  {text} ;"
+        for place, text in enumerate(
+            ["FFMA R1, R2, R3, R1", "@P0 BRA 0x0", "HMMA.16816.F32 R4, R2, R3, R4", "LDSM.16.M88.4 R2, [R1]",
+             "@P1 BRA 0x20", "HMMA.16816.F32 R4, R2, R3, R4", "@P1 BRA 0x50", "EXIT"]
+        )
+    )  # fmt: skip
+    body = depthwise_gemm.loop_of(parse_sass(listing))
+    assert [instruction.name for instruction in body] == ["HMMA", "LDSM", "BRA"]
+    with pytest.raises(ValueError, match="no loop"):
+        depthwise_gemm.loop_of(parse_sass(LISTING))
+
+
 def test_published_stages_are_among_the_variants():
     found = uses([Dtype.FP16], list(OPERATOR_DIRECTIONS)[:2])
     names = [name for name in found if "depthwise" in name]
     assert names == [
         "fwd-fp16-depthwise31x31-rows8", "fwd-fp16-depthwise27x27-rows7", "fwd-fp16-depthwise51x5+5x51+5x5-rows8",
+        "fwd-fp16-depthwise31x31-gemm", "fwd-fp16-depthwise27x27-gemm", "fwd-fp16-depthwise51x5+5x51+5x5-gemm",
         "bwd-fp16-depthwise31x31-rows8", "bwd-fp16-depthwise27x27-rows7", "bwd-fp16-depthwise51x5-rows8",
+        "bwd-fp16-depthwise31x31-gemm", "bwd-fp16-depthwise27x27-gemm", "bwd-fp16-depthwise51x5-gemm",
     ]  # fmt: skip
+    assert not any("gemm" in name for name in uses([Dtype.FP32], list(Direction)[:2]))
     [case] = found[names[2]]
     assert launch(case).arguments[0].shape[-1] == 128  # SLaK's 124 channels, filled up to whole vectors
     assert launch(case).arguments[0].device == torch.device("meta")

@@ -8,6 +8,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from opbench.inspection import depthwise_gemm
+from opbench.inspection.compile import Binary
 from opbench.inspection.sass import Instruction, branch_target
 from opbench.workload.case import Case, Direction, Dtype, Level, Shape
 from opbench.workload.operator import by_direction
@@ -16,7 +18,20 @@ if TYPE_CHECKING:
     from opbench_kernels.depthwise.geometry import Kernel
     from opbench_kernels.launch import Launch
 
-__all__ = ["Chunk", "cached_bytes", "cases", "chunk_of", "chunks", "is_depthwise", "launch", "moved_elements", "name"]
+__all__ = [
+    "Chunk",
+    "Counted",
+    "cached_bytes",
+    "cases",
+    "chunk_of",
+    "chunks",
+    "count",
+    "is_depthwise",
+    "launch",
+    "moved_elements",
+    "multiply_adds",
+    "name",
+]
 
 SHAPE_LIST = "large_kernel"
 STAGES: tuple[tuple[str, dict[str, int], Shape], ...] = (
@@ -26,6 +41,22 @@ STAGES: tuple[tuple[str, dict[str, int], Shape], ...] = (
 )
 """The first and the third stage of RepLKNet-31B, and SLaK-T's first."""
 WARP_SIZE = 32
+
+
+class Counted(NamedTuple):
+    """What is counted of a case, as opbench.inspection.static.Variant has it.
+
+    Attributes:
+        path: a trip of the loop with nearly all multiply-adds.
+        per_point: warp instructions per multiply-add of a warp; products with zeros of a band do not count.
+        block_rows, lanes_per_row, wide_loads: as there.
+    """
+
+    path: list[Instruction]
+    per_point: float
+    block_rows: int
+    lanes_per_row: int
+    wide_loads: int
 
 
 class Chunk(NamedTuple):
@@ -48,9 +79,14 @@ def is_depthwise(case: Case) -> bool:
 
 
 def cases(direction: Direction, dtype: Dtype) -> list[Case]:
-    """Of a direction and a dtype. The input gradient is the forward kernel; bwd is the weight gradient."""
+    """Of a direction and a dtype. The input gradient is the forward kernel; bwd is the weight gradient.
+
+    Half precision has both kernels, float32 the direct one, which is all that it takes without tf32.
+    """
+    kinds: list[dict[str, int]] = [{}] if dtype is Dtype.FP32 else [{}, {depthwise_gemm.SETTING: 1}]
     return [
-        Case(operator, Level.CORE, direction, SHAPE_LIST, shape, dtype, tuple(settings.items()))
+        Case(operator, Level.CORE, direction, SHAPE_LIST, shape, dtype, tuple((settings | kind).items()))
+        for kind in kinds
         for operator, settings, shape in STAGES
     ]
 
@@ -58,7 +94,8 @@ def cases(direction: Direction, dtype: Dtype) -> list[Case]:
 def name(case: Case) -> str:
     """The variant's: direction, dtype, kernels, rows of a tile."""
     sizes = "+".join(f"{kernel.height}x{kernel.width}" for kernel in _kernels(case))
-    return f"{case.direction}-{case.dtype}-depthwise{sizes}-rows{launch(case).constants['ROWS']}"
+    kind = "gemm" if depthwise_gemm.is_gemm(case) else f"rows{launch(case).constants['ROWS']}"
+    return f"{case.direction}-{case.dtype}-depthwise{sizes}-{kind}"
 
 
 def _kernels(case: Case) -> tuple["Kernel", ...]:
@@ -84,10 +121,44 @@ def launch(case: Case) -> "Launch":
     channels = case.shape.channels + -case.shape.channels % vector(dtype)
     x = torch.empty(case.shape.batch, case.shape.height, case.shape.width, channels, dtype=dtype, device="meta")
     taps = sum(kernel.taps for kernel in kernels)
+    if depthwise_gemm.is_gemm(case):
+        return depthwise_gemm.launch(x, torch.empty(taps, channels, device="meta"), kernels, case.direction)
     if case.direction is Direction.FWD:
         return forward_launch(x, torch.empty(taps, channels, device="meta"), None, x, kernels)
     partial = torch.empty(weight_grad_slices(x, x, kernels[0]), taps, channels, device="meta")
     return weight_grad_launch(x, x, partial, kernels[0])
+
+
+def count(case: Case, launched: "Launch", binary: Binary) -> Counted:
+    """What is counted of a compiled case."""
+    constants = launched.constants
+    if depthwise_gemm.is_gemm(case):
+        body = depthwise_gemm.loop_of(binary.instructions)
+        return Counted(
+            body,
+            len(body) * binary.num_warps / depthwise_gemm.multiply_adds_of_a_trip(launched),
+            block_rows=constants["BLOCK_M"] * constants["BLOCK_X"],
+            lanes_per_row=1,
+            wide_loads=depthwise_gemm.wide_loads(case, launched),
+        )
+    chunk = chunk_of(binary.instructions, constants, binary.num_warps)
+    per_lane = 1 if case.direction is Direction.BWD else 1 + (case.dtype.element_bytes == 2)
+    return Counted(
+        chunk.instructions,
+        len(chunk.instructions) / chunk.multiply_adds,
+        block_rows=constants["ROWS"] * constants["BLOCK_W"],
+        lanes_per_row=constants["BLOCK_C"] * case.dtype.element_bytes // 16,
+        wide_loads=chunk.trips * constants["ROWS"] * (1 + per_lane),  # weights are float32
+    )
+
+
+def multiply_adds(case: Case, launched: "Launch") -> float:
+    """Of all programs, for a warp."""
+    if depthwise_gemm.is_gemm(case):
+        return depthwise_gemm.multiply_adds(case, launched)
+    constants = launched.constants
+    of_a_trip = constants["ROWS"] ** 2 * constants["BLOCK_W"] * constants["BLOCK_C"] / WARP_SIZE
+    return chunks(case, launched) * float(of_a_trip)
 
 
 def chunk_of(instructions: Sequence[Instruction], constants: Mapping[str, Any], num_warps: int) -> Chunk:
@@ -152,6 +223,8 @@ def _kernel_chunks(kernel_height: int, top: int, height: int, rows: int) -> floa
 
 def cached_bytes(case: Case, launched: "Launch") -> float:
     """Bytes that all trips load: ROWS rows, and the weights, or as many rows of the output's gradient."""
+    if depthwise_gemm.is_gemm(case):
+        return depthwise_gemm.loaded_bytes(case, launched)
     constants = launched.constants
     channels = int(constants["BLOCK_C"])
     row = int(constants["BLOCK_W"]) * channels * case.dtype.element_bytes

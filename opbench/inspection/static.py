@@ -168,17 +168,16 @@ def figures(name: str, case: Case, architecture: str) -> Variant:
     constants = launched.constants
     binary = compile_launch(launched, int(architecture.removeprefix("sm_")))
     if depthwise.is_depthwise(case):
-        chunk = depthwise.chunk_of(binary.instructions, constants, binary.num_warps)
-        per_lane = 1 if case.direction is Direction.BWD else 1 + (case.dtype.element_bytes == 2)
+        counted = depthwise.count(case, launched, binary)
         return _variant(
             name,
             binary,
             architecture,
-            chunk.instructions,
-            block_rows=constants["ROWS"] * constants["BLOCK_W"],
-            lanes_per_row=constants["BLOCK_C"] * case.dtype.element_bytes // 16,
-            per_point=len(chunk.instructions) / chunk.multiply_adds,
-            wide_loads=chunk.trips * constants["ROWS"] * (1 + per_lane),  # weights are float32
+            counted.path,
+            block_rows=counted.block_rows,
+            lanes_per_row=counted.lanes_per_row,
+            per_point=counted.per_point,
+            wide_loads=counted.wide_loads,
         )
     rows, trips = constants.get("BLOCK_ROWS", 0), list[int]()
     if is_fused(case):
@@ -281,11 +280,8 @@ def estimate(variant: Variant, gpu: Gpu, case: Case) -> Estimate:
 
 def _depthwise_estimate(variant: Variant, gpu: Gpu, case: Case, launched: "Launch") -> Estimate:
     """As all programs run chunks: the rest of a kernel's rows at the price of a chunk's, and nothing between them."""
-    constants = launched.constants
-    chunks = depthwise.chunks(case, launched)
-    multiply_adds = chunks * constants["ROWS"] ** 2 * constants["BLOCK_W"] * constants["BLOCK_C"] / WARP_SIZE
     once = depthwise.moved_elements(case) * case.dtype.element_bytes
-    issued = multiply_adds * variant.instructions_per_point
+    issued = depthwise.multiply_adds(case, launched) * variant.instructions_per_point
     return _bounds(variant, gpu, case, issued, depthwise.cached_bytes(case, launched), once)
 
 
