@@ -9,7 +9,7 @@ import os
 import triton
 import triton.language as tl
 
-__all__ = ["add_square", "cell", "load_point", "place_point", "strict_add", "strict_backward", "weigh_square"]
+__all__ = ["add_square", "load_point", "neighbours", "place_point", "strict_add", "weigh_square"]
 
 INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 """In Triton 3.6's interpreter the minimum of a number and NaN is NaN; compiled, it is the number."""
@@ -40,7 +40,7 @@ def load_point(
 
 
 @triton.jit
-def _neighbours(t, first, last):
+def neighbours(t, first, last):
     """The lower of two neighbouring pixels that are in the image, and the weights of both; relative to the start.
 
     A pixel at distance z weighs max(0, 1 - |z|), which is 0 for a point that is outside: no comparison is needed.
@@ -50,17 +50,6 @@ def _neighbours(t, first, last):
     low = tl.maximum(tl.minimum(tl.floor(t), last), first)  # where t is NaN, one of the others
     z = t - low
     return low, tl.clamp(1.0 - tl.abs(z), 0.0, 1.0), tl.clamp(1.0 - tl.abs(z - 1.0), 0.0, 1.0)
-
-
-@triton.jit
-def cell(t, first, last):
-    """_neighbours, whether a point touches the one and the other, and whether it touches no third outside the image.
-
-    A point at a pixel touches the next one too, with a weight of 0 and a gradient that is not.
-    """
-    low, weight, weight1 = _neighbours(t, first, last)
-    floor = tl.floor(t)
-    return low, weight, weight1, (floor <= low) & (t > first - 1.0), (floor >= low) & (t < last + 2.0), floor == low
 
 
 @triton.jit
@@ -82,8 +71,8 @@ def weigh_square(
     In float32 they have the strength in them. In a DTYPE of 16 bits, for add_square in packed arithmetic, they have
     not: it may be too small or too large for that.
     """
-    left, wx0, wx1 = _neighbours(x, first_x, last_x)
-    top, wy0, wy1 = _neighbours(y, first_y, last_y)
+    left, wx0, wx1 = neighbours(x, first_x, last_x)
+    top, wy0, wy1 = neighbours(y, first_y, last_y)
     if DTYPE == tl.float32:  # noqa: SIM300 - a constant of the compiler
         wy0 *= strength
         wy1 *= strength
@@ -164,38 +153,3 @@ def strict_add(
         v = tl.load(pixels + shift * STRIDE, mask=there & in_group, other=0.0).to(tl.float32)
         acc += (strength * weight_y * weight_x)[:, None] * v
     return acc
-
-
-@triton.jit
-def strict_backward(
-    pixels, grad_pixels, grad, y, x, strength, start_y, start_x, height, width, valid, in_group, unit, unit2,
-    STRIDE: tl.constexpr, GRAD_STRIDE: tl.constexpr, FIXED_POINT: tl.constexpr, WIDE: tl.constexpr,
-):  # fmt: skip
-    """The gradients of one point's strength, y and x, each (BLOCK_ROWS,), from that of its sum, `grad`.
-
-    The shares of its corners are added to grad_pixels; with FIXED_POINT as integers, of which 1.0 has unit * unit2.
-    """
-    top, left, down, right, strength, inside = _strict_point(y, x, strength, start_y, start_x, height, width)
-    grad_strength = tl.zeros(strength.shape, dtype=tl.float32)
-    grad_y = tl.zeros(strength.shape, dtype=tl.float32)
-    grad_x = tl.zeros(strength.shape, dtype=tl.float32)
-    for corner in tl.static_range(4):
-        weight_y = down if corner // 2 == 1 else 1.0 - down
-        weight_x = right if corner % 2 == 1 else 1.0 - right
-        sign_y = 1.0 if corner // 2 == 1 else -1.0
-        sign_x = 1.0 if corner % 2 == 1 else -1.0
-        shift, there = _strict_corner(
-            top + corner // 2, left + corner % 2, inside & valid, start_y, start_x, height, width, WIDE
-        )
-        there = there & in_group
-        v = tl.load(pixels + shift * STRIDE, mask=there, other=0.0).to(tl.float32)
-        dot = tl.sum(grad * v, axis=1)
-        grad_strength += weight_y * weight_x * dot
-        grad_y += sign_y * weight_x * dot
-        grad_x += sign_x * weight_y * dot
-        share = (strength * weight_y * weight_x)[:, None] * grad
-        if FIXED_POINT:
-            share = (share * unit * unit2).to(tl.int64)
-        # Any other order fences and empties the L1 cache at each addition; nothing here reads the sums.
-        tl.atomic_add(grad_pixels + shift * GRAD_STRIDE, share, mask=there, sem="relaxed")
-    return tl.where(inside, grad_strength, 0.0), strength * grad_y, strength * grad_x

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import torch
 import triton
 
-__all__ = ["INDEX_LIMIT", "VECTOR_BYTES", "WARP_SIZE", "Arguments", "Launch"]
+__all__ = ["INDEX_LIMIT", "VECTOR_BYTES", "WARP_SIZE", "Arguments", "Launch", "place_in_vector"]
 
 WARP_SIZE = 32
 VECTOR_BYTES = 16
@@ -46,3 +46,8 @@ class Launch(NamedTuple):
         """Launch on the device of the first tensor."""
         with torch.cuda.device_of(self.arguments[0]):
             self.kernel[self.grid](*self.arguments, **self.constants, **self.options)
+
+
+def place_in_vector(tensor: torch.Tensor) -> int:
+    """Bytes from the last multiple of a vector's to the start of a tensor, in memory from torch's allocator."""
+    return int(tensor.storage_offset()) * tensor.element_size() % VECTOR_BYTES

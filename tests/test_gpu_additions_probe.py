@@ -6,7 +6,7 @@ import additions_probe
 import pytest
 import torch
 from additions_probe import backward, draw, expected_sums, find_corners, main, probe_launch
-from opbench_kernels.deform.launch import Config
+from opbench_kernels.bilinear_launch import Config
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

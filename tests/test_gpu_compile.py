@@ -10,7 +10,7 @@ import pytest
 import torch
 from compile_kernels import main, planned_launches
 from fake_cuda import DEVICE, fake_cuda
-from opbench_kernels.deform.configs import CONFIGS
+from opbench_kernels.bilinear_launch import FORWARD_CONFIGS
 
 from opbench.workload.shapes import load_shape_lists
 
@@ -34,7 +34,7 @@ def test_the_kernels_of_every_cell_are_launched_with_every_choice(monkeypatch):
     operators, levels = ("dcnv3", "dcnv4", "dcnv4_lightweight"), ("module", "core")
     assert {one for one in seen if one[2] == "bwd"} == {(name, level, "bwd") for name in operators for level in levels}
     assert {name for name, _, direction in seen if direction == "fwd"} == set(operators)
-    assert max(forwards) > len(CONFIGS)  # each candidate alone, and the one that is chosen
+    assert max(forwards) > len(FORWARD_CONFIGS)  # each candidate alone, and the one that is chosen
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="about machines without a CUDA device")

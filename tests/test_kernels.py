@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from opbench_kernels import dcnv3, dcnv4
+from opbench_kernels.bilinear_launch import Config
 from opbench_kernels.deform import functional, reference, sampling_torch
 from opbench_kernels.deform import launch as deform_launch
 from opbench_kernels.deform.geometry import Geometry, padded_offset_mask_channels
@@ -247,7 +248,7 @@ def test_a_bad_number_stays_in_the_gradients_where_it_belongs(where, bad):
 
 
 @pytest.mark.parametrize("group_channels", [20, 32])
-@pytest.mark.parametrize("config", [deform_launch.Config(1, 2), deform_launch.Config(4, 1), deform_launch.Config(4, 4)])
+@pytest.mark.parametrize("config", [Config(1, 2), Config(4, 1), Config(4, 4)])
 def test_every_backward_configuration(monkeypatch, config, group_channels):
     def gradients():
         generator = torch.Generator().manual_seed(16)
@@ -350,7 +351,7 @@ def test_indices_reach_from_the_padding_and_into_the_gradient():
     value = torch.empty(1, 1, 1, 64, device="meta").expand(1, 8192, 8192, 64)
     sampled = sampled_dcnv4(value, torch.empty(1, 8192, 8192, 32, device="meta"), 1, Geometry())
     assert sampled.value.stride(0) == 0
-    assert sampled.constants(deform_launch.Config(vectors=1, num_warps=2), 4)["WIDE"]
+    assert sampled.constants(Config(vectors=1, num_warps=2), 4)["WIDE"]
 
 
 @pytest.mark.gpu

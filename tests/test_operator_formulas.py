@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from opbench_kernels import BGU, DAttention, DCNv3, DCNv4, MSDeformAttn, ParCV2, RepLKBlock, SLaKConv, tuning
-from opbench_kernels.deform.launch import Config
+from opbench_kernels.bilinear_launch import Config
 from timm.models.fasternet import MLPBlock
 from torchvision.ops import deform_conv2d
 

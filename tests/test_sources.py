@@ -18,6 +18,8 @@ DEFORM = (
     "reference",
 )  # fmt: skip
 BESIDE = (
+    "bilinear_grad_triton",
+    "bilinear_launch",
     "bilinear_reference",
     "bilinear_torch",
     "bilinear_triton",

@@ -7,10 +7,16 @@ from typing import NamedTuple
 import pytest
 import torch
 from opbench_kernels import dcnv4, tuning
+from opbench_kernels.bilinear_launch import (
+    BACKWARD_CONFIGS,
+    FORWARD_CONFIGS,
+    Config,
+    _candidates,
+)
 from opbench_kernels.deform import configs
-from opbench_kernels.deform.configs import BACKWARD_CONFIGS, CONFIGS
 from opbench_kernels.deform.geometry import Geometry
-from opbench_kernels.deform.launch import Config, backward_config, forward_config, sampled_dcnv4
+from opbench_kernels.deform.launch import backward_config, forward_config, sampled_dcnv4
+from opbench_kernels.launch import place_in_vector
 from triton.runtime.errors import OutOfResources
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -205,7 +211,7 @@ def test_strides_and_alignment_are_part_of_the_key():
         for change in ({}, {"extra": 4}, {"extra": 8}, {"extra": 2}, {"packed": 64})
     ]
     assert len({*keys}) == len(keys)
-    starts = [configs._place_in_vector(torch.zeros(64, dtype=torch.float16)[start:]) for start in (0, 8, 4, 1, 12)]
+    starts = [place_in_vector(torch.zeros(64, dtype=torch.float16)[start:]) for start in (0, 8, 4, 1, 12)]
     assert starts == [0, 0, 8, 2, 8]
 
 
@@ -215,13 +221,13 @@ def test_the_rules_configuration_is_the_first_candidate(monkeypatch):
     monkeypatch.setattr(tuning, "choose", lambda key, candidates, launch_of: seen.append(candidates) or candidates[0])
     asked = sampled()
     assert configs.choose_forward(*asked) == forward_config(asked[0])
-    assert sorted(seen[0]) == sorted(CONFIGS)
+    assert sorted(seen[0]) == sorted(FORWARD_CONFIGS)
 
 
 def test_narrow_groups_have_no_second_vector():
     for vectors, expected in ((0, {1}), (1, {1}), (2, {1, 2})):
-        assert {config.vectors for config in configs._candidates(Config(1, 2), CONFIGS, vectors)} == expected
-    assert {config.vectors for config in configs._candidates(Config(2, 1), BACKWARD_CONFIGS, 8)} == {1, 2, 4}
+        assert {config.vectors for config in _candidates(Config(1, 2), FORWARD_CONFIGS, vectors)} == expected
+    assert {config.vectors for config in _candidates(Config(2, 1), BACKWARD_CONFIGS, 8)} == {1, 2, 4}
 
 
 @pytest.mark.parametrize("deterministic", [False, True])
@@ -263,7 +269,7 @@ def test_without_tuning_a_launch_makes_no_key(monkeypatch):
     assert configs.choose_forward(*asked) == tuning.last_choices()[configs.FORWARD] == forward_config(asked[0])
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", FORWARD_CONFIGS)
 @pytest.mark.parametrize("channels", [64, 80])
 def test_every_configuration_gives_the_same_values(monkeypatch, config, channels):
     generator = torch.Generator().manual_seed(0)

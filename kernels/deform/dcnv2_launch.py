@@ -11,15 +11,35 @@ from opbench_kernels.deform.dcnv2_triton import dcnv2_bwd_kernel, dcnv2_fwd_kern
 from opbench_kernels.deform.geometry import Geometry
 from opbench_kernels.launch import INDEX_LIMIT, Launch
 
-__all__ = ["Convolved", "backward_launch", "forward_launch", "weight_grad_launch", "weight_grad_slices"]
+__all__ = [
+    "Config",
+    "Convolved",
+    "backward_launch",
+    "forward_launch",
+    "rule",
+    "weight_grad_launch",
+    "weight_grad_slices",
+]
 
-BLOCK_P = 64
-NUM_WARPS = 4
 SMALLEST_PRODUCT = 16
 """A matrix product has at least that many rows and columns."""
 SLICED_PIXELS = 4096
 """Output pixels of a slice of the weight's gradient: then a GPU has enough programs, and the sums are few."""
 MOST_SLICES = 64
+
+
+class Config(NamedTuple):
+    """What may be tuned: none of it changes a value, but for the order in which float32 is summed.
+
+    Attributes:
+        pixels: output pixels of a program, or of one step of the weight's gradient.
+        outputs: output channels of a product, at most; without tensor cores more would spill.
+        num_warps: warps per program.
+    """
+
+    pixels: int
+    outputs: int
+    num_warps: int
 
 
 class Convolved(NamedTuple):
@@ -49,6 +69,18 @@ class Convolved(NamedTuple):
         return self.image.shape[0], *self.mask.shape[2:], self.weight.shape[0] * self.weight.shape[3]
 
     @property
+    def is_plain(self) -> bool:
+        """Whether products are made without tensor cores."""
+        return self.image.dtype == torch.float32 and not self.allow_tf32
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether distances in an image need 64 bits; a grid may start in the padding."""
+        _, height, width, channels = self.image.shape
+        pad_h, pad_w = self.geometry.padding
+        return ((height + pad_h) * width + pad_w) * channels >= INDEX_LIMIT
+
+    @property
     def pixels(self) -> int:
         """Output pixels of all images."""
         return math.prod(self.out_shape[:3])
@@ -60,17 +92,15 @@ class Convolved(NamedTuple):
         blocks = -(-int(constants["SEGMENT"]) // int(constants["BLOCK_C"]))
         return self.pixels, *size, *self.offset.stride(), *self.mask.stride(), blocks
 
-    def constants(self) -> dict[str, Any]:
+    def constants(self, config: Config) -> dict[str, Any]:
         """The compile-time constants of all kernels."""
-        _, height, width, channels = self.image.shape
+        channels = self.image.shape[3]
         groups, points, group_channels, group_outputs = self.weight.shape
         geometry, dtype = self.geometry, self.image.dtype
         deform_channels = channels // self.deform_groups
         segment = math.gcd(group_channels, deform_channels)
-        # The registers of a float32 tile are twice those of half precision; without tensor cores, where a product is
-        # multiply-adds in registers, they are more still. Larger tiles spill.
-        most_channels, most_outputs = (32, 128) if dtype != torch.float32 else (32, 64) if self.allow_tf32 else (16, 32)
-        distance = (height + geometry.padding[0]) * width + geometry.padding[1]
+        # Without tensor cores a product is multiply-adds in registers, which more channels at a time would spill.
+        most_channels = 16 if self.is_plain else 32
         return {
             "C": channels,
             "GC": group_channels,
@@ -86,33 +116,48 @@ class Convolved(NamedTuple):
             "PAD_W": geometry.padding[1],
             "DILATION_H": geometry.dilation[0],
             "DILATION_W": geometry.dilation[1],
-            "WIDE": distance * channels >= INDEX_LIMIT,
+            "WIDE": self.is_wide,
             "PRECISION": "tf32" if self.allow_tf32 else "ieee",
             # Triton's interpreter multiplies the bits of bfloat16 as integers.
             "UPCAST": dtype == torch.bfloat16 and os.environ.get("TRITON_INTERPRET") == "1",
-            "BLOCK_P": BLOCK_P,
+            "BLOCK_P": config.pixels,
             # As many as divide a segment, so that no load has a predicate.
             "BLOCK_C": max(SMALLEST_PRODUCT, min(most_channels, segment & -segment)),
-            "BLOCK_O": max(SMALLEST_PRODUCT, min(most_outputs, triton.next_power_of_2(group_outputs))),
+            "BLOCK_O": max(SMALLEST_PRODUCT, min(config.outputs, triton.next_power_of_2(group_outputs))),
         }
 
 
+def rule(convolved: Convolved) -> Config:
+    """The configuration of every kernel that spills nothing, with as many outputs as it may have then."""
+    if convolved.image.dtype != torch.float32:
+        return Config(pixels=64, outputs=128, num_warps=4)
+    return Config(pixels=64, outputs=32 if convolved.is_plain else 64, num_warps=4)
+
+
 def _launch(
-    kernel: object, tensors: tuple[torch.Tensor, ...], convolved: Convolved, constants: dict[str, Any], *grid: int
+    kernel: object,
+    tensors: tuple[torch.Tensor, ...],
+    convolved: Convolved,
+    constants: dict[str, Any],
+    config: Config,
+    *grid: int,
 ) -> Launch:
-    options = {"num_warps": NUM_WARPS, "enable_fp_fusion": True}
+    options = {"num_warps": config.num_warps, "enable_fp_fusion": True}
     return Launch(kernel, (*tensors, *convolved.sizes(constants)), constants, options, grid)
 
 
-def forward_launch(convolved: Convolved, bias: torch.Tensor | None, out: torch.Tensor) -> Launch:
+def forward_launch(
+    convolved: Convolved, bias: torch.Tensor | None, out: torch.Tensor, config: Config | None = None
+) -> Launch:
     """The launch that writes `out` (N, Ho, Wo, Co), contiguous, in the dtype of the image."""
-    constants = convolved.constants()
+    config = config or rule(convolved)
+    constants = convolved.constants(config)
     # Two neighbours that are both in the image need two rows and two columns.
     constants |= {"HAS_BIAS": bias is not None, "STRICT": min(convolved.image.shape[1:3]) < 2}
     tensors = (*convolved[:4], convolved.weight if bias is None else bias, out)
     groups, outputs = convolved.weight.shape[0], triton.cdiv(constants["GO"], constants["BLOCK_O"])
-    blocks = triton.cdiv(convolved.pixels, BLOCK_P)
-    return _launch(dcnv2_fwd_kernel, tensors, convolved, constants, blocks, groups * outputs)
+    blocks = triton.cdiv(convolved.pixels, config.pixels)
+    return _launch(dcnv2_fwd_kernel, tensors, convolved, constants, config, blocks, groups * outputs)
 
 
 def backward_launch(
@@ -122,6 +167,7 @@ def backward_launch(
     grad_offset: torch.Tensor,
     grad_mask: torch.Tensor,
     fixed_point: torch.Tensor | None = None,
+    config: Config | None = None,
 ) -> Launch:
     """The launch for the gradients of image, offset and mask.
 
@@ -131,12 +177,17 @@ def backward_launch(
         grad_image: as image, zeros; float32, or int64 with `fixed_point`. Shares are added to it.
         grad_offset, grad_mask: (N, Ho, Wo, channels), contiguous; written.
         fixed_point: two numbers whose product is the integer units per 1.0 of grad_image.
+        config: the rule's by default.
     """
+    config = config or rule(convolved)
     unit = grad_image if fixed_point is None else fixed_point
-    constants = convolved.constants() | {"FIXED_POINT": fixed_point is not None}
+    height, width = convolved.image.shape[1:3]
+    # From a point's upper left pixel to the others; none where there is no second row or column.
+    steps = {"ROW_STEP": int(height > 1), "COLUMN_STEP": int(width > 1)}
+    constants = convolved.constants(config) | steps | {"FIXED_POINT": fixed_point is not None}
     tensors = (*convolved[:4], grad_out, grad_image, grad_offset, grad_mask, unit)
-    blocks = triton.cdiv(convolved.pixels, BLOCK_P)
-    return _launch(dcnv2_bwd_kernel, tensors, convolved, constants, blocks, convolved.deform_groups)
+    blocks = triton.cdiv(convolved.pixels, config.pixels)
+    return _launch(dcnv2_bwd_kernel, tensors, convolved, constants, config, blocks, convolved.deform_groups)
 
 
 def weight_grad_slices(convolved: Convolved) -> int:
@@ -144,17 +195,21 @@ def weight_grad_slices(convolved: Convolved) -> int:
     return min(MOST_SLICES, -(-convolved.pixels // SLICED_PIXELS))
 
 
-def weight_grad_launch(convolved: Convolved, grad_out: torch.Tensor, partial: torch.Tensor) -> Launch:
+def weight_grad_launch(
+    convolved: Convolved, grad_out: torch.Tensor, partial: torch.Tensor, config: Config | None = None
+) -> Launch:
     """The launch that writes the sums of the weight's gradient over each slice of the pixels.
 
     Args:
         convolved: the operands of the forward pass.
         grad_out: (N, Ho, Wo, Co), contiguous.
         partial: (slices, groups, K, Ci / groups, Co / groups), float32.
+        config: the rule's by default.
     """
-    constants = convolved.constants()
+    config = config or rule(convolved)
+    constants = convolved.constants(config)
     segments = constants["C"] // constants["SEGMENT"]
     blocks = constants["K"] * segments * triton.cdiv(constants["SEGMENT"], constants["BLOCK_C"])
     outputs = triton.cdiv(constants["GO"], constants["BLOCK_O"])
     tensors = (*convolved[:3], grad_out, partial)
-    return _launch(dcnv2_weight_grad_kernel, tensors, convolved, constants, blocks, outputs, partial.shape[0])
+    return _launch(dcnv2_weight_grad_kernel, tensors, convolved, constants, config, blocks, outputs, partial.shape[0])

@@ -57,12 +57,14 @@ def _dcnv2(
     image: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None,
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, deform_groups: int,
 ) -> torch.Tensor:  # fmt: skip
+    from opbench_kernels.deform.dcnv2_configs import choose_forward
     from opbench_kernels.deform.dcnv2_launch import forward_launch
 
     convolved = _convolved(image, offset, mask, weight, stride, padding, dilation, groups, deform_groups)
     out = _empty_output(image, mask, weight, channels_last=True)
     if out.numel():
-        forward_launch(convolved, bias, out.permute(0, 2, 3, 1))()
+        last = out.permute(0, 2, 3, 1)
+        forward_launch(convolved, bias, last, choose_forward(convolved, bias, last))()
     return out if _is_channels_last(image) else out.contiguous()
 
 
@@ -71,6 +73,7 @@ def _dcnv2_backward(
     grad_out: torch.Tensor, image: torch.Tensor, offset: torch.Tensor, mask: torch.Tensor, weight: torch.Tensor,
     stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int, deform_groups: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    from opbench_kernels.deform.dcnv2_configs import choose_backward, choose_weight_grad
     from opbench_kernels.deform.dcnv2_launch import backward_launch, weight_grad_launch, weight_grad_slices
 
     convolved = _convolved(image, offset, mask, weight, stride, padding, dilation, groups, deform_groups)
@@ -88,8 +91,9 @@ def _dcnv2_backward(
     )
     partial = torch.zeros(weight_grad_slices(convolved), *convolved.weight.shape, device=image.device)
     if grad.numel():
-        backward_launch(convolved, grad, grad_image, grad_offset, grad_mask, fixed_point)()
-        weight_grad_launch(convolved, grad, partial)()
+        gradients = (grad, grad_image, grad_offset, grad_mask, fixed_point)
+        backward_launch(convolved, *gradients, choose_backward(convolved, *gradients))()
+        weight_grad_launch(convolved, grad, partial, choose_weight_grad(convolved, grad, partial))()
     if fixed_point is not None:
         grad_image = from_fixed_point(grad_image, fixed_point)
     grad_weight = partial.sum(0).permute(0, 3, 2, 1).to(weight.dtype).contiguous().view(weight.shape)

@@ -7,9 +7,13 @@ weight is (groups, K, channels of a group, outputs of a group).
 
 import triton
 import triton.language as tl
-from opbench_kernels.bilinear_triton import add_square, strict_add, strict_backward, weigh_square
+from opbench_kernels.bilinear_grad_triton import add_shares, place_square, square_dots, square_gradients
+from opbench_kernels.bilinear_triton import add_square, strict_add, weigh_square
 
 __all__ = ["dcnv2_bwd_kernel", "dcnv2_fwd_kernel", "dcnv2_weight_grad_kernel"]
+
+TILE = tl.constexpr(8)
+"""Channels of a tile of the image's gradient: then four warps take four of 64 pixels a lane, as one addition has."""
 
 
 @triton.jit
@@ -55,9 +59,11 @@ def _samples(
     else:
         first_y, last_y = (-start_y).to(tl.float32), (height - 2 - start_y).to(tl.float32)
         first_x, last_x = (-start_x).to(tl.float32), (width - 2 - start_x).to(tl.float32)
-        shift, w00, w01, w10, w11 = weigh_square(y, x, strength, first_y, last_y, first_x, last_x, width, WIDE)
+        shift, w00, w01, w10, w11 = weigh_square(
+            y, x, strength, first_y, last_y, first_x, last_x, width, WIDE, pixels.dtype.element_ty
+        )
         upper = pixels + (shift * C)[:, None]
-        tile = add_square(tile, upper, upper + width * C, C, w00, w01, w10, w11, in_segment, MASKED)
+        tile = add_square(tile, upper, upper + width * C, C, w00, w01, w10, w11, in_segment, MASKED, strength)
     return tile
 
 
@@ -135,9 +141,10 @@ def dcnv2_fwd_kernel(
             group, in_outputs, C, GC, GO, DC, SEGMENT, K, KW, DILATION_H, DILATION_W, False, WIDE, PRECISION, UPCAST,
             BLOCK_P, BLOCK_C, BLOCK_O,
         )  # fmt: skip
-        # A weight of 0 times a pixel or a mask that is not finite gave NaN although the point does not count there.
+        # A weight of 0 times a pixel or a mask that is not finite gave NaN although the point does not count there; a
+        # sample of the largest halves may be rounded up to inf. A finite sum shows that there was none.
         total = tl.sum(acc)
-        doubtful = total != total  # noqa: PLR0124 - NaN
+        doubtful = total - total != 0.0
     if doubtful:
         acc = _product(
             pixel_ptr, offset_ptr, mask_ptr, weight_ptr, stride_oc, stride_mc, start_y, start_x, height, width, blocks,
@@ -151,6 +158,33 @@ def dcnv2_fwd_kernel(
     tl.store(out, acc.to(out_ptr.dtype.element_ty), mask=valid[:, None] & in_outputs)
 
 
+@triton.jit
+def _halves(tile):
+    """The first and the second half of a tile's columns."""
+    return tl.split(tl.trans(tl.reshape(tile, (tile.shape[0], 2, tile.shape[1] // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def _grad_of_samples(
+    grad_ptr, weight_ptr, valid, in_segment,
+    GO: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
+):  # fmt: skip
+    """The gradient (BLOCK_P, BLOCK_C) of a tile of samples: the output's of its group times the weight.
+
+    grad_ptr and valid are (BLOCK_P, 1), weight_ptr and in_segment (1, BLOCK_C), at the group's first output.
+    """
+    grad = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
+    for first in range(0, GO, BLOCK_O):
+        output = first + tl.arange(0, BLOCK_O)
+        grad_out = tl.load(grad_ptr + output[None, :], mask=valid & (output < GO)[None, :], other=0.0)
+        weight = tl.load(weight_ptr + output[:, None], mask=in_segment & (output < GO)[:, None], other=0.0)
+        if UPCAST:
+            grad_out, weight = grad_out.to(tl.float32), weight.to(tl.float32)
+        grad = tl.dot(grad_out, weight, grad, input_precision=PRECISION)
+    return grad
+
+
 @triton.jit(do_not_specialize=_SIZES)
 def dcnv2_bwd_kernel(
     image_ptr, offset_ptr, mask_ptr, weight_ptr, grad_ptr, grad_image_ptr, grad_offset_ptr, grad_mask_ptr,
@@ -159,7 +193,8 @@ def dcnv2_bwd_kernel(
     C: tl.constexpr, GC: tl.constexpr, GO: tl.constexpr, DC: tl.constexpr, SEGMENT: tl.constexpr,
     OUTPUTS: tl.constexpr, K: tl.constexpr, KW: tl.constexpr, STRIDE_H: tl.constexpr, STRIDE_W: tl.constexpr,
     PAD_H: tl.constexpr, PAD_W: tl.constexpr, DILATION_H: tl.constexpr, DILATION_W: tl.constexpr,
-    FIXED_POINT: tl.constexpr, WIDE: tl.constexpr, PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    ROW_STEP: tl.constexpr, COLUMN_STEP: tl.constexpr, FIXED_POINT: tl.constexpr, WIDE: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
     """The gradients of image, offsets and masks. Those of offsets and masks are (pixels, channels), contiguous."""
@@ -167,7 +202,11 @@ def dcnv2_bwd_kernel(
         tl.program_id(0), pixels, height, width, out_height, out_width, STRIDE_H, STRIDE_W, PAD_H, PAD_W, BLOCK_P
     )
     deform_group = tl.program_id(1)
-    channel, output = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_O)
+    channel = tl.arange(0, BLOCK_C)
+    in_tile = tl.arange(0, TILE)[None, :]
+    pixels, grad_pixels = image_ptr + (start_pixel * C)[:, None], grad_image_ptr + (start_pixel * C)[:, None]
+    first_y, last_y = (-start_y).to(tl.float32), (height - 2 - start_y).to(tl.float32)
+    first_x, last_x = (-start_x).to(tl.float32), (width - 2 - start_x).to(tl.float32)
     offset_ptr += image * stride_on + row * stride_oh + column * stride_ow
     mask_ptr += image * stride_mn + row * stride_mh + column * stride_mw
     grad_offset_ptr += pixel * (2 * K * (C // DC))
@@ -178,34 +217,38 @@ def dcnv2_bwd_kernel(
     for point in range(K):
         number = deform_group * K + point
         y, x, strength = _point(offset_ptr, mask_ptr, stride_oc, stride_mc, number, point, KW, DILATION_H, DILATION_W)
-        grad_strength = tl.zeros((BLOCK_P,), dtype=tl.float32)
-        grad_y = tl.zeros((BLOCK_P,), dtype=tl.float32)
-        grad_x = tl.zeros((BLOCK_P,), dtype=tl.float32)
+        shift, weights, touched, between = place_square(
+            y, x, first_y, last_y, first_x, last_x, width, ROW_STEP, COLUMN_STEP, valid, WIDE
+        )
+        upper, grad_upper = pixels + shift * C, grad_pixels + shift * C
+        lower, grad_lower = upper + ROW_STEP * width * C, grad_upper + ROW_STEP * width * C
+        d00 = tl.zeros((BLOCK_P,), dtype=tl.float32)
+        d01, d10, d11 = d00, d00, d00
         for block in range(DC // SEGMENT * blocks):
             first = block % blocks * BLOCK_C
             start = deform_group * DC + block // blocks * SEGMENT + first
             in_segment = first + channel < SEGMENT
             group = start // GC
-            # The gradient of the samples: that of the output times the weight.
-            grad = tl.zeros((BLOCK_P, BLOCK_C), dtype=tl.float32)
-            for first_output in range(0, GO, BLOCK_O):
-                in_outputs = first_output + output < GO
-                grads = grad_ptr + (pixel * OUTPUTS + group * GO + first_output)[:, None] + output[None, :]
-                grad_out = tl.load(grads, mask=valid[:, None] & in_outputs[None, :], other=0.0)
-                rows = (group.to(tl.int64) * K + point) * GC + start % GC + channel
-                weights = weight_ptr + (rows * GO)[None, :] + (first_output + output)[:, None]
-                weight = tl.load(weights, mask=in_outputs[:, None] & in_segment[None, :], other=0.0)
-                if UPCAST:
-                    grad_out, weight = grad_out.to(tl.float32), weight.to(tl.float32)
-                grad = tl.dot(grad_out, weight, grad, input_precision=PRECISION)
-            shift = (start_pixel * C + start)[:, None] + channel[None, :]
-            of_strength, of_y, of_x = strict_backward(
-                image_ptr + shift, grad_image_ptr + shift, grad, y, x, strength, start_y, start_x, height, width,
-                valid, in_segment[None, :], unit, unit2, C, C, FIXED_POINT, WIDE,
+            grad = _grad_of_samples(
+                grad_ptr + (pixel * OUTPUTS + group * GO)[:, None],
+                weight_ptr + (((group.to(tl.int64) * K + point) * GC + start % GC + channel) * GO)[None, :],
+                valid[:, None], in_segment[None, :], GO, PRECISION, UPCAST, BLOCK_P, BLOCK_C, BLOCK_O,
             )  # fmt: skip
-            grad_strength += of_strength
-            grad_y += of_y
-            grad_x += of_x
+            grads = _halves(grad)
+            if BLOCK_C > 2 * TILE:
+                grads = _halves(grads[0]) + _halves(grads[1])
+            more = square_dots(
+                grads, upper + (start + in_tile), lower + (start + in_tile), COLUMN_STEP * C, first + in_tile, SEGMENT,
+                SEGMENT % BLOCK_C != 0,
+            )  # fmt: skip
+            d00, d01, d10, d11 = d00 + more[0], d01 + more[1], d10 + more[2], d11 + more[3]
+            add_shares(
+                grads, grad_upper + (start + in_tile), grad_lower + (start + in_tile), COLUMN_STEP * C, weights,
+                touched, strength, first + in_tile, unit, unit2, SEGMENT, SEGMENT % BLOCK_C != 0, FIXED_POINT,
+            )  # fmt: skip
+        grad_strength, grad_y, grad_x = square_gradients(
+            (d00, d01, d10, d11), weights, touched, between, strength, 1.0, 1.0
+        )
         tl.store(grad_offset_ptr + 2 * number, grad_y.to(grad_offset_ptr.dtype.element_ty), mask=valid)
         tl.store(grad_offset_ptr + 2 * number + 1, grad_x.to(grad_offset_ptr.dtype.element_ty), mask=valid)
         tl.store(grad_mask_ptr + number, grad_strength.to(grad_mask_ptr.dtype.element_ty), mask=valid)

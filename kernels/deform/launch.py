@@ -3,14 +3,12 @@
 from typing import Any, NamedTuple
 
 import torch
-import triton
+from opbench_kernels.bilinear_launch import GRADIENT_VECTOR, Config, backward_rule, forward_rule, tile
 from opbench_kernels.deform.geometry import Geometry
 from opbench_kernels.deform.sampling_triton import deform_bwd_kernel, deform_fwd_kernel
-from opbench_kernels.launch import INDEX_LIMIT, VECTOR_BYTES, WARP_SIZE, Launch
+from opbench_kernels.launch import INDEX_LIMIT, VECTOR_BYTES, Launch
 
 __all__ = [
-    "GRADIENT_VECTOR",
-    "Config",
     "Sampled",
     "backward_config",
     "backward_launch",
@@ -23,26 +21,6 @@ __all__ = [
 ]
 
 MAX_BLOCK_ROWS = 1024
-MANY_ROWS = 2**18
-"""At least this many give enough warps for two vectors a lane: 16384 warps, of which 25 fit an SM by registers."""
-
-
-GRADIENT_VECTOR = 4
-"""Channels of 16 bytes of value's gradient, which is summed up in float32."""
-
-
-class Config(NamedTuple):
-    """What may be tuned: none of it changes a value, but for the order in which the backward kernel sums in float32.
-
-    Attributes:
-        vectors: 16-byte vectors of a row that one lane takes, of value in the forward kernel and of its float32
-            gradient in the backward one: 1, 2 or 4. Two halve the coordinates' cost per channel; one gives twice the
-            warps.
-        num_warps: warps per program.
-    """
-
-    vectors: int
-    num_warps: int
 
 
 class Sampled(NamedTuple):
@@ -79,8 +57,6 @@ class Sampled(NamedTuple):
     def constants(self, config: Config, vector_elements: int) -> dict[str, Any]:
         """The compile-time constants that both kernels share, for vectors of that many channels."""
         geometry, groups, group_channels = self.geometry, *self.value.shape[1:]
-        block_d = triton.next_power_of_2(group_channels) // config.vectors
-        lanes = max(1, block_d // vector_elements)
         stride = self.value.stride(0)
         return {
             "G": groups,
@@ -91,9 +67,7 @@ class Sampled(NamedTuple):
             "VALUE_STRIDE": stride,
             # The gradient of value is contiguous, whatever the stride of value.
             "WIDE": is_wide(self.size, geometry, max(stride, groups * group_channels), self.rows),
-            "BLOCK_D": block_d,
-            "BLOCK_ROWS": max(1, WARP_SIZE // lanes) * config.num_warps,
-            "VECTORS": config.vectors,
+            **tile(config, group_channels, vector_elements),
         }
 
 
@@ -104,12 +78,8 @@ def is_wide(size: tuple[int, int], geometry: Geometry, stride: int, rows: int) -
 
 
 def forward_config(sampled: Sampled) -> Config:
-    """The configuration that instruction counts favour: docs/tuning.md."""
-    element_bytes = sampled.value.element_size()
-    halved_bytes = triton.next_power_of_2(sampled.value.shape[-1]) // 2 * element_bytes
-    vectors = 2 if sampled.rows >= MANY_ROWS and halved_bytes >= 2 * VECTOR_BYTES else 1
-    # With two warps the compiler spills two registers on sm_90, to fit another program, where value has 16 bits.
-    return Config(vectors, num_warps=1 if element_bytes == 2 else 2)
+    """The rule's."""
+    return forward_rule(sampled.rows, sampled.value.shape[-1], sampled.value.element_size())
 
 
 def forward_launch(sampled: Sampled, out: torch.Tensor, config: Config | None = None) -> Launch:
@@ -123,8 +93,8 @@ def forward_launch(sampled: Sampled, out: torch.Tensor, config: Config | None = 
 
 
 def backward_config(sampled: Sampled) -> Config:
-    """The rule's: docs/tuning.md has the counts of the others."""
-    return Config(vectors=2 if sampled.value.shape[-1] > GRADIENT_VECTOR else 1, num_warps=1)
+    """The rule's."""
+    return backward_rule(sampled.value.shape[-1])
 
 
 def backward_launch(

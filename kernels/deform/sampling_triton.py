@@ -9,13 +9,8 @@ Offset and mask are addressed by strides, so one kernel reads DCNv4's packed ten
 
 import triton
 import triton.language as tl
-from opbench_kernels.bilinear_triton import (
-    add_square,
-    cell,
-    load_point,
-    strict_add,
-    weigh_square,
-)
+from opbench_kernels.bilinear_grad_triton import load_tiles, square_backward
+from opbench_kernels.bilinear_triton import add_square, load_point, strict_add, weigh_square
 
 __all__ = ["deform_bwd_kernel", "deform_fwd_kernel"]
 
@@ -129,57 +124,6 @@ def deform_fwd_kernel(
         tl.store(out + BLOCK_D, acc2.to(out_ptr.dtype.element_ty), mask=valid[:, None] & second)
 
 
-@triton.jit
-def _load(pointers, in_group, MASKED: tl.constexpr):
-    """A tile (BLOCK_ROWS, BLOCK_D) of pixels' channels in float32, as many a lane as the atomics have."""
-    pointers = tl.max_contiguous(pointers, [1, 4 if pointers.shape[1] > 4 else pointers.shape[1]])
-    if MASKED:
-        return tl.load(pointers, mask=in_group, other=0.0).to(tl.float32)
-    return tl.load(pointers).to(tl.float32)
-
-
-@triton.jit
-def _load_tiles(pointers, channel, DG: tl.constexpr, MASKED: tl.constexpr, VECTORS: tl.constexpr):
-    """VECTORS tiles, each with the channels after those of the one before it."""
-    tiles = ()
-    for tile in tl.static_range(VECTORS):
-        first = tile * channel.shape[1]
-        tiles += (_load(pointers + first, channel + first < DG, MASKED),)
-    return tiles
-
-
-@triton.jit
-def _dots(grads, upper, lower, channel, step: tl.constexpr, DG: tl.constexpr, MASKED: tl.constexpr):
-    """Products of the gradient with the pixels at upper, upper + step, lower and lower + step; each (BLOCK_ROWS,)."""
-    d00, d01, d10, d11 = 0.0, 0.0, 0.0, 0.0
-    for tile in tl.static_range(len(grads)):
-        first = tile * channel.shape[1]
-        in_group = channel + first < DG
-        d00 += grads[tile] * _load(upper + first, in_group, MASKED)
-        d01 += grads[tile] * _load(upper + first + step, in_group, MASKED)
-        d10 += grads[tile] * _load(lower + first, in_group, MASKED)
-        d11 += grads[tile] * _load(lower + first + step, in_group, MASKED)
-    return tl.sum(d00, axis=1), tl.sum(d01, axis=1), tl.sum(d10, axis=1), tl.sum(d11, axis=1)
-
-
-@triton.jit
-def _add_share(
-    target, weight, there, grads, channel, unit, unit2,
-    DG: tl.constexpr, MASKED: tl.constexpr, FIXED_POINT: tl.constexpr,
-):  # fmt: skip
-    """The weighted gradient, added to one corner's pixel at target where a row touches it."""
-    for tile in tl.static_range(len(grads)):
-        first = tile * channel.shape[1]
-        share = weight[:, None] * grads[tile]
-        if FIXED_POINT:
-            share = (share * unit * unit2).to(tl.int64)
-        here = there[:, None]
-        if MASKED:
-            here = here & (channel + first < DG)
-        # Any other order fences and empties the L1 cache at each addition; nothing here reads the sums.
-        tl.atomic_add(target + first, share, mask=here, sem="relaxed")
-
-
 @triton.jit(do_not_specialize=(*_SIZES, *_GRAD_STRIDES))
 def deform_bwd_kernel(
     value_ptr, offset_ptr, mask_ptr, grad_ptr, grad_value_ptr, grad_offset_ptr, grad_mask_ptr, fixed_point_ptr,
@@ -204,7 +148,7 @@ def deform_bwd_kernel(
     mask_ptr += pixel.to(tl.int64) * stride_mp + group * stride_mg
     grad_offset_ptr += pixel.to(tl.int64) * stride_gop + group * stride_gog
     grad_mask_ptr += pixel.to(tl.int64) * stride_gmp + group * stride_gmg
-    grads = _load_tiles(grad_ptr + (row.to(tl.int64) * DG)[:, None] + channel, channel, DG, MASKED, VECTORS)
+    grads = load_tiles(grad_ptr + (row.to(tl.int64) * DG)[:, None] + channel, channel, DG, MASKED, VECTORS)
     unit, unit2 = 1.0, 1.0
     if FIXED_POINT:
         unit, unit2 = tl.load(fixed_point_ptr), tl.load(fixed_point_ptr + 1)
@@ -215,37 +159,11 @@ def deform_bwd_kernel(
         y, x, strength = load_point(
             offset_ptr, mask_ptr, point, offset_scale, base_y, base_x, KH, DILATION_H, DILATION_W, CENTER
         )
-        top, wy0, wy1, above, below, plain_y = cell(y, first_y, last_y)
-        left, wx0, wx1, before, after, plain_x = cell(x, first_x, last_x)
-        above &= valid
-        below &= valid
-        inside = (above | below) & (before | after)
-        if ROW_STEP == 0:
-            below &= False
-        if COLUMN_STEP == 0:
-            after &= False
-        top = top.to(tl.int64 if WIDE else tl.int32)
-        shift = (top * width + left.to(tl.int32))[:, None]
-        down = ROW_STEP * width
-        # All corners are read before the first addition: the compiler lets no load pass one.
-        upper, lower = pixels + shift * VALUE_STRIDE, pixels + (shift + down) * VALUE_STRIDE
-        d00, d01, d10, d11 = _dots(grads, upper, lower, channel, COLUMN_STEP * VALUE_STRIDE, DG, MASKED)
-        d00, d01 = tl.where(above & before, d00, 0.0), tl.where(above & after, d01, 0.0)
-        d10, d11 = tl.where(below & before, d10, 0.0), tl.where(below & after, d11, 0.0)
-        line0, line1 = wx0 * d00 + wx1 * d01, wx0 * d10 + wx1 * d11
-        grad_mask = wy0 * line0 + wy1 * line1
-        scale = tl.where(inside, strength * offset_scale, 0.0)
-        grad_y = tl.where(plain_y, scale, -scale) * (line1 - line0)
-        grad_x = tl.where(plain_x, scale, -scale) * (wy0 * (d01 - d00) + wy1 * (d11 - d10))
+        grad_mask, grad_y, grad_x = square_backward(
+            grads, pixels, grad_pixels, y, x, strength, offset_scale, offset_scale, first_y, last_y, first_x, last_x,
+            width, ROW_STEP, COLUMN_STEP, valid, channel, unit, unit2,
+            DG, VALUE_STRIDE, G * DG, MASKED, FIXED_POINT, WIDE,
+        )  # fmt: skip
         tl.store(grad_offset_ptr + 2 * point, grad_x.to(grad_offset_ptr.dtype.element_ty), mask=valid)
         tl.store(grad_offset_ptr + 2 * point + 1, grad_y.to(grad_offset_ptr.dtype.element_ty), mask=valid)
         tl.store(grad_mask_ptr + point, grad_mask.to(grad_mask_ptr.dtype.element_ty), mask=valid)
-
-        wy0 *= strength
-        wy1 *= strength
-        upper, lower = grad_pixels + shift * (G * DG), grad_pixels + (shift + down) * (G * DG)
-        for corner in tl.static_range(4):
-            target = (lower if corner // 2 == 1 else upper) + corner % 2 * COLUMN_STEP * (G * DG)
-            there = (below if corner // 2 == 1 else above) & (after if corner % 2 == 1 else before)
-            weight = (wy1 if corner // 2 == 1 else wy0) * (wx1 if corner % 2 == 1 else wx0)
-            _add_share(target, weight, there, grads, channel, unit, unit2, DG, MASKED, FIXED_POINT)

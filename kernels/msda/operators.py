@@ -24,11 +24,13 @@ def _attended(*tensors: torch.Tensor) -> Attended:
 def _attend(
     value: torch.Tensor, shapes: torch.Tensor, starts: torch.Tensor, locations: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
+    from opbench_kernels.msda.configs import choose_forward
     from opbench_kernels.msda.launch import forward_launch
 
     out = value.new_empty((*weights.shape[:2], value.shape[2] * value.shape[3]))
     if out.numel():
-        forward_launch(_attended(value, shapes, starts, locations, weights), out)()
+        attended = _attended(value, shapes, starts, locations, weights)
+        forward_launch(attended, out, choose_forward(attended, out))()
     return out
 
 
@@ -41,6 +43,7 @@ def _attend_backward(
     locations: torch.Tensor,
     weights: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    from opbench_kernels.msda.configs import choose_backward
     from opbench_kernels.msda.launch import backward_launch
 
     per_one = None
@@ -53,7 +56,8 @@ def _attend_backward(
     grad_weights = torch.empty(weights.shape, device=value.device, dtype=weights.dtype)
     if grad_out.numel():
         attended = _attended(value, shapes, starts, locations, weights)
-        backward_launch(attended, grad_out.contiguous(), grad_value, grad_locations, grad_weights, per_one)()
+        gradients = (grad_out.contiguous(), grad_value, grad_locations, grad_weights, per_one)
+        backward_launch(attended, *gradients, config=choose_backward(attended, *gradients))()
     if per_one is not None:
         grad_value = from_fixed_point(grad_value, per_one)
     return grad_value.to(value.dtype), grad_locations, grad_weights

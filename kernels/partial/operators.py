@@ -12,6 +12,7 @@ __all__ = ["partial_conv3x3"]
 
 @torch.library.custom_op("opbench_kernels::partial_conv3x3", mutates_args=())
 def _partial_conv3x3(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    from opbench_kernels.partial.configs import choose
     from opbench_kernels.partial.launch import partial_conv3x3_launch
 
     image = x.permute(0, 2, 3, 1).contiguous()  # of a tensor in channels_last memory a view, of any other a copy
@@ -20,7 +21,9 @@ def _partial_conv3x3(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         taps = weight.permute(2, 3, 1, 0).reshape(9, weight.shape[1], weight.shape[0]).contiguous()
         backend: Any = torch.backends.cudnn  # torch has no types for `conv`
         allow_tf32 = backend.conv.fp32_precision == "tf32"
-        partial_conv3x3_launch(image, taps, out.permute(0, 2, 3, 1), allow_tf32=allow_tf32)()
+        last = out.permute(0, 2, 3, 1)
+        config = choose(image, taps, last, allow_tf32=allow_tf32)
+        partial_conv3x3_launch(image, taps, last, allow_tf32=allow_tf32, config=config)()
     return out
 
 

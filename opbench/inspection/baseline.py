@@ -31,7 +31,8 @@ def to_json(
             "issue_ms": "warps * instructions / (sms * 4 * clock)",
             "l1_ms": "4 * K * P * C * element_bytes / (sms * l1_bytes_per_clock * clock); "
             "fused: also K * (P * C * group_tiles + C * 4 * G * pixel_tiles) elements; "
-            "depthwise: rows, and weights or rows of the gradient, of every chunk",
+            "depthwise: rows, and weights or rows of the gradient, of every chunk; "
+            "dcnv2, pconv: what the tiles load",
             "hbm_ms": "bytes once / hbm_gbps",
         },
         "variants": [
@@ -76,8 +77,8 @@ def failures(results: Sequence[tuple[Variant, Sequence[Estimate]]]) -> list[str]
         if variant.stack_bytes or variant.local_accesses:
             lines.append(f"{variant.name}: {variant.stack_bytes} bytes of stack, {variant.local_accesses} spills")
         wide = variant.loads.get(128, 0)
-        if wide != variant.expected_wide_loads:
-            lines.append(f"{variant.name}: {wide} loads of 128 bits, expected {variant.expected_wide_loads}")
+        if wide < variant.expected_wide_loads:
+            lines.append(f"{variant.name}: {wide} loads of 128 bits, expected at least {variant.expected_wide_loads}")
     return lines
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from opbench.inspection import depthwise
+from opbench.inspection.families import FAMILIES
 from opbench.workload.case import Case, Direction, Dtype, Level
 from opbench.workload.shapes import load_shape_list
 
@@ -23,7 +24,7 @@ def uses(dtypes: Sequence[Dtype], directions: Sequence[Direction], *, core_only:
 
     `fwd` and `bwd` are the core's, `strided` the same forward kernel where value and offset_mask are the halves of one
     product, and `fused` the lightweight operator in one kernel, which has a variant for tf32 of its own. With
-    `core_only` there are the first two. opbench.inspection.depthwise has further ones.
+    `core_only` there are the first two. opbench.inspection.depthwise and families have further ones.
     """
     found: dict[str, list[Case]] = {}
     for direction in directions:
@@ -44,7 +45,10 @@ def _cases(direction: Direction, dtype: Dtype, *, core_only: bool) -> list[Case]
         for shape_list in SHAPE_LISTS
         for shape in load_shape_list(shape_list).shapes
     ]
-    return deformable + ([] if core_only else depthwise.cases(direction, dtype))
+    if core_only:
+        return deformable
+    others = (case for family in FAMILIES.values() for case in family.cases(direction, dtype))
+    return [*deformable, *depthwise.cases(direction, dtype), *others]
 
 
 def is_fused(case: Case) -> bool:
@@ -53,6 +57,8 @@ def is_fused(case: Case) -> bool:
 
 
 def _name(case: Case) -> str:
+    if case.operator in FAMILIES:
+        return FAMILIES[case.operator].name(case)
     if depthwise.is_depthwise(case):
         return depthwise.name(case)
     constants = launch(case).constants
@@ -69,6 +75,8 @@ def launch(case: Case) -> "Launch":
     from opbench_kernels.deform.geometry import Geometry, padded_offset_mask_channels
     from opbench_kernels.deform.launch import backward_launch, forward_launch, sampled_dcnv4
 
+    if case.operator in FAMILIES:
+        return FAMILIES[case.operator].launch(case)
     if depthwise.is_depthwise(case):
         return depthwise.launch(case)
     channels = case.shape.channels

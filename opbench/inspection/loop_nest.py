@@ -1,17 +1,22 @@
-"""The path through kernels that loop over their sampling points, as the official CUDA kernels do.
+"""The path through kernels that loop over their sampling points, as the official CUDA kernels and some of ours do.
 
-Our Triton kernels are unrolled, and `sass.hot_path` follows them. Here the loops are known from the source, and each
-guarded part of their body is executed by a point that lies inside the image.
+Kernels that are unrolled `sass.hot_path` follows. Here the loops are known from the source, and each guarded part of
+their body is executed by a point that lies inside the image.
 """
 
 import math
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
-from opbench.inspection.sass import Instruction, successors
+from opbench.inspection.sass import Instruction, branch_target, successors
 
-__all__ = ["inside_path"]
+__all__ = ["compiled_path", "inside_path"]
+
+WAITS = frozenset({"SYNCS", "UTCATOMSWS"})
+"""Of Blackwell: for a barrier of memory, and for tensor memory."""
+LONGEST_WAIT = 8
+"""Instructions of a loop that does nothing but ask again."""
 
 Flow = list[list[int]]
 """Positions that may follow, by position; none for what cannot be reached."""
@@ -59,8 +64,37 @@ def inside_path(instructions: Sequence[Instruction], trips: Sequence[int]) -> li
     return [instructions[place] for place in way for _ in range(times[place])]
 
 
+def compiled_path(instructions: Sequence[Instruction], trips: Sequence[int] = ()) -> list[Instruction]:
+    """What a warp executes of a kernel whose loops the compiler may have unrolled.
+
+    The shortest way that enters no loop, if there is one: then the remaining loops are of sums made again. Else that
+    of inside_path.
+
+    Raises:
+        ValueError: as inside_path.
+    """
+    flow = _flow(instructions)
+    looped = {place for loop in _loops(flow) for place in range(loop.first, loop.last + 1)}
+    straight = [[] if place in looped else [each for each in to if each not in looped] for place, to in enumerate(flow)]
+    ends = {place for place, each in enumerate(instructions) if _ends(each)}
+    if _reached(straight, 0) & ends:
+        return [instructions[place] for place in _shortest(straight, {0}, ends)]
+    return inside_path(instructions, trips)
+
+
+def _reached(flow: Flow, start: int) -> set[int]:
+    queue, seen = [start], {start}
+    while queue:
+        new = set(flow[queue.pop()]) - seen
+        seen |= new
+        queue.extend(new)
+    return seen
+
+
 def _flow(instructions: Sequence[Instruction]) -> Flow:
+    """Without branches to where a warp waits, which is also where it falls through to: nothing is asked twice."""
     index = {instruction.address: place for place, instruction in enumerate(instructions)}
+    waits = _waits(instructions, index)
     flow: Flow = [[] for _ in instructions]
     queue, seen = deque([0]), {0}
     while queue:
@@ -70,10 +104,22 @@ def _flow(instructions: Sequence[Instruction]) -> Flow:
             continue
         diverges = instruction.opcode.startswith("BRA.DIV")
         flow[place] = [place + 1] if diverges else successors(instruction, place, index)
+        if len(flow[place]) > 1:
+            flow[place] = [to for to in flow[place] if to == place + 1 or to not in waits]
         new = set(flow[place]) - seen
         seen |= new
         queue.extend(new)
     return flow
+
+
+def _waits(instructions: Sequence[Instruction], index: Mapping[int, int]) -> set[int]:
+    """First positions of loops that wait."""
+    found = set()
+    for place, instruction in enumerate(instructions):
+        first = index.get(branch_target(instruction) or -1, place) if instruction.name == "BRA" else place
+        if first < place < first + LONGEST_WAIT and any(each.name in WAITS for each in instructions[first:place]):
+            found.add(first)
+    return found
 
 
 def _ends(instruction: Instruction) -> bool:
@@ -86,12 +132,7 @@ def _nest(flow: Flow, depth: int) -> tuple[Nest, list[Loop]]:
     The compiler may make a loop twice, to decide before it whether the centre is removed. The copy for that case looks
     for the centre in each trip, so it has one branch more.
     """
-    ends: dict[int, int] = {}
-    for place, following in enumerate(flow):
-        for first in following:
-            if first <= place:
-                ends[first] = max(ends.get(first, 0), place)
-    loops = [Loop(first, last) for first, last in sorted(ends.items())]
+    loops = _loops(flow)
     nests = [[loop for loop in loops if loop.first <= inner.first and inner.last <= loop.last] for inner in loops]
     deepest = max(map(len, nests), default=0)
     if deepest != depth:
@@ -102,6 +143,16 @@ def _nest(flow: Flow, depth: int) -> tuple[Nest, list[Loop]]:
         return nests[0], []
     chosen = min(nests, key=lambda nest: _branches(flow, nest[level]))
     return chosen, [nest[level] for nest in nests if nest[level] != chosen[level]]
+
+
+def _loops(flow: Flow) -> list[Loop]:
+    """By what leads back."""
+    ends: dict[int, int] = {}
+    for place, following in enumerate(flow):
+        for first in following:
+            if first <= place:
+                ends[first] = max(ends.get(first, 0), place)
+    return [Loop(first, last) for first, last in sorted(ends.items())]
 
 
 def _branches(flow: Flow, loop: Loop) -> int:

@@ -1,4 +1,4 @@
-"""Static figures of the deformable and the depthwise kernels at the published shapes, and times that they imply.
+"""Static figures of the kernels at the published shapes, and times that they imply.
 
 All of it comes from compiling and from arithmetic: nothing is run, and no time here is a measurement.
 """
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from opbench.inspection import depthwise
 from opbench.inspection.compile import Binary, compile_launch
+from opbench.inspection.families import FAMILIES
 from opbench.inspection.launches import GROUP_CHANNELS, POINTS, is_fused, launch, uses
 from opbench.inspection.sass import Instruction, classify, hot_path, memory_accesses
 from opbench.sweeps.isolation.supervisor import PR_SET_PDEATHSIG, prctl
@@ -69,20 +70,23 @@ class Variant:
 
     Attributes:
         name: fwd, bwd, strided or fused (opbench.inspection.launches), dtype, groups, and vectors of 16 bytes that a
-            lane takes per corner; of a depthwise kernel kernel sizes and rows of a tile.
+            lane takes per corner; of a depthwise kernel kernel sizes and rows of a tile; of another the family, and
+            what it differs in.
         registers: per thread.
         stack_bytes: local memory per thread.
         local_accesses: spills, loads and stores.
         shared_bytes: per program.
         num_warps: warps per program.
-        block_rows: (pixel, group) rows per program; depthwise: pixels, or kernel rows and columns of a chunk.
+        block_rows: (pixel, group) rows per program; depthwise: pixels, or kernel rows and columns of a chunk; msda:
+            (query, head) rows; dcnv2 and pconv: pixels.
         lanes_per_row: lanes that compute the same coordinates.
         occupancy: resident warps over the most possible.
         instructions: on the path where every sum is finite; depthwise: of a chunk (opbench.inspection.depthwise).
-        instructions_per_point: warp instructions per sampled point of a group, 32 lanes wide; depthwise: per
-            multiply-add of a warp.
+        instructions_per_point: warp instructions per sampled point of a group or head, or of 32 channels in dcnv2;
+            depthwise: per multiply-add of a warp; pconv: per pixel.
         classes: those instructions by class.
-        expected_wide_loads: on that path, where each lane reads pixels (and a fused kernel's weights) by 16 bytes.
+        expected_wide_loads: at least so many are on that path, where each lane reads pixels (and weights of a product)
+            by 16 bytes.
         loads, stores, atomics: global accesses on that path by width in bits.
     """
 
@@ -111,7 +115,8 @@ class Estimate:
     Attributes:
         issue_ms: warps * instructions / (SMs * 4 schedulers * clock).
         l1_ms: 4 corners * K * P * C * element bytes / (SMs * L1 bytes per clock * clock). Fused: also the input once
-            per point and block of groups, and the weights once per block of pixels. Depthwise: what the chunks load.
+            per point and block of groups, and the weights once per block of pixels. Depthwise: what the chunks load;
+            dcnv2 and pconv: what the tiles load.
         hbm_ms: value, offset_mask (fused: the weights) and output once (backward: also the gradients) / memory
             bandwidth.
     """
@@ -167,6 +172,18 @@ def figures(name: str, case: Case, architecture: str) -> Variant:
     launched = launch(case)
     constants = launched.constants
     binary = compile_launch(launched, int(architecture.removeprefix("sm_")))
+    if case.operator in FAMILIES:
+        counted = FAMILIES[case.operator].count(case, launched, binary)
+        return _variant(
+            name,
+            binary,
+            architecture,
+            counted.path,
+            block_rows=counted.block_rows,
+            lanes_per_row=counted.lanes_per_row,
+            per_point=counted.per_point,
+            wide_loads=counted.wide_loads,
+        )
     if depthwise.is_depthwise(case):
         counted = depthwise.count(case, launched, binary)
         return _variant(
@@ -263,6 +280,9 @@ def estimate(variant: Variant, gpu: Gpu, case: Case) -> Estimate:
     if depthwise.is_depthwise(case):
         return _depthwise_estimate(variant, gpu, case, launched)
     warps = math.prod(launched.grid) * variant.num_warps
+    if case.operator in FAMILIES:
+        costs = FAMILIES[case.operator].costs(case, launched)
+        return _bounds(variant, gpu, case, warps * variant.instructions, costs.cached, costs.moved)
     packed = -(-3 * POINTS * groups // 8) * 8
     once = by_direction(
         case,

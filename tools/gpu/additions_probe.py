@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from opbench_kernels.deform.launch import Config, Sampled
+    from opbench_kernels.bilinear_launch import Config
+    from opbench_kernels.deform.launch import Sampled
     from opbench_kernels.launch import Launch
 
 NEEDS_GPU = 77
@@ -87,7 +88,7 @@ def expected_sums(corners: torch.Tensor, sampled: "Sampled") -> torch.Tensor:
 def probe_launch(sampled: "Sampled", corners: torch.Tensor, target: torch.Tensor, config: "Config") -> "Launch":
     """The launch of the probe, which adds to `target` (N * H * W, G, Dg), float32, as the backward kernel would."""
     from additions_triton import additions_kernel
-    from opbench_kernels.deform.launch import GRADIENT_VECTOR
+    from opbench_kernels.bilinear_launch import GRADIENT_VECTOR
     from opbench_kernels.launch import Launch
 
     names = ("G", "DG", "K", "BLOCK_ROWS", "BLOCK_D", "VECTORS")
@@ -107,7 +108,7 @@ def backward(sampled: "Sampled", target: torch.Tensor, config: "Config") -> "Lau
 
 def measure(shapes: Sequence[Sequence[int]], device: str, configs: Sequence[tuple[int, int]]) -> Iterator[dict]:
     """A row for each shape, spread of the offsets and configuration."""
-    from opbench_kernels.deform.launch import Config
+    from opbench_kernels.bilinear_launch import Config
 
     for shape in shapes:
         for std in STDS:
