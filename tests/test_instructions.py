@@ -22,7 +22,7 @@ def counted(architecture):
     found = defaultdict(list)
     for variant in json.loads((STATIC / f"{architecture}.json").read_text())["variants"]:
         kind, dtype, *rest = variant["name"].split("-")
-        if kind in ("fwd", "bwd"):
+        if kind in ("fwd", "bwd") and rest[0].startswith("groups"):
             name = f"{kind}-{Dtype(dtype).torch_name}" + (f"-{rest[-1]}" if kind == "fwd" else "")
             found[name].append(variant["instructions_per_point"])
     return {name: min(figures) for name, figures in found.items()}

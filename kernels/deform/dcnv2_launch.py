@@ -26,6 +26,7 @@ SMALLEST_PRODUCT = 16
 SLICED_PIXELS = 4096
 """Output pixels of a slice of the weight's gradient: then a GPU has enough programs, and the sums are few."""
 MOST_SLICES = 64
+DEFAULT_STAGES = 3
 
 
 class Config(NamedTuple):
@@ -141,8 +142,11 @@ def _launch(
     constants: dict[str, Any],
     config: Config,
     *grid: int,
+    stages: int = DEFAULT_STAGES,
 ) -> Launch:
-    options = {"num_warps": config.num_warps, "enable_fp_fusion": True}
+    """With products in so many stages; in tf32 with one, because what is loaded ahead is of 4 bytes on sm_90."""
+    options = {"num_warps": config.num_warps, "num_stages": 1 if convolved.allow_tf32 else stages}
+    options["enable_fp_fusion"] = True
     return Launch(kernel, (*tensors, *convolved.sizes(constants)), constants, options, grid)
 
 
@@ -212,4 +216,6 @@ def weight_grad_launch(
     blocks = constants["K"] * segments * triton.cdiv(constants["SEGMENT"], constants["BLOCK_C"])
     outputs = triton.cdiv(constants["GO"], constants["BLOCK_O"])
     tensors = (*convolved[:3], grad_out, partial)
-    return _launch(dcnv2_weight_grad_kernel, tensors, convolved, constants, config, blocks, outputs, partial.shape[0])
+    grid = (blocks, outputs, partial.shape[0])
+    stages = 1 if convolved.is_plain else DEFAULT_STAGES  # what is loaded ahead would spill
+    return _launch(dcnv2_weight_grad_kernel, tensors, convolved, constants, config, *grid, stages=stages)

@@ -3,6 +3,7 @@
 `python -m opbench.inspection.comparison` writes the tables of docs/kernels.md again, from results/static.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from opbench.workload.case import Direction
 __all__ = ["Made", "comparison_tables", "page", "stored_tables", "to_json"]
 
 Figures = TypeVar("Figures", OfficialVariant, Variant)
+CORE = re.compile(r"(fwd|bwd)-\w+-groups")
+"""Names of our variants that are shown."""
 SHOWN = ("sm_90", "sm_80")
 """Architectures of the page."""
 BEGIN, END = "<!-- tables: begin -->\n", "<!-- tables: end -->\n"
@@ -143,7 +146,7 @@ def comparison_tables(
         triton: version that compiled ours.
         official, ours: any variants; of ours, forward and backward of the core are shown.
     """
-    lines = _lines(official, [variant for variant in ours if variant.name.startswith(("fwd-", "bwd-"))])
+    lines = _lines(official, [variant for variant in ours if CORE.match(variant.name)])
     classes = [name for name in (*CLASSES, "other") if any(name in line.classes for line in lines)]
     heads = [(line.direction, line.dtype, _label(line)) for line in lines]
     costs = Table(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from opbench.inspection.compile import Binary
 from opbench.inspection.family import Costs, Counted, wide_loads
-from opbench.inspection.loop_nest import inside_path
+from opbench.inspection.loop_nest import inside_path, loop_depth
 from opbench.workload.case import Case, Direction, Dtype, Level
 from opbench.workload.shapes import load_shape_list
 
@@ -89,7 +89,8 @@ def count(case: Case, launched: "Launch", binary: Binary) -> Counted:
     """Instructions per point of 32 channels, of all that a program does."""
     pixels, channels, outputs = (launched.constants[key] for key in ("BLOCK_P", "BLOCK_C", "BLOCK_O"))
     tiles = _tiles(case, launched)
-    path = inside_path(binary.instructions, tiles)
+    # The compiler may unroll the innermost loop.
+    path = inside_path(binary.instructions, tiles[: loop_depth(binary.instructions)])
 
     def wide(elements: int) -> int:
         return wide_loads(elements, case.dtype.element_bytes, binary.num_warps)

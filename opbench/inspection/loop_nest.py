@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from opbench.inspection.sass import Instruction, branch_target, successors
 
-__all__ = ["compiled_path", "inside_path"]
+__all__ = ["compiled_path", "inside_path", "loop_depth"]
 
 WAITS = frozenset({"SYNCS", "UTCATOMSWS"})
 """Of Blackwell: for a barrier of memory, and for tensor memory."""
@@ -80,6 +80,14 @@ def compiled_path(instructions: Sequence[Instruction], trips: Sequence[int] = ()
     if _reached(straight, 0) & ends:
         return [instructions[place] for place in _shortest(straight, {0}, ends)]
     return inside_path(instructions, trips)
+
+
+def loop_depth(instructions: Sequence[Instruction]) -> int:
+    """How deep the loops of a listing are nested."""
+    loops = _loops(_flow(instructions))
+    return max(
+        (sum(outer.holds(inner.first) and outer.holds(inner.last) for outer in loops) for inner in loops), default=0
+    )
 
 
 def _reached(flow: Flow, start: int) -> set[int]:
