@@ -11,6 +11,7 @@ from opbench_kernels.deform.dcnv2_launch import (
     Config,
     Convolved,
     backward_launch,
+    backward_rule,
     forward_launch,
     rule,
     weight_grad_launch,
@@ -32,17 +33,17 @@ WEIGHT_GRAD = "dcnv2 weight gradient"
 SOURCES = (*bilinear_launch.SOURCES, "opbench_kernels.deform.dcnv2_launch", "opbench_kernels.deform.dcnv2_triton")
 
 
-def _candidates(convolved: Convolved, *, outputs: bool) -> tuple[Config, ...]:
+def _candidates(convolved: Convolved, first: Config, *, wider: bool) -> tuple[Config, ...]:
     """The rule's configuration, then the others.
 
     Args:
         convolved: the operands.
-        outputs: whether there is one with twice the outputs. The backward kernel has none: it makes each sample's
+        first: the rule's.
+        wider: whether there is one with twice the outputs. The backward kernel has none: it makes each sample's
             gradient once whatever they are, and its tiles are for 16 pixels a warp.
     """
-    first = rule(convolved)
     found = [first, Config(2 * first.pixels, first.outputs, 2 * first.num_warps)]
-    if outputs and convolved.weight.shape[3] > first.outputs:
+    if wider and convolved.weight.shape[3] > first.outputs:
         found.append(Config(first.pixels, 2 * first.outputs, 2 * first.num_warps))
     if min(first.outputs, convolved.weight.shape[3]) > SMALLEST_PRODUCT:
         found.append(Config(first.pixels, first.outputs // 2, first.num_warps))
@@ -55,7 +56,7 @@ def choose_forward(convolved: Convolved, bias: torch.Tensor | None, out: torch.T
         return tuning.taken(FORWARD, rule(convolved))
     return tuning.choose(
         _key(FORWARD, convolved, out, bias is None),
-        _candidates(convolved, outputs=True),
+        _candidates(convolved, rule(convolved), wider=True),
         lambda config: forward_launch(convolved, bias, out, config).__call__,
     )
 
@@ -73,7 +74,7 @@ def choose_backward(
     Trials add to a tensor of their own. What they write of the other gradients is written again.
     """
     if not tuning.is_enabled():
-        return tuning.taken(BACKWARD, rule(convolved))
+        return tuning.taken(BACKWARD, backward_rule(convolved))
     sums: list[torch.Tensor] = []
 
     def launch_of(config: Config) -> tuning.Trial:
@@ -82,7 +83,7 @@ def choose_backward(
         return backward_launch(convolved, grad_out, sums[0], grad_offset, grad_mask, fixed_point, config).__call__
 
     key = _key(BACKWARD, convolved, grad_out, fixed_point is not None)
-    return tuning.choose(key, _candidates(convolved, outputs=False), launch_of)
+    return tuning.choose(key, _candidates(convolved, backward_rule(convolved), wider=False), launch_of)
 
 
 def choose_weight_grad(convolved: Convolved, grad_out: torch.Tensor, partial: torch.Tensor) -> Config:
@@ -91,7 +92,7 @@ def choose_weight_grad(convolved: Convolved, grad_out: torch.Tensor, partial: to
         return tuning.taken(WEIGHT_GRAD, rule(convolved))
     return tuning.choose(
         _key(WEIGHT_GRAD, convolved, grad_out, partial.shape[0]),
-        _candidates(convolved, outputs=True),
+        _candidates(convolved, rule(convolved), wider=True),
         lambda config: weight_grad_launch(convolved, grad_out, partial, config).__call__,
     )
 

@@ -15,6 +15,7 @@ __all__ = [
     "Config",
     "Convolved",
     "backward_launch",
+    "backward_rule",
     "forward_launch",
     "rule",
     "weight_grad_launch",
@@ -135,6 +136,12 @@ def rule(convolved: Convolved) -> Config:
     return Config(pixels=64, outputs=32 if convolved.is_plain else 64, num_warps=4)
 
 
+def backward_rule(convolved: Convolved) -> Config:
+    """That of the backward kernel, which has more to keep."""
+    first = rule(convolved)
+    return first._replace(outputs=32) if convolved.image.dtype == torch.float32 else first
+
+
 def _launch(
     kernel: object,
     tensors: tuple[torch.Tensor, ...],
@@ -181,9 +188,9 @@ def backward_launch(
         grad_image: as image, zeros; float32, or int64 with `fixed_point`. Shares are added to it.
         grad_offset, grad_mask: (N, Ho, Wo, channels), contiguous; written.
         fixed_point: two numbers whose product is the integer units per 1.0 of grad_image.
-        config: the rule's by default.
+        config: backward_rule's by default.
     """
-    config = config or rule(convolved)
+    config = config or backward_rule(convolved)
     unit = grad_image if fixed_point is None else fixed_point
     height, width = convolved.image.shape[1:3]
     # From a point's upper left pixel to the others; none where there is no second row or column.
@@ -191,7 +198,9 @@ def backward_launch(
     constants = convolved.constants(config) | steps | {"FIXED_POINT": fixed_point is not None}
     tensors = (*convolved[:4], grad_out, grad_image, grad_offset, grad_mask, unit)
     blocks = triton.cdiv(convolved.pixels, config.pixels)
-    return _launch(dcnv2_bwd_kernel, tensors, convolved, constants, config, blocks, convolved.deform_groups)
+    grid = (blocks, convolved.deform_groups)
+    stages = DEFAULT_STAGES if convolved.is_plain else 2  # a third spills on sm_80
+    return _launch(dcnv2_bwd_kernel, tensors, convolved, constants, config, *grid, stages=stages)
 
 
 def weight_grad_slices(convolved: Convolved) -> int:

@@ -63,15 +63,14 @@ def count(case: Case, launched: "Launch", binary: Binary) -> Counted:
     constants, element_bytes = launched.constants, case.dtype.element_bytes
     path = compiled_path(binary.instructions, [_steps(launched)])
     pixels, inner = constants["BLOCK_P"], constants["BLOCK_K"]
-    tiles = (pixels * inner, inner * constants["BLOCK_D"])
-    # Channels that end within a vector are read by narrower loads.
+    # Channels that end within a vector are read by narrower loads; so are tf32 weights on some architectures.
     wide = constants["D"] * element_bytes % 16 == 0
     return Counted(
         path,
         per_point=len(path) * binary.num_warps / pixels,
         block_rows=pixels,
         lanes_per_row=max(1, inner * element_bytes // 16),
-        wide_loads=_steps(launched) * sum(wide_loads(tile, element_bytes, binary.num_warps) for tile in tiles) * wide,
+        wide_loads=_steps(launched) * wide_loads(pixels * inner, element_bytes, binary.num_warps) if wide else 0,
     )
 
 
