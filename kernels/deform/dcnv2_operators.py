@@ -148,7 +148,8 @@ def convolve(
 ) -> torch.Tensor:
     """As opbench_kernels.dcnv2, by Triton, without checks of the arguments; differentiable once.
 
-    An image in channels_last memory is read in place, offsets and masks in any; sums are accumulated in float32.
+    An image in channels_last memory is read in place, offsets and masks in any. A sample is interpolated in the image's
+    dtype; sums of samples are accumulated in float32.
     """
     pairs = map(list, (geometry.stride, geometry.padding, geometry.dilation))
     result: torch.Tensor = _dcnv2(image, offset, mask, weight, bias, *pairs, groups, deform_groups)

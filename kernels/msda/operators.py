@@ -92,7 +92,8 @@ def attend(
 ) -> torch.Tensor:
     """As opbench_kernels.ms_deform_attn, by Triton, without checks of the arguments; differentiable once.
 
-    Tensors that are not contiguous are copied first; sums are accumulated in float32.
+    Tensors that are not contiguous are copied first. A sample is interpolated in value's dtype; sums of samples are
+    accumulated in float32.
     """
     result: torch.Tensor = _attend(value, shapes, starts, locations, weights)
     return result

@@ -92,7 +92,13 @@ class ParCV2(nn.Module):
         self.pwconv2 = nn.Conv2d(channels // 2, dim, 1, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(N, H, W, C) to (N, H, W, C)."""
+        """(N, H, W, C) to (N, H, W, C).
+
+        Raises:
+            ValueError: another number of axes or channels.
+        """
+        if x.dim() != 4 or x.shape[-1] != self.pwconv1.in_channels:
+            raise ValueError(f"x must be (N, H, W, {self.pwconv1.in_channels}), got {tuple(x.shape)}")
         carried, gate = self.pwconv1(x.permute(0, 3, 1, 2)).chunk(2, dim=1)
         gate = self.act(gate)
         out: torch.Tensor = self.pwconv2(carried * (self.dwconv1(gate) + self.dwconv2(gate)))
@@ -146,7 +152,13 @@ class BGU(nn.Module):
         self.drop2 = nn.Dropout(after)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., C) to (..., out_features)."""
+        """(..., C) to (..., out_features).
+
+        Raises:
+            ValueError: another number of channels.
+        """
+        if x.shape[-1:] != (self.fc1.in_features,):
+            raise ValueError(f"x must be (..., {self.fc1.in_features}), got {tuple(x.shape)}")
         carried, gate = self.fc1(x).chunk(2, dim=-1)
         out: torch.Tensor = self.drop2(self.fc2(self.drop1(carried * self.act(gate))))
         return out

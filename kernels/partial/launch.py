@@ -29,7 +29,7 @@ class Config(NamedTuple):
 
 
 CONFIGS = (Config(64, 4), Config(32, 2), Config(32, 4), Config(128, 4), Config(128, 8))
-"""The rule's first: of instructions that were counted, the fewest without a stack."""
+"""The rule's first."""
 
 
 def partial_conv3x3_launch(
