@@ -13,6 +13,7 @@ from test_fuzz import call
 from opbench.contract.contract import check_contract
 from opbench.errors import RegistryError, UsageError
 from opbench.registry.places import load, ops_option, resolve_ops
+from opbench.registry.registry import BACKBONES, registered
 from opbench.results.run import Run
 from opbench.workload.case import OPERATOR_DIRECTIONS, Dtype
 from opbench.workload.operator import by_direction
@@ -241,3 +242,18 @@ def test_the_readmes_operator_is_fine(folder):
     code, out, err = check("depthwise.py", "--dtypes", "fp32,bf16", "--level", "module")
     assert (code, out.splitlines()[-1]) == (0, "all fine"), err
     assert not (folder / "results").exists()  # loading it sweeps nothing
+
+
+PROVIDERS = {"flash_attention_2": "sdpa_flash", "window_attention": "timm"}
+"""That run on a CPU, where it is not torch."""
+
+
+@pytest.mark.slow  # some seconds each
+@pytest.mark.parametrize("name", sorted({*registered()} - {backbone.name for backbone in BACKBONES}))
+def test_every_built_in_operator_is_fine(folder, name):
+    (folder / "small.yaml").write_text("shapes:\n  - {batch: 1, height: 8, width: 9, channels: 128}\n")
+    provider = PROVIDERS.get(name, "torch")
+    arguments = (name, "--providers", f"{name}={provider}", "--shapes", "small.yaml", "--dtypes", "fp16")
+    code, out, err = call("check", *arguments, "--device", "cpu", "--isolation", "none")
+    assert (code, out.splitlines()[-1]) == (0, "all fine"), err
+    assert re.search(rf"^{provider} .* fp16 +ok ", out, re.MULTILINE)

@@ -46,7 +46,7 @@ def class_table(architecture: str, results: Results) -> Table:
     classes = [name for name in (*CLASSES, "other") if any(name in variant.classes for variant, _ in results)]
     return Table(
         name="classes",
-        title=f"{architecture}: instructions of {POINTS} points (depthwise: of a chunk), by class",
+        title=f"{architecture}: instructions of {POINTS} points (depthwise: of a chunk; dcnv2, msda, pconv: of a program), by class",
         columns=("variant", *classes),
         rows=tuple((variant.name, *(str(variant.classes.get(name, 0)) for name in classes)) for variant, _ in results),
         text_columns=1,
@@ -75,6 +75,7 @@ def estimate_table(architecture: str, results: Results) -> Table:
             "issue = warps * instructions / (SMs * 4 * clock)",
             f"L1 = 4 K P C bytes (fused: and the product's) / (SMs * {gpu.l1_bytes_per_clock} * clock)",
             "depthwise: the instructions of all chunks, and the bytes that they load",
+            "dcnv2, pconv: all that their tiles load",
             f"HBM = bytes once / {gpu.hbm_gbps:.0f} GB/s",
         ),
         text_columns=3,
