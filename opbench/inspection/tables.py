@@ -46,7 +46,7 @@ def class_table(architecture: str, results: Results) -> Table:
     classes = [name for name in (*CLASSES, "other") if any(name in variant.classes for variant, _ in results)]
     return Table(
         name="classes",
-        title=f"{architecture}: instructions of {POINTS} points (depthwise: of a chunk; dcnv2, msda, pconv: of a program), by class",
+        title=f"{architecture}: instructions of {POINTS} points (others: of a chunk, of a program), by class",
         columns=("variant", *classes),
         rows=tuple((variant.name, *(str(variant.classes.get(name, 0)) for name in classes)) for variant, _ in results),
         text_columns=1,
