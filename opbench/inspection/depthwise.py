@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from opbench.inspection import depthwise_gemm
 from opbench.inspection.compile import Binary
+from opbench.inspection.family import Counted
 from opbench.inspection.sass import Instruction, branch_target
 from opbench.workload.case import Case, Direction, Dtype, Level, Shape
 from opbench.workload.operator import by_direction
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Chunk",
-    "Counted",
     "cached_bytes",
     "cases",
     "chunk_of",
@@ -41,22 +41,6 @@ STAGES: tuple[tuple[str, dict[str, int], Shape], ...] = (
 )
 """The first and the third stage of RepLKNet-31B, and SLaK-T's first."""
 WARP_SIZE = 32
-
-
-class Counted(NamedTuple):
-    """What is counted of a case, as opbench.inspection.static.Variant has it.
-
-    Attributes:
-        path: a trip of the loop with nearly all multiply-adds.
-        per_point: warp instructions per multiply-add of a warp; products with zeros of a band do not count.
-        block_rows, lanes_per_row, wide_loads: as there.
-    """
-
-    path: list[Instruction]
-    per_point: float
-    block_rows: int
-    lanes_per_row: int
-    wide_loads: int
 
 
 class Chunk(NamedTuple):

@@ -172,20 +172,9 @@ def figures(name: str, case: Case, architecture: str) -> Variant:
     launched = launch(case)
     constants = launched.constants
     binary = compile_launch(launched, int(architecture.removeprefix("sm_")))
-    if case.operator in FAMILIES:
-        counted = FAMILIES[case.operator].count(case, launched, binary)
-        return _variant(
-            name,
-            binary,
-            architecture,
-            counted.path,
-            block_rows=counted.block_rows,
-            lanes_per_row=counted.lanes_per_row,
-            per_point=counted.per_point,
-            wide_loads=counted.wide_loads,
-        )
-    if depthwise.is_depthwise(case):
-        counted = depthwise.count(case, launched, binary)
+    if case.operator in FAMILIES or depthwise.is_depthwise(case):
+        count = FAMILIES[case.operator].count if case.operator in FAMILIES else depthwise.count
+        counted = count(case, launched, binary)
         return _variant(
             name,
             binary,
