@@ -10,6 +10,7 @@ from functools import cached_property
 from itertools import pairwise
 
 from opbench.compare.change_points import MIN_SEGMENT
+from opbench.compare.run_figures import RunEntry
 from opbench.compare.trends import RunSeries, Step, Trend, logarithms
 from opbench.stats import median
 
@@ -71,12 +72,16 @@ class _Places:
     """Where the runs of a series are, and how far its cells moved there."""
 
     def __init__(self, series: RunSeries) -> None:
-        self.of = {run: place for place, run in enumerate(series.runs)}
+        self._of = {id(run): place for place, run in enumerate(series.runs)}  # a hash of each would take seconds
         self._series = series
+
+    def of(self, run: RunEntry) -> int:
+        """Where a run of the series is."""
+        return self._of[id(run)]
 
     @cached_property
     def _logs(self) -> list[tuple[list[int], list[float]]]:
-        return [([self.of[point.run] for point in own.points], logarithms(own.points)) for own in self._series.trends]
+        return [([self.of(point.run) for point in own.points], logarithms(own.points)) for own in self._series.trends]
 
     def moves(self, place: int) -> list[float]:
         """Of the cells with enough runs on both sides of a place: the difference of their logarithms there."""
@@ -92,7 +97,7 @@ class _Places:
 def shifts(series: RunSeries) -> list[Shift]:
     """The steps of a series with their causes, in the order of time."""
     places = _Places(series)
-    left = [_Step(trend, step, places.of[step.run]) for trend, step in series.steps]
+    left = [_Step(trend, step, places.of(step.run)) for trend, step in series.steps]
     found: list[tuple[Cause, str, list[_Step]]] = []
     for change in series.set_up_changes:
         with_it = [step for step in left if step.is_near(change.index)]

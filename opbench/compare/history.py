@@ -3,9 +3,11 @@
 Reading needs neither torch nor a GPU.
 """
 
+import gc
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,6 +36,19 @@ class _Portion(NamedTuple):
     identity: Identity
 
 
+@contextmanager
+def _no_collections() -> Iterator[None]:
+    """Without garbage collection, which would look at all the figures read so far, again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@_no_collections()
 def read_history(folder: Path) -> History:
     """Read every run below a folder and look for step changes.
 

@@ -11,7 +11,7 @@ import os
 import signal
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
@@ -106,19 +106,18 @@ def read_runs(folder: Path, places: Mapping[str, Path], problems: list[str]) -> 
         places: the runs' own folders by their names.
         problems: gets a line for each run that cannot be read; such a run is tried again each time.
     """
-    with _no_collections():
-        known = _Index.load(index_path(folder))
-        states = {name: _state(path) for name, path in places.items()}
-        kept = {name: entry for name, entry in known.entries.items() if states.get(name) == entry.state}
-        index = _Index(known.plans, kept)
-        missing = [name for name in places if name not in kept]
-        for lines, problem in _read_all([(name, places[name], states[name]) for name in missing]):
-            problems += [problem] if problem else []
-            for line in lines:
-                index.add(line)
-        if (missing or len(kept) < len(known.entries)) and sum(map(_bytes, states.values())) >= KEPT_FROM_BYTES:
-            index.save(index_path(folder))
-        return [index.entries[name].run for name in places if name in index.entries]
+    known = _Index.load(index_path(folder))
+    states = {name: _state(path) for name, path in places.items()}
+    kept = {name: entry for name, entry in known.entries.items() if states.get(name) == entry.state}
+    index = _Index(known.plans, kept)
+    missing = [name for name in places if name not in kept]
+    for lines, problem in _read_all([(name, places[name], states[name]) for name in missing]):
+        problems += [problem] if problem else []
+        for line in lines:
+            index.add(line)
+    if (missing or len(kept) < len(known.entries)) and sum(map(_bytes, states.values())) >= KEPT_FROM_BYTES:
+        index.save(index_path(folder))
+    return [index.entries[name].run for name in places if name in index.entries]
 
 
 Task = tuple[str, Path, State]
@@ -177,15 +176,3 @@ def _state(path: Path) -> State:
 
 def _bytes(state: State) -> int:
     return sum(size for size, *_ in state)
-
-
-@contextmanager
-def _no_collections() -> Iterator[None]:
-    """Without garbage collection, which would look at all the figures read so far, again and again."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

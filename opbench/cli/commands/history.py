@@ -1,5 +1,6 @@
 """`opbench history`: the runs of a folder over time, and where cells became slower or faster."""
 
+import gc
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -57,6 +58,7 @@ def history(
     from opbench.compare.history import read_history
 
     found = read_history(folder)
+    gc.freeze()  # a collection would walk all its points, again and again while the tables are made
     for problem in found.problems:
         print(f"opbench: left out: {problem}", file=sys.stderr)
     _show(found, formats, out, no_color=no_color)
