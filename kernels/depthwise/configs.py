@@ -25,6 +25,7 @@ from opbench_kernels.depthwise.launch import (
     tile,
     weight_grad_launch,
     weight_grad_slices,
+    weight_grad_tile,
 )
 
 __all__ = [
@@ -74,7 +75,7 @@ def forward_rule(x: torch.Tensor, kernels: Sequence[Kernel]) -> tuple[Config, ..
 def weight_grad_rule(x: torch.Tensor, kernel: Kernel) -> tuple[Config, ...]:
     """The same for the weight gradient."""
     width = kernel.output_size(*x.shape[1:3])[1]
-    direct = tile(kernel.height, width, x.shape[3], x.dtype)
+    direct = weight_grad_tile(kernel, width, x.shape[3], x.dtype)
     candidates = tuple(dict.fromkeys((direct, direct._replace(columns=max(4, direct.columns // 2)))))
     if not _has_tensor_cores(x.dtype):
         return candidates

@@ -9,7 +9,15 @@ from opbench_kernels.depthwise.depthwise_triton import depthwise_fwd_kernel, dep
 from opbench_kernels.depthwise.geometry import Kernel
 from opbench_kernels.launch import INDEX_LIMIT, VECTOR_BYTES, WARP_SIZE, Launch
 
-__all__ = ["Config", "forward_launch", "tile", "vector", "weight_grad_launch", "weight_grad_slices"]
+__all__ = [
+    "Config",
+    "forward_launch",
+    "tile",
+    "vector",
+    "weight_grad_launch",
+    "weight_grad_slices",
+    "weight_grad_tile",
+]
 
 NUM_WARPS = 2
 MAX_ROWS = 8
@@ -43,7 +51,7 @@ def vector(dtype: torch.dtype) -> int:
     return VECTOR_BYTES // dtype.itemsize
 
 
-def tile(rows: int, width: int, channels: int, dtype: torch.dtype) -> Config:
+def tile(rows: int, width: int, channels: int, dtype: torch.dtype, most_rows: int = MAX_ROWS) -> Config:
     """The rule for the direct kernels.
 
     Args:
@@ -52,12 +60,18 @@ def tile(rows: int, width: int, channels: int, dtype: torch.dtype) -> Config:
         width: of the output, pixels. The warps share a tile's columns and channels, one vector each.
         channels: C.
         dtype: of the image.
+        most_rows: of a tile.
     """
-    best = min(range(1, MAX_ROWS + 1), key=lambda count: (triton.cdiv(rows, count) * (count + 2), -count))
+    best = min(range(1, most_rows + 1), key=lambda count: (triton.cdiv(rows, count) * (count + 2), -count))
     lanes = min(BLOCK_LANES, triton.next_power_of_2(triton.cdiv(channels, vector(dtype))))
     # A narrow image has no use for many columns: its lanes go to further channels.
     columns = min(NUM_WARPS * WARP_SIZE // lanes, max(4, triton.next_power_of_2(width)))
     return Config(0, best, columns, 0, NUM_WARPS)
+
+
+def weight_grad_tile(kernel: Kernel, width: int, channels: int, dtype: torch.dtype) -> Config:
+    """The rule for the weight gradient: in float32 sm_100 keeps some of a tile of 8 rows on the stack, of 7 nothing."""
+    return tile(kernel.height, width, channels, dtype, 7 if dtype == torch.float32 else MAX_ROWS)
 
 
 def _constants(config: Config, dtype: torch.dtype) -> dict[str, int]:
@@ -115,7 +129,7 @@ def _weight_grad_grid(channels: int, kernel: Kernel, constants: dict[str, Any]) 
 def weight_grad_slices(x: torch.Tensor, grad: torch.Tensor, kernel: Kernel, config: Config | None = None) -> int:
     """Parts of the batch that are summed apart: as many as fill the GPU, one at least and one an image at most."""
     batch, _, width, channels = grad.shape
-    config = config or tile(kernel.height, width, channels, x.dtype)
+    config = config or weight_grad_tile(kernel, width, channels, x.dtype)
     columns, blocks = _weight_grad_grid(channels, kernel, _constants(config, x.dtype))
     images = triton.cdiv(batch, min(batch, triton.cdiv(ENOUGH_PROGRAMS, columns * blocks)))
     return int(triton.cdiv(batch, images))
@@ -134,7 +148,7 @@ def weight_grad_launch(
         config: of the direct kernel; without it the rule's.
     """
     batch, height, width, channels = grad.shape
-    config = config or tile(kernel.height, width, channels, x.dtype)
+    config = config or weight_grad_tile(kernel, width, channels, x.dtype)
     constants = {
         "C": channels,
         "KERNEL": tuple(kernel),
