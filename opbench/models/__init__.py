@@ -14,6 +14,7 @@ from opbench.models.intern_image import FlashInternImage, InternImage
 from opbench.models.parcnet_v2 import ParCNetV2
 from opbench.models.replknet import RepLKNet
 from opbench.models.slak import SLaK
+from opbench.models.transplants import transplant
 
 __all__ = [
     "DAT",
@@ -28,4 +29,5 @@ __all__ = [
     "mac_count",
     "names",
     "parameter_count",
+    "transplant",
 ]
