@@ -13,7 +13,10 @@ from torch import nn
 
 from opbench.models import transplant
 from opbench.models.layers import to_nchw, to_nhwc
-from opbench.models.transplants import OverTokens, UNetBlock, replace_operators
+from opbench.models.transplants import TRANSPLANTS, OverTokens, UNetBlock, replace_operators
+from opbench.registry.registry import find
+from opbench.sweeps.check import check
+from opbench.workload.case import Case, Direction, Dtype, Level, Shape
 
 
 def convnext():
@@ -48,7 +51,7 @@ def test_with_its_own_operator_put_back_the_network_gives_timms_logits(make, nam
     own = iter([getattr(block, name) for block in model.modules() if hasattr(block, name)])
     changed = copy.deepcopy(model)
     replace_operators(changed, lambda channels: AsBefore(next(own)))
-    assert isinstance(next(iter(own), None), type(None))  # each was put back
+    assert next(own, None) is None  # each was put back
     torch.testing.assert_close(changed(IMAGES), expected, rtol=1e-10, atol=1e-10)
 
 
@@ -80,7 +83,7 @@ def test_its_own_operator_changes_nothing():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(ValueError, match="operator must be one of depthwise_conv, dcnv4_lightweight, got 'dcnv4'"):
+    with pytest.raises(ValueError, match="one of depthwise_conv, dcnv4_lightweight, none, got 'dcnv4'"):
         transplant(convnext(), "dcnv4")
     with pytest.raises(ValueError, match=r"no class token: class_token=False, global_pool=\"avg\""):
         transplant(vit(class_token=True, global_pool="token"), "dcnv4")
@@ -110,3 +113,30 @@ def test_a_block_of_a_u_net_is_its_formula_around_either_operator():
         torch.testing.assert_close(block(x, time), x + block.operator2(second), rtol=1e-12, atol=1e-12)
     dcnv4 = block.operator1.inner
     torch.testing.assert_close(block.operator1(x), to_nchw(dcnv4(to_nhwc(x))))
+
+
+@pytest.mark.parametrize(
+    ("name", "operator", "kind"),
+    [
+        ("convnext_tiny", "dcnv4_lightweight", "convnext"),
+        ("vit_base_patch16_224", "dcnv4", "vit"),
+        ("vit_base_patch16_224", "none", "vit"),
+    ],
+)
+def test_in_a_sweep_a_block_agrees_with_its_float64_self(name, operator, kind):
+    network = find(name)
+    assert network.settings["operator"].allowed == TRANSPLANTS[kind]
+    assert network.settings["operator"].default == TRANSPLANTS[kind][0]
+    settings = network.settings_at(Level.BLOCK, network.resolve_settings({"operator": operator}))
+    for direction in (Direction.FWD, Direction.BWD):
+        case = Case(name, Level.BLOCK, direction, "test", Shape(1, 64, 32, 3), Dtype.FP32, settings)
+        assert network.not_applicable(case) is None
+        assert check(network, network.provider("torch"), case, "cpu", seed=3).reason == ""
+
+
+def test_triton_is_no_provider_of_a_network_without_its_kernels():
+    network = find("convnext_tiny")
+    for operator, applies in (("depthwise_conv", False), ("dcnv4_lightweight", True)):
+        settings = network.settings_at(Level.MODEL, network.resolve_settings({"operator": operator}))
+        case = Case("convnext_tiny", Level.MODEL, Direction.FWD, "test", Shape(1, 32, 32, 3), Dtype.FP32, settings)
+        assert (network.provider("triton").not_applicable(case, "cuda") is None) == applies

@@ -14,8 +14,9 @@ from opbench_kernels.implementation import Implementation
 from torch import nn
 
 import opbench.models
-from opbench.models import Backbone, create
+from opbench.models import Backbone, create, transplant
 from opbench.models.layers import to_nchw, to_nhwc
+from opbench.models.transplants import TRANSPLANTS
 from opbench.workload.case import Case, Direction, Level
 from opbench.workload.operator import NETWORK_INPUT, Tensors
 
@@ -106,12 +107,18 @@ def _create(case: Case) -> nn.Module:
     config = timm.get_pretrained_cfg(case.operator)
     if config and config.fixed_input_size:
         arguments["img_size"] = size
-    if operator := dict(case.settings).get("operator"):
-        arguments["operator"] = operator
+    operator = str(dict(case.settings).get("operator", ""))
     if case.operator in opbench.models.names():
+        if operator:
+            arguments["operator"] = operator
         with _parameters_on_meta():
             return create(case.operator, **arguments)
+    if case.operator.startswith("vit") and operator != TRANSPLANTS["vit"][0]:
+        arguments |= {"class_token": False, "global_pool": "avg"}
     model: nn.Module = timm.create_model(case.operator, **arguments)
+    if operator:
+        with _parameters_on_meta():
+            transplant(model, operator)
     return model
 
 

@@ -38,6 +38,9 @@ SWIN_L = "swin_large_patch4_window12_384"
 """Published with windows of 12."""
 SWAPPED = ("dcnv3", "dcnv4", "window_attention", "conv3x3", "none")
 """Operators that can stand in the blocks of InternImage and FlashInternImage; none shows what the others cost."""
+IN_CONVNEXT = ("depthwise_conv", "dcnv4_lightweight", "none")
+IN_VIT = ("attention", "dcnv4", "none")
+"""In those of timm's (opbench.models.transplant)."""
 
 
 def make_inputs(case: Case, generator: torch.Generator) -> Tensors:
@@ -171,9 +174,18 @@ def _offset_std_px(case: Case) -> float:
 
 
 TORCH = Provider("torch", partial(_build, "torch"), "PyTorch's and timm's layers; opbench_kernels in torch")
+
+
+def _without_kernels(case: Case, _device_type: str) -> str | None:
+    operator = dict(case.settings).get("operator")
+    if operator in (IN_CONVNEXT[0], IN_VIT[0]):
+        return f"{case.operator} with {operator} has no layer of opbench_kernels"
+    return None
+
+
 TRITON = Provider(
     "triton", partial(_build, "triton"), "the same with opbench_kernels in Triton",
-    unavailable=_triton.unavailable, needs=_triton.NEEDS,
+    unavailable=_triton.unavailable, not_applicable=_without_kernels, needs=_triton.NEEDS,
 )  # fmt: skip
 
 
@@ -184,6 +196,7 @@ def _operators(
     stages: int = 4,
     step: int = STRIDE,
     operator: str = "",
+    choices: tuple[str, ...] = SWAPPED,
     kernels: bool = True,
 ) -> list[Operator]:
     """Networks of one architecture.
@@ -194,6 +207,7 @@ def _operators(
         stages: how many it has.
         step: sides of images are multiples of it.
         operator: the one in its blocks, where another can be put in its place.
+        choices: it, and the others.
         kernels: whether it has layers of opbench_kernels that run in Triton.
     """
     settings = {
@@ -202,7 +216,7 @@ def _operators(
     }
     if operator:
         settings |= {
-            "operator": Setting(operator, SWAPPED, "inside every block"),
+            "operator": Setting(operator, choices, "inside every block"),
             "offset_std_px": Setting(1.0, 0.0, "standard deviation of the offsets of a DCN, pixels"),
         }
     return [
@@ -240,13 +254,24 @@ OPERATORS = (
     *_operators((f"slak_{size}" for size in ("tiny", "small", "base")), "SLaK, dense"),
     *_operators((f"parcnetv2_{size}" for size in ("xt", "tiny", "small", "base")), "ParCNetV2"),
     *_operators((f"dat_{size}" for size in ("tiny", "small", "base")), "DAT", step=224, kernels=False),
-    *_operators((f"convnext_{size}" for size in ("tiny", "small", "base", "large")), "ConvNeXt (timm)", kernels=False),
+    *_operators(
+        (f"convnext_{size}" for size in ("tiny", "small", "base", "large")),
+        "ConvNeXt (timm)",
+        operator="depthwise_conv",
+        choices=IN_CONVNEXT,
+    ),
     *_operators((f"fasternet_{size}" for size in ("t0", "t1", "t2", "s", "m", "l")), "FasterNet (timm)", kernels=False),
     *_operators(
         (*(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large")), SWIN_L),
         "Swin (timm)",
         kernels=False,
     ),
-    *_operators((f"vit_{size}_patch16_224" for size in ("base", "large")), "ViT (timm)", stages=1, kernels=False),
+    *_operators(
+        (f"vit_{size}_patch16_224" for size in ("base", "large")),
+        "ViT (timm)",
+        stages=1,
+        operator="attention",
+        choices=IN_VIT,
+    ),
 )
 """In the order of families."""

@@ -19,7 +19,7 @@ from opbench.backbones.networks import Part, part_of
 from opbench.models.clip_head import CrossAttention
 from opbench.models.core_operators import WindowAttention
 from opbench.models.dat_windows import LocalAttention
-from opbench.operators import dat_attention, dcnv3, dcnv4
+from opbench.operators import dat_attention, dcnv3, dcnv4, dcnv4_lightweight
 from opbench.workload.case import Case, Direction, Dtype, Level, SettingValue, Shape
 from opbench.workload.operator import Operator
 
@@ -130,6 +130,11 @@ def _elementwise(work: Work, _: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return x
 
 
+def _dcnv4(work: Work, module: DCNv4, x: torch.Tensor) -> torch.Tensor:
+    operator = dcnv4_lightweight.OPERATOR if module.without_pointwise else dcnv4.OPERATOR
+    return _deformable(operator, work, module, x)
+
+
 def _deformable(operator: Operator, work: Work, module: DCNv3 | DCNv4, x: torch.Tensor) -> torch.Tensor:
     """By the formulas of the operator at its module level."""
     settings: Settings = {
@@ -231,7 +236,7 @@ NORMALISATIONS = (nn.LayerNorm, nn.GroupNorm, nn.BatchNorm2d)
 ACTIVATIONS = (nn.GELU, nn.ReLU, nn.SiLU)
 COUNTERS: dict[Any, Callable[..., Any]] = {
     DCNv3: partial(_deformable, dcnv3.OPERATOR),
-    DCNv4: partial(_deformable, dcnv4.OPERATOR),
+    DCNv4: _dcnv4,
     DAttention: _sampled_attention,
     WindowAttention: _window_attention,
     LocalAttention: _local_attention,

@@ -7,12 +7,14 @@ from opbench.models import transplant
 model = transplant(timm.create_model("convnext_base"), "dcnv4_lightweight")
 ```
 
-All that is not replaced stays as it was, with its weights. Source: Xiong et al., Efficient Deformable ConvNets, CVPR 2024,
-table 4 and figure 1 of the supplement. It does not say how many channels a group has; here 32, or all where there are
-fewer.
+All that is not replaced stays as it was, with its weights. The supplement (table 4 and figure 1) does not say how many
+channels a group has; here 32, or all where there are fewer.
+
+Source: Xiong et al., Efficient Deformable ConvNets, CVPR 2024.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from opbench_kernels import DCNv4
@@ -115,10 +117,10 @@ def dcnv4(channels: int, *, lightweight: bool = False) -> DCNv4:
 
 
 TRANSPLANTS = {
-    "convnext": ("depthwise_conv", "dcnv4_lightweight"),
-    "vit": ("attention", "dcnv4"),
+    "convnext": ("depthwise_conv", "dcnv4_lightweight", "none"),
+    "vit": ("attention", "dcnv4", "none"),
 }
-"""By architecture: the operator of its blocks, and the one that can take its place, as opbench calls them."""
+"""By architecture: the operator of its blocks, the one that can take its place, and none, to see what they cost."""
 
 
 def transplant(model: nn.Module, operator: str) -> nn.Module:
@@ -127,7 +129,7 @@ def transplant(model: nn.Module, operator: str) -> nn.Module:
     Args:
         model: ConvNeXt, whose 7x7 depthwise convolutions lightweight DCNv4 replaces, or VisionTransformer without a
             class token (`class_token=False, global_pool="avg"`), whose attentions DCNv4 replaces.
-        operator: one that the architecture has in TRANSPLANTS; its own changes nothing.
+        operator: one that the architecture has in TRANSPLANTS; its own changes nothing, none leaves it out.
 
     Returns:
         The model.
@@ -138,13 +140,15 @@ def transplant(model: nn.Module, operator: str) -> nn.Module:
     kind = "convnext" if isinstance(model, ConvNeXt) else "vit" if isinstance(model, VisionTransformer) else ""
     if not kind:
         raise ValueError(f"model must be timm's ConvNeXt or VisionTransformer, got {type(model).__name__}")
-    own, other = TRANSPLANTS[kind]
-    if operator not in (own, other):
-        raise ValueError(f"operator must be one of {own}, {other}, got {operator!r}")
+    own, other, none = TRANSPLANTS[kind]
+    if operator not in TRANSPLANTS[kind]:
+        raise ValueError(f"operator must be one of {', '.join(TRANSPLANTS[kind])}, got {operator!r}")
+    if operator != own and getattr(model, "num_prefix_tokens", False):
+        raise ValueError('a ViT must have no class token: class_token=False, global_pool="avg"')
     if operator == other:
-        if kind == "vit" and model.num_prefix_tokens:
-            raise ValueError('a ViT must have no class token: class_token=False, global_pool="avg"')
         replace_operators(model, lambda channels: dcnv4(channels, lightweight=kind == "convnext"))
+    elif operator == none:
+        replace_operators(model, lambda _: nn.Identity())
     return model
 
 
@@ -155,9 +159,10 @@ def replace_operators(model: nn.Module, make: Callable[[int], nn.Module]) -> Non
         model: of one of the two.
         make: from channels to a module that maps (N, H, W, C) to the same shape.
     """
+    patches: Any = getattr(model, "patch_embed", None)
     for block in model.modules():
         if isinstance(block, ConvNeXtBlock):
             block.conv_dw = OverNHWC(make(block.conv_dw.in_channels))
         elif isinstance(block, Block):
-            grid_size = model.patch_embed.grid_size  # type: ignore[union-attr]
-            block.attn = OverTokens(make(block.norm1.normalized_shape[0]), grid_size)  # type: ignore[arg-type, assignment]
+            norm: Any = block.norm1
+            block.attn = OverTokens(make(norm.normalized_shape[-1]), patches.grid_size)
