@@ -8,6 +8,7 @@ import timm
 import torch
 from fake_timer import FakeTimer
 from opbench_kernels import DAttention
+from test_fuzz import call
 
 from opbench import models
 from opbench.backbones.operators import OPERATORS
@@ -195,3 +196,13 @@ def test_a_smaller_image_for_the_check_is_one_that_the_network_takes():
     assert str(crop_to_fit(operator, case, 1, 224 * 192).shape) == "1x224x192x3"
     assert str(crop_to_fit(operator, case, 1, 100 * 100).shape) == "1x64x96x3"
     assert str(crop_to_fit(operator, case, 1, 0).shape) == "1x32x32x3"
+
+
+def test_train_is_a_flag_of_its_own():
+    network = ("sweep", "--ops", "fasternet_t0", "--dtypes", "fp32", "--device", "cpu", "--dry-run")
+    code, out, err = call(*network, "--train")
+    assert (code, err) == (0, "")
+    assert "fasternet_t0/model/train/backbone_smoke/1x64x96x3/fp32@torch" in out
+    code, _, err = call(*network, "--train", "--direction", "fwd")
+    assert code == 2
+    assert "--train is --direction train" in err

@@ -193,6 +193,19 @@ def test_the_example_runs(tmp_path):
     assert {path.name for path in (tmp_path / "figures").iterdir()} >= {"roofline-smoke-module-fwd.png"}
 
 
+@pytest.mark.slow  # a network on a CPU
+def test_the_example_with_a_network_runs(tmp_path):
+    done = subprocess.run(
+        [sys.executable, ROOT / "examples" / "swap_the_operator.py", "internimage_t", tmp_path, "dcnv4,none", "0.01"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "internimage_t: 29.9 M parameters" in done.stdout
+    assert (tmp_path / "internimage_t.png").stat().st_size > 0
+    dcnv4, none = (line.split() for line in done.stdout.splitlines() if line.startswith(("dcnv4", "none")))
+    assert float(dcnv4[4]) > float(none[4]) == 0  # shares of the network
+
+
 def test_a_cell_of_other_settings_than_the_first_says_so():
     console = Console(file=io.StringIO(), width=120)
     with ConsoleProgress(console=console) as progress:

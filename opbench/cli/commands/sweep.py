@@ -45,6 +45,10 @@ def sweep(
             "given as well wins. --dry-run prints the flags that it stands for.",
         ),
     ] = False,
+    train: Annotated[
+        bool,
+        typer.Option("--train", help="Measure a step of training of networks; --direction train does the same."),
+    ] = False,
     out: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Results folder. [default: a new one in results/, named by date and device]"),
@@ -74,6 +78,8 @@ def sweep(
     isolation = options.get("isolation")
     if resume and out is None:
         raise typer.BadParameter("--resume needs --out: the folder of the run to continue")
+    if train and options.setdefault("direction", ["train"]) != ["train"]:
+        raise typer.BadParameter("--train is --direction train, which another --direction contradicts")
     require_unix("opbench sweep")
     # A kill, or a terminal that closes, asks for the same as Ctrl-C: stop, and keep what is finished.
     interrupt_on_termination()
