@@ -43,11 +43,12 @@ def main(network: str, folder: str, operators: str = "dcnv3,dcnv4,conv3x3,none",
 
     figure, axes = plt.subplots(figsize=(6, 3), layout="constrained")
     inside = table.drop(index="none", errors="ignore")
-    axes.barh(inside.index, rest, color="0.8", label="rest of the network")
-    axes.barh(inside.index, inside["latency_ms"] - rest, left=rest, label="the operator's modules")
+    modules = (inside["latency_ms"] - rest).clip(lower=0)  # below 0 where the machine was disturbed
+    axes.barh(inside.index, inside["latency_ms"] - modules, color="0.8", label="rest of the network")
+    axes.barh(inside.index, modules, left=inside["latency_ms"] - modules, label="the operator's modules")
     axes.set_xlabel("latency (ms)")
     axes.set_title(f"{network}, {first['shape'].iloc[0]}, fp32, {run.device_name}", fontsize="medium")
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside lower center", ncols=2, fontsize="small")
     figure.savefig(out / f"{network}.png", dpi=150)
     print(f"figure: {out / f'{network}.png'}")
 
