@@ -206,5 +206,5 @@ def test_the_real_worker_measures_a_real_cell():
         worker.close()
     assert measurement.status is Status.OK, measurement.reason
     assert len(measurement.latencies_ms) >= 30
-    assert stages == ["set-up", "check", "build", "timing"]
+    assert stages == ["set-up", "check", "build", "timing", "check again"]
     assert json.loads(measurement.to_json_line())["timer"] == "wall-clock"

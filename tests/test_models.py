@@ -204,7 +204,7 @@ def test_an_unknown_name_lists_near_ones(name, hint):
     ("arguments", "message"),
     [
         ({"operator": "conv"}, "operator must be one of dcnv3, dcnv4, window_attention, conv3x3, none, got 'conv'"),
-        ({"core_op": "DCN"}, "core_op must be one of DCNv3, DCNv4, WindowAttention, Conv3x3, got 'DCN'"),
+        ({"core_op": "DCN"}, "core_op must be one of DCNv3, DCNv4, WindowAttention, Conv3x3, Identity, got 'DCN'"),
         ({"groups": (3, 6, 12, 24)}, "group must divide the 64 channels, got 3"),
         ({"groups": (4, 8)}, "depths and groups must have one entry a stage"),
         ({"act_layer": "Tanh"}, "act_layer must be one of GELU, ReLU, SiLU, got 'Tanh'"),

@@ -35,7 +35,7 @@ from opbench.results.frames import load_results
 from opbench.results.measurement import Status
 from opbench.results.published import PublishedRun, open_run
 from opbench.results.run import Run
-from opbench.workload.case import Direction, Dtype, Level, Shape
+from opbench.workload.case import OPERATOR_DIRECTIONS, OPERATOR_LEVELS, Dtype, Shape
 
 SHAPES = [Shape(64, 56, 56, 128), Shape(64, 28, 28, 256), Shape(64, 14, 14, 512)]
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>\"'&{{7*7}}"
@@ -298,7 +298,7 @@ def two_thousand_rows(path):
     cells = []
     shapes = [*SHAPES, *(Shape(1, 8 * n, 8 * n, 64) for n in range(1, 10))]
     for (rank, operator), shape, dtype, level, direction in itertools.product(
-        enumerate(PAPER_ORDER), shapes, map(str, Dtype), map(str, Level), map(str, Direction)
+        enumerate(PAPER_ORDER), shapes, map(str, Dtype), map(str, OPERATOR_LEVELS), map(str, OPERATOR_DIRECTIONS)
     ):
         cell = measurement(operator, shape, dtype, 1.0, level=level, direction=direction)
         samples = tuple((rank + 1) * (1 + 1e-3 * ((7919 * n) % 400)) for n in range(400))
