@@ -67,7 +67,7 @@ DECOMPOSED = {
 }  # fmt: skip
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=4, deadline=None)
 @example(case=DECOMPOSED)
 @given(case=cases())
 def test_any_kernel_as_products(case):
@@ -105,6 +105,7 @@ def test_a_bad_pixel_stays_where_the_kernel_reaches():
     assert torch.allclose(out[0, 1][~reached], finite[0, 1][~reached], rtol=2e-3, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_every_candidate_gives_the_same(monkeypatch):
     """As the tuner launches them."""
     kernel = same(5, 3)

@@ -119,8 +119,8 @@ def test_a_block_of_a_u_net_is_its_formula_around_either_operator():
     ("name", "operator", "kind"),
     [
         ("convnext_tiny", "dcnv4_lightweight", "convnext"),
-        ("vit_base_patch16_224", "dcnv4", "vit"),
-        ("vit_base_patch16_224", "none", "vit"),
+        pytest.param("vit_base_patch16_224", "dcnv4", "vit", marks=pytest.mark.slow),
+        pytest.param("vit_base_patch16_224", "none", "vit", marks=pytest.mark.slow),
     ],
 )
 def test_in_a_sweep_a_block_agrees_with_its_float64_self(name, operator, kind):
