@@ -19,7 +19,7 @@ DOCUMENT = (ROOT / "docs" / "reading.md").read_text()
 HEAVY = ("torch", "triton", "timm", "matplotlib", "scipy", "psutil", "pynvml")
 MEASURING = {
     "sweep": (), "check": ("conv3x3",), "ceilings": (), "noise": (), "gate": ("--base", "HEAD"), "env": (),
-    "inspect": (), "reproduce": ("--out", "reproduced"),
+    "inspect": (), "profile": ("conv3x3",), "reproduce": ("--out", "reproduced"),
 }  # fmt: skip
 """Commands that need more, with what they cannot be called without."""
 
