@@ -35,7 +35,9 @@ class FakeTimer:
         launch()
 
     def sample(self, launch: Launch, count: int) -> list[float]:
-        """The next `count` scripted latencies; nothing is launched."""
+        """Launch `count` times; the next `count` scripted latencies."""
+        for _ in range(count):
+            launch()
         taken = [next(self._latencies) for _ in range(count)]
         self._seconds += sum(taken) / 1e3
         return taken

@@ -226,7 +226,7 @@ class CellRunner:
         if self._timer:
             launch()
             return
-        if TIMERS[timer.name].captures:
+        if TIMERS[self.options.timer].captures:
             timer.prepare(launch, 0.0)
         timer.sample(launch, 1)
 
