@@ -137,9 +137,11 @@ def rule(convolved: Convolved) -> Config:
 
 
 def backward_rule(convolved: Convolved) -> Config:
-    """That of the backward kernel, which has more to keep."""
+    """That of the backward kernel, which has more to keep: without tensor cores a product of 32 outputs may spill."""
     first = rule(convolved)
-    return first._replace(outputs=32) if convolved.image.dtype == torch.float32 else first
+    if convolved.image.dtype != torch.float32:
+        return first
+    return first._replace(outputs=SMALLEST_PRODUCT if convolved.is_plain else 2 * SMALLEST_PRODUCT)
 
 
 def _launch(
