@@ -1,5 +1,7 @@
 """The choice of a configuration of the deformable kernels, and what it depends on."""
 
+from functools import cache, partial
+
 import torch
 from opbench_kernels import bilinear_launch, tuning
 from opbench_kernels.bilinear_launch import Config, backward_candidates, forward_candidates
@@ -47,16 +49,16 @@ def choose_backward(
     rule = backward_config(sampled)
     if not tuning.is_enabled():
         return tuning.taken(BACKWARD, rule)
-    sums: list[torch.Tensor] = []
+    sums = cache(partial(torch.zeros_like, grad_value))  # for trials, where there are any
 
     def launch_of(config: Config) -> tuning.Trial:
-        if not sums:
-            sums.append(torch.zeros_like(grad_value))
-        gradients = (grad_out, sums[0], grad_offset, grad_mask, fixed_point)
-        return backward_launch(sampled, *gradients, config=config).__call__
+        return backward_launch(sampled, grad_out, sums(), grad_offset, grad_mask, fixed_point, config=config).__call__
 
-    key = _key(BACKWARD, sampled, grad_out, fixed_point is not None)
-    return tuning.choose(key, backward_candidates(rule, sampled.value.shape[-1]), launch_of)
+    return tuning.choose(
+        _key(BACKWARD, sampled, grad_out, fixed_point is not None),
+        backward_candidates(rule, sampled.value.shape[-1]),
+        launch_of,
+    )
 
 
 def _key(kernel: str, sampled: Sampled, out: torch.Tensor, *more: object) -> tuning.Key:

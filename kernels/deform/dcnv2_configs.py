@@ -4,6 +4,8 @@ Beside the rule's there are tiles of twice the pixels or twice the outputs, whic
 half as often, with twice the warps; and of half the outputs, which take fewer registers.
 """
 
+from functools import cache, partial
+
 import torch
 from opbench_kernels import bilinear_launch, tuning
 from opbench_kernels.deform.dcnv2_launch import (
@@ -75,15 +77,16 @@ def choose_backward(
     """
     if not tuning.is_enabled():
         return tuning.taken(BACKWARD, backward_rule(convolved))
-    sums: list[torch.Tensor] = []
+    sums = cache(partial(torch.zeros_like, grad_image))  # for trials, where there are any
 
     def launch_of(config: Config) -> tuning.Trial:
-        if not sums:
-            sums.append(torch.zeros_like(grad_image))
-        return backward_launch(convolved, grad_out, sums[0], grad_offset, grad_mask, fixed_point, config).__call__
+        return backward_launch(convolved, grad_out, sums(), grad_offset, grad_mask, fixed_point, config).__call__
 
-    key = _key(BACKWARD, convolved, grad_out, fixed_point is not None)
-    return tuning.choose(key, _candidates(convolved, backward_rule(convolved), wider=False), launch_of)
+    return tuning.choose(
+        _key(BACKWARD, convolved, grad_out, fixed_point is not None),
+        _candidates(convolved, backward_rule(convolved), wider=False),
+        launch_of,
+    )
 
 
 def choose_weight_grad(convolved: Convolved, grad_out: torch.Tensor, partial: torch.Tensor) -> Config:
