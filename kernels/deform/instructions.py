@@ -11,21 +11,21 @@ __all__ = ["INSTRUCTIONS_PER_POINT", "warp_instructions"]
 INSTRUCTIONS_PER_POINT = {
     "sm_80": {
         "fwd-float32-vectors2": 11.25, "fwd-float32-vectors1": 17.44,
-        "fwd-float16-vectors2": 7.86, "fwd-float16-vectors1": 11.15,
-        "fwd-bfloat16-vectors2": 8.43, "fwd-bfloat16-vectors1": 11.75,
-        "bwd-float32": 70.53, "bwd-float16": 76.33, "bwd-bfloat16": 78.39,
+        "fwd-float16-vectors2": 7.861, "fwd-float16-vectors1": 11.15,
+        "fwd-bfloat16-vectors2": 8.431, "fwd-bfloat16-vectors1": 11.75,
+        "bwd-float32": 72.1, "bwd-float16": 78.32, "bwd-bfloat16": 80.38,
     },
     "sm_90": {
         "fwd-float32-vectors2": 11.44, "fwd-float32-vectors1": 18.22,
-        "fwd-float16-vectors2": 8.04, "fwd-float16-vectors1": 11.31,
-        "fwd-bfloat16-vectors2": 8.68, "fwd-bfloat16-vectors1": 11.93,
-        "bwd-float32": 29.0, "bwd-float16": 34.38, "bwd-bfloat16": 36.36,
+        "fwd-float16-vectors2": 8.042, "fwd-float16-vectors1": 11.31,
+        "fwd-bfloat16-vectors2": 8.681, "fwd-bfloat16-vectors1": 11.93,
+        "bwd-float32": 29.04, "bwd-float16": 34.4, "bwd-bfloat16": 36.4,
     },
     "sm_100": {
-        "fwd-float32-vectors2": 9.51, "fwd-float32-vectors1": 16.03,
-        "fwd-float16-vectors2": 7.49, "fwd-float16-vectors1": 10.71,
-        "fwd-bfloat16-vectors2": 8.28, "fwd-bfloat16-vectors1": 11.57,
-        "bwd-float32": 29.43, "bwd-float16": 31.99, "bwd-bfloat16": 33.24,
+        "fwd-float32-vectors2": 9.514, "fwd-float32-vectors1": 16.03,
+        "fwd-float16-vectors2": 7.493, "fwd-float16-vectors1": 10.71,
+        "fwd-bfloat16-vectors2": 8.285, "fwd-bfloat16-vectors1": 11.57,
+        "bwd-float32": 29.49, "bwd-float16": 32.04, "bwd-bfloat16": 33.29,
     },
 }  # fmt: skip
 """Per sampled point of a group of 32 channels; 3x3 points. Of a kernel's variants for several widths the least."""

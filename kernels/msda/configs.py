@@ -45,7 +45,8 @@ def choose_backward(
     sums = cache(partial(torch.zeros_like, grad_value))  # for trials, where there are any
 
     def launch_of(config: Config) -> tuning.Trial:
-        return backward_launch(attended, grad_out, sums(), grad_locations, grad_weights, fixed_point, config=config).__call__
+        gradients = (grad_out, sums(), grad_locations, grad_weights, fixed_point)
+        return backward_launch(attended, *gradients, config=config).__call__
 
     return tuning.choose(
         _key(BACKWARD, attended, grad_out, fixed_point is not None),
