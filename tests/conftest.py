@@ -36,8 +36,23 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.skip(reason="needs a CUDA device, none here"))
 
 
+IMPORTED = []  # how many modules there were when what they hold was set aside
+
+
+def set_aside_what_was_imported():
+    """Each cell ends with a collection, which would walk all that torch and the tests imported for 0.1 s."""
+    if not IMPORTED or len(sys.modules) > IMPORTED[-1] + 20:
+        gc.collect()
+        gc.freeze()
+        IMPORTED.append(len(sys.modules))
+
+
 def pytest_collection_finish():
-    gc.freeze()  # each cell ends with a collection, which would walk all that torch and the tests imported for 0.1 s
+    set_aside_what_was_imported()
+
+
+def pytest_runtest_teardown():
+    set_aside_what_was_imported()  # the first tests import the compiler
 
 
 @pytest.fixture(autouse=True)
