@@ -12,7 +12,7 @@ from opbench_kernels.depthwise.geometry import Kernel
 
 __all__ = ["convolve", "gradients", "is_faster", "weight_grad"]
 
-VALUE_COST = {"AVX512": 110}
+VALUE_COST = {"AVX512": 130}
 """Multiply-adds of a direct convolution in the time that one value takes to be transformed; by torch's name for what
 the CPU can do. docs/tuning.md has what it was measured on."""
 OTHER_VALUE_COST = 60
