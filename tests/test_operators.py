@@ -101,7 +101,7 @@ def test_agrees_with_its_reference(name, level, dtype, direction):
 def test_triton_providers_agree_with_their_reference(name, provider, direction, dtype):
     # On the CPU these are unavailable to a sweep; here the interpreter runs them.
     operator = registry.find(name)
-    case = case_of(name, (1, 5, 6, 64), direction=direction, dtype=dtype)
+    case = case_of(name, (1, 3, 4, 64), direction=direction, dtype=dtype)
     with torch_precision(dtype):
         result = check(operator, operator.provider(provider), case, DEVICE, seed=7)
     assert result.reason == ""

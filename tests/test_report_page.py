@@ -355,7 +355,16 @@ browser_test = pytest.mark.skipif(
 )
 
 
-@pytest.fixture(scope="module", params=[DESKTOP, PHONE], ids=["desktop", "phone"])
+def in_windows(*sizes):
+    return pytest.mark.parametrize("driver", sizes, ids=["desktop", "phone"], indirect=True, scope="module")
+
+
+on_both = in_windows(DESKTOP, PHONE)
+on_a_desktop = in_windows(DESKTOP, pytest.param(PHONE, marks=pytest.mark.slow))
+"""What does not depend on the window's size: on a phone in the long tests."""
+
+
+@pytest.fixture(scope="module")
 def driver(request):
     assert missing_browser() is None, missing_browser()
     with chromium(request.param) as driver:
@@ -385,6 +394,7 @@ def click(driver, selector):
 
 
 @browser_test
+@on_both
 def test_every_figure_shown_is_its_rows(shown, example, second):
     rows = [*example.rows(), *second.rows()]
     figures = shown.execute_script(
@@ -397,6 +407,7 @@ def test_every_figure_shown_is_its_rows(shown, example, second):
 
 
 @browser_test
+@on_a_desktop
 def test_a_heading_sorts_and_the_keyboard_reaches_it(shown):
     before = column_texts(shown, 0, 1)
     click(shown, "[data-table='0'] [data-column='0-0']")
@@ -413,6 +424,7 @@ def test_a_heading_sorts_and_the_keyboard_reaches_it(shown):
 
 
 @browser_test
+@on_a_desktop
 def test_arrow_keys_move_between_figures_and_enter_opens_one(shown):
     shown.execute_script("document.querySelector('.figure').focus()")
     tab_stops = shown.execute_script("return document.querySelectorAll('.figure[tabindex=\"0\"]').length")
@@ -437,6 +449,7 @@ def test_arrow_keys_move_between_figures_and_enter_opens_one(shown):
     ("facet", "choice", "column"),
     [("operator", "dcnv4", "operator"), ("dtype", "fp16", "dtype"), ("level", "core", "level"), ("run", "B", None)],
 )
+@on_a_desktop
 def test_a_filter_hides_its_rows_from_tables_and_chart(shown, facet, choice, column):
     left = "return [...document.querySelectorAll('.figure')].map(f => Number(f.dataset.row))"
     before = shown.execute_script(left)
@@ -465,6 +478,7 @@ def test_a_filter_hides_its_rows_from_tables_and_chart(shown, facet, choice, col
 
 
 @browser_test
+@on_a_desktop
 def test_nothing_left_is_said(shown):
     for choice in ("fp32", "fp16"):
         click(shown, f"[data-facet='dtype'] input[value='{choice}']")
@@ -481,6 +495,7 @@ def choose(driver, select, choice):
 
 
 @browser_test
+@on_a_desktop
 def test_other_figures_than_latency(shown, example, second):
     rows = [*example.rows(), *second.rows()]
     choose(shown, "metric", "ratio")
@@ -509,6 +524,7 @@ SHOW_TIP = """const panel = panels[arguments[0]];
 
 
 @browser_test
+@on_both
 def test_every_chart_is_drawn_before_it_is_scrolled_to_and_hovers(shown):
     shown_kinds = shown.execute_script(KINDS)
     groups = ["standard, module, fwd", "standard, core, fwd"]
@@ -529,6 +545,7 @@ OPTION = "settle(); return panels.find(p => p.kindName === '{}').chart.getOption
 
 
 @browser_test
+@on_both
 def test_axes_and_ceilings_are_chosen_in_the_bar(shown):
     axis = OPTION.format("roofline") + ".xAxis[0].type"
     assert shown.execute_script(axis) == "log"
@@ -541,6 +558,7 @@ def test_axes_and_ceilings_are_chosen_in_the_bar(shown):
 
 
 @browser_test
+@on_both
 def test_small_multiples_by_dtype_with_names_at_the_lines(shown):
     assert len(shown.execute_script(OPTION.format("throughput") + ".grid")) == 2  # fp32 and fp16
     assert not shown.execute_script(OPTION.format("throughput") + ".legend")
@@ -559,6 +577,7 @@ def test_small_multiples_by_dtype_with_names_at_the_lines(shown):
 
 
 @browser_test
+@on_both
 def test_a_point_and_its_line_stand_where_their_axes_say(shown):
     """The leader of a name starts at the point: what places it is the same scale as the axes'."""
     off = """settle(); return panels.filter(p => p.kindName === 'throughput').flatMap(p => {
@@ -574,6 +593,7 @@ def test_a_point_and_its_line_stand_where_their_axes_say(shown):
 
 
 @browser_test
+@on_a_desktop
 def test_the_bar_behind_a_figure_is_its_ratio_to_the_best(shown, example, second):
     rows = [*example.rows(), *second.rows()]
     found = shown.execute_script(
@@ -597,6 +617,7 @@ def test_the_bar_behind_a_figure_is_its_ratio_to_the_best(shown, example, second
 
 
 @browser_test
+@on_both
 def test_the_bar_of_filters_is_one_line_that_stays_in_view(shown):
     shown.execute_script("scrollTo({top: 1500, behavior: 'instant'})")
     top, height = shown.execute_script("const r = byId('filters').getBoundingClientRect(); return [r.top, r.height]")
@@ -619,6 +640,7 @@ def wait_for(driver, script):
 
 
 @browser_test
+@on_a_desktop
 def test_paper_is_light_and_the_page_as_before_afterwards(shown):
     choose(shown, "theme", "dark")
     dark = shown.execute_script(OPTION.format("throughput") + ".textStyle.color")
@@ -629,6 +651,7 @@ def test_paper_is_light_and_the_page_as_before_afterwards(shown):
 
 
 @browser_test
+@on_a_desktop
 def test_the_speed_up_is_the_quotient_of_two_rows(shown):
     choose(shown, "against", "dcnv4")
     data = OPTION.format("speedup") + ".series[0].data"
@@ -641,6 +664,7 @@ def test_the_speed_up_is_the_quotient_of_two_rows(shown):
 
 
 @browser_test
+@on_both
 def test_a_cell_shows_its_samples_and_every_column(shown, example):
     click(shown, ".figure[data-row='0']")
     row = example.rows()[0]
@@ -659,6 +683,7 @@ def test_a_cell_shows_its_samples_and_every_column(shown, example):
 
 
 @browser_test
+@on_a_desktop
 def test_the_line_of_the_median_stands_at_the_median(driver, tmp_path):
     latency_ms = 0.0876  # ECharts would draw it at 0.09, which is in another bar
     run = make_run(tmp_path / "run", [measurement("dcnv4", Shape(1, 8, 8, 16), "fp32", latency_ms)])
@@ -676,6 +701,7 @@ def test_the_line_of_the_median_stands_at_the_median(driver, tmp_path):
 
 
 @browser_test
+@on_a_desktop
 def test_failures_warnings_and_environment_are_listed(shown, example, second):
     text = shown.execute_script("return byId('failed').textContent")
     failed = [row for row in (*example.rows(), *second.rows()) if row.status in ("error", "out_of_memory")]
@@ -695,6 +721,7 @@ def test_failures_warnings_and_environment_are_listed(shown, example, second):
 
 
 @browser_test
+@on_a_desktop
 def test_the_csv_is_measurements_csv(shown, example, tmp_path):
     text = shown.execute_script("return csvOf(0)")
     with (example.write_measurements_csv()).open(newline="") as file:
@@ -717,6 +744,7 @@ def test_the_csv_is_measurements_csv(shown, example, tmp_path):
 
 
 @browser_test
+@on_both
 def test_the_page_is_accessible(shown):
     axe = resources.files("axe_core_python").joinpath("axe.min.js").read_text("utf-8")
     shown.execute_script(axe + "\nwindow.axe = axe;")
@@ -729,6 +757,7 @@ def test_the_page_is_accessible(shown):
 
 
 @browser_test
+@on_both
 def test_the_page_fits_its_window(shown):
     assert shown.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     wide = shown.execute_script("return innerWidth")
@@ -739,6 +768,7 @@ def test_the_page_fits_its_window(shown):
 
 
 @browser_test
+@on_both
 def test_words_are_wrapped_and_not_cut(shown):
     cut = """return [...document.querySelectorAll(arguments[0])].filter(e => e.checkVisibility())
       .map(e => [e.clientWidth, e.scrollWidth]).filter(([seen, all]) => all > seen)"""
@@ -750,6 +780,7 @@ def test_words_are_wrapped_and_not_cut(shown):
 
 
 @browser_test
+@on_a_desktop
 def test_a_hostile_run_runs_no_script(driver, tmp_path):
     run = hostile_run(tmp_path)
     open_page(driver, write_page([run], tmp_path / "page.html"))
@@ -774,6 +805,7 @@ def test_a_hostile_run_runs_no_script(driver, tmp_path):
 
 
 @browser_test
+@on_both
 def test_two_thousand_rows_are_painted_before_the_charts(driver, large_page):
     open_page(driver, large_page)
     assert driver.execute_script("return document.querySelectorAll('.figure').length") == 2016

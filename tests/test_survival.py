@@ -281,7 +281,7 @@ def test_another_environment_is_refused_by_name_unless_accepted_and_then_said(me
     with pytest.raises(ResultsError, match=r"another set-up: device: Abacus there, .* here .--accept-differences goes"):
         continue_run(run.path, {}, known)
     resumed = continue_run(run.path, {}, known, accept_differences=True)
-    run_cells(resumed, known, Quiet(), Conduct(Isolation.NONE))
+    run_cells(resumed, known, Quiet(), Conduct(Isolation.NONE, ceilings_budget_s=0.0))
     frame = load_results(run.path)
     assert frame.warnings[frame.status == "ok"].str.contains("resumed elsewhere: device: Abacus there").all()
     assert not frame.warnings[frame.status != "ok"].str.contains("resumed").any()
@@ -301,7 +301,7 @@ def test_a_difference_may_be_accepted_by_its_name(mended):
     ):
         continue_run(run.path, {}, known, accept_differences=["drivers"])
     resumed = continue_run(run.path, {}, known, accept_differences=["torch", "triton", "driver", "gpu-uuid"])
-    run_cells(resumed, known, Quiet(), Conduct(Isolation.NONE))
+    run_cells(resumed, known, Quiet(), Conduct(Isolation.NONE, ceilings_budget_s=0.0))
     frame = load_results(run.path)
     assert frame.warnings[frame.status == "ok"].str.contains("resumed elsewhere: torch: 0.1 there").all()
 
