@@ -636,8 +636,15 @@ def test_the_fused_product_is_divided_into_value_and_offset_mask(monkeypatch):
         assert told is None if reason is None else told.startswith(reason)
 
 
-@pytest.mark.parametrize("installed", [False, True])
-def test_timm_is_there_where_it_is_installed(installed, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: (name == "timm" and installed) or None)
-    told = registry.find("window_attention").provider("timm").unavailable("cpu")
-    assert told == (None if installed else "the package timm is not installed (pip install timm)")
+def test_timm_is_there_where_it_is_installed(tmp_path, monkeypatch):
+    told = registry.find("pconv").provider("timm").unavailable
+    assert told("cpu") is None
+    # Of a version from before FasterNet, and of none.
+    (tmp_path / "timm" / "models").mkdir(parents=True)
+    (tmp_path / "timm" / "models" / "swin_transformer.py").touch()
+    old = SimpleNamespace(submodule_search_locations=[str(tmp_path / "timm")])
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: old)
+    assert told("cpu") == "the installed timm has no models/fasternet.py (pip install --upgrade timm)"
+    assert registry.find("window_attention").provider("timm").unavailable("cpu") is None
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert told("cpu") == "the package timm is not installed (pip install timm)"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
-from opbench.operators import _triton
+from opbench.operators import _timm, _triton
 from opbench.operators._cudnn import autotuned
 from opbench.operators._linear import linear_weight
 from opbench.operators._random import normal
@@ -138,6 +138,17 @@ def _build_slicing(case: Case, tensors: Tensors) -> Forward:
     return _around(case, tensors, convolve)
 
 
+def _build_timm(case: Case, tensors: Tensors) -> Forward:
+    from timm.models.fasternet import Partial_conv3
+
+    weight = tensors["weight"].permute(0, 3, 1, 2)
+    layer = Partial_conv3(
+        case.shape.channels, case.int_setting("n_div"), "split_cat", device=weight.device, dtype=weight.dtype
+    )
+    _timm.share(layer.partial_conv3, "weight", weight)
+    return _around(case, tensors, layer)
+
+
 def _around(case: Case, tensors: Tensors, convolve: Callable[[torch.Tensor], torch.Tensor]) -> Forward:
     """The core on a channels_last view of x, or the module around it."""
     image = tensors["x"].permute(0, 3, 1, 2)
@@ -149,6 +160,10 @@ def _around(case: Case, tensors: Tensors, convolve: Callable[[torch.Tensor], tor
 
 TORCH = Provider("torch", partial(_build, "torch"), "conv2d of a split, channels_last, and a concatenation")
 SLICING = Provider("torch_slicing", _build_slicing, "conv2d into a slice of a copy, channels_last")
+TIMM = Provider(
+    "timm", _build_timm, "timm's Partial_conv3, channels_last: a split and a concatenation",
+    unavailable=lambda _device: _timm.unavailable("fasternet"), needs=_timm.NEEDS,
+)  # fmt: skip
 TRITON = Provider(
     "triton", partial(_build, "triton"), "opbench_kernels in Triton: one pass, no concatenation",
     unavailable=_triton.unavailable, needs=_triton.NEEDS,
@@ -167,7 +182,7 @@ OPERATOR = Operator(
     memory_bytes=memory_bytes,
     reference_elements=reference_elements,
     tolerance=tolerance,
-    providers=(TRITON, TORCH, SLICING, compiled(TORCH), autotuned(TORCH)),
+    providers=(TRITON, TORCH, SLICING, TIMM, compiled(TORCH), autotuned(TORCH)),
     settings={"n_div": Setting(4, 1, "the convolution takes one part in so many of the channels")},
     not_applicable=not_applicable,
 )

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from opbench.operators import _attention
+from opbench.operators import _attention, _timm
 from opbench.operators._attention import (
     HEAD_DIM,
     attend_exactly,
@@ -115,11 +114,11 @@ def _build_timm(case: Case, tensors: Tensors) -> Forward:
         dtype=some.dtype,
     ).eval()
     attention.fused_attn = False  # timm's default; the environment must not change what is measured
-    _share(attention, "relative_position_bias_table", tensors["bias_table"])
+    _timm.share(attention, "relative_position_bias_table", tensors["bias_table"])
     if case.level is Level.MODULE:
         for layer in ("qkv", "proj"):
             for kind in ("weight", "bias"):
-                _share(getattr(attention, layer), kind, tensors[f"{layer}_{kind}"])
+                _timm.share(getattr(attention, layer), kind, tensors[f"{layer}_{kind}"])
 
         def module() -> torch.Tensor:
             return _from_windows(attention(to_windows(tensors["x"])), case)
@@ -136,22 +135,12 @@ def _build_timm(case: Case, tensors: Tensors) -> Forward:
     return core
 
 
-def _share(layer: torch.nn.Module, name: str, tensor: torch.Tensor) -> None:
-    """Put a tensor of the case in the place of a parameter, so that gradients reach it; functional_call costs time."""
-    delattr(layer, name)
-    setattr(layer, name, tensor)
-
-
-def _timm_unavailable(_: str) -> str | None:
-    return None if importlib.util.find_spec("timm") else "the package timm is not installed (pip install timm)"
-
-
 TIMM = Provider(
     "timm",
     _build_timm,
     "timm's WindowAttention, scores materialised",
-    unavailable=_timm_unavailable,
-    needs="the package timm",
+    unavailable=lambda _device: _timm.unavailable("swin_transformer"),
+    needs=_timm.NEEDS,
 )
 
 OPERATOR = Operator(
