@@ -374,6 +374,7 @@ def test_the_modules_gradients_are_right():
 
 
 def test_parameters_have_mmcvs_names_shapes_and_initial_values():
+    torch.manual_seed(0)
     module = DCNv2(6, 4, (3, 2), groups=2, deform_groups=3)
     shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     assert shapes == {

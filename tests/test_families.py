@@ -7,9 +7,11 @@ from typer.testing import CliRunner
 
 from opbench.cli.app import app
 from opbench.cli.completion import operators as completed
-from opbench.errors import UnknownNameError
+from opbench.errors import UnknownNameError, UsageError
 from opbench.registry import registry
-from opbench.registry.families import chosen_operators, default_names
+from opbench.registry.families import chosen_operators, default_names, settings_by_operator
+from opbench.registry.registry import registered
+from opbench.sweeps.plan import plan_cells
 from opbench.sweeps.request import make_request
 
 CPU = {"device": "cpu", "dtypes": ["fp32"], "shapes": ["smoke"]}
@@ -76,3 +78,58 @@ def test_the_command_line_knows_families():
     assert named >= {"dcnv3", "dcnv4", "dcnv4_lightweight"}
     assert not named & {"conv3x3", "attention"}
     assert {"dcn", "attention", "convolution", "all"} <= {*completed("")}
+
+
+SWEPT = ("dcnv4", "dcnv4_lightweight", "internimage_t", "convnext_tiny", "swin_tiny_patch4_window7_224")
+
+
+@pytest.mark.parametrize(
+    ("owner", "setting", "expected"),
+    [
+        ("dcnv4", "dw_kernel_size", ["dcnv4"]),
+        ("dcn", "dw_kernel_size", ["dcnv4", "dcnv4_lightweight"]),
+        ("all", "group_channels", ["dcnv4", "dcnv4_lightweight"]),
+        ("model", "operator", ["internimage_t", "convnext_tiny"]),  # a Swin has no such setting
+        ("backbone", "operator", ["internimage_t", "convnext_tiny"]),
+    ],
+)
+def test_a_setting_of_a_family_is_one_of_its_swept_operators_that_have_it(owner, setting, expected):
+    known = registered()
+    swept = {name: known[name] for name in SWEPT}
+    found = settings_by_operator([(owner, setting, "1")], swept, known)
+    assert found == tuple((name, setting, "1") for name in expected)
+
+
+@pytest.mark.parametrize(
+    ("owner", "setting", "error", "message"),
+    [
+        (
+            "modle",
+            "operator",
+            UnknownNameError,
+            "unknown operator in --set 'modle'; known: .*; did you mean 'model'\\?",
+        ),
+        (
+            "model",
+            "operatr",
+            UnknownNameError,
+            "unknown setting of internimage_t, .* 'operatr'; known: .*; did you mean 'operator'\\?",
+        ),
+        ("attention", "head_dim", UsageError, "--set names attention, which is not swept: add it to --ops"),
+        ("convolution", "n_div", UsageError, "--set names convolution, of which nothing is swept: add it to --ops"),
+    ],
+)
+def test_a_setting_that_nobody_takes_is_one_line(owner, setting, error, message):
+    options = {"ops": SWEPT, "settings": [f"{owner}.{setting}=1"], "device": "cpu"}
+    with pytest.raises(error, match=message):
+        plan_cells(make_request(options, registered()), [], registered())
+
+
+def test_the_command_line_swaps_the_operator_of_every_network():
+    arguments = ["--ops", "internimage_t,flash_internimage_t", "--set", "model.operator=dcnv3,none", "--dtypes", "fp32"]
+    result = CliRunner().invoke(app, ["sweep", *arguments, "--device", "cpu", "--dry-run"])
+    assert result.exit_code == 0, result.output
+    cells = [
+        line.split("/")[0] for line in result.stdout.splitlines() if "/model/fwd/" in line and "largest" not in line
+    ]
+    assert cells == 2 * ["internimage_t"] + 2 * ["flash_internimage_t"]

@@ -112,7 +112,7 @@ SWEEP_FLAGS = (
         "gate": "The L2 before each launch. [default: cold with cuda-event and cuda-graph]",
     }, completion=complete.caches),
     Flag("settings", "op.param=value", {
-        "sweep": "A setting of an operator, or a list of its values; repeat for several. [default: the operator's]",
+        "sweep": "A setting, or a list of its values; repeat for several. [default: the operator's]",
         "gate": "A setting of an operator. [default: the operator's]",
         "check profile": "A setting of an operator; repeat for several. [default: its own]",
     }, kind=list, names=("--set",)),

@@ -1,14 +1,16 @@
-"""What `--ops` may name besides operators: a family of them, or all."""
+"""What `--ops` and `--set` may name besides operators: a family of them, or all."""
 
 from collections.abc import Iterable, Mapping
 
-from opbench.errors import UnknownNameError
+from opbench.errors import UnknownNameError, UsageError
 from opbench.workload.operator import Operator
 
-__all__ = ["ALL", "chosen_operators", "default_names", "names_for_ops"]
+__all__ = ["ALL", "NETWORKS", "chosen_operators", "default_names", "names_for_ops", "settings_by_operator"]
 
 ALL = "all"
 """Every operator but the networks, which have other levels and shapes: these have a family."""
+NETWORKS = "model"
+"""Every network of a sweep, in `--set`."""
 
 
 def default_names(operators: Mapping[str, Operator]) -> list[str]:
@@ -38,6 +40,42 @@ def chosen_operators(names: Iterable[str], operators: Mapping[str, Operator]) ->
             raise UnknownNameError("operator", name, names_for_ops(operators))
         chosen |= {member: operators[member] for member in members}
     return chosen
+
+
+def settings_by_operator(
+    given: Iterable[tuple[str, str, str]], swept: Mapping[str, Operator], operators: Mapping[str, Operator]
+) -> tuple[tuple[str, str, str], ...]:
+    """What `--set` gives each operator: of a family, or of `model`, those of the sweep that have the setting.
+
+    Args:
+        given: (operator or family, setting, text).
+        swept: the operators of the sweep.
+        operators: all that there are.
+
+    Raises:
+        UnknownNameError: there is neither an operator nor a family of that name.
+        UsageError: no operator of the sweep is of that family, or none of them has that setting.
+    """
+    found = []
+    for owner, setting, text in given:
+        if owner in operators:
+            found.append((owner, setting, text))
+            continue
+        if not any(owner in _owners(operator) for operator in operators.values()):
+            raise UnknownNameError("operator in --set", owner, [*names_for_ops(operators), NETWORKS])
+        members = {name: operator for name, operator in swept.items() if owner in _owners(operator)}
+        if not members:
+            raise UsageError(f"--set names {owner}, of which nothing is swept: add it to --ops")
+        takers = [name for name, operator in members.items() if setting in operator.settings]
+        if not takers:
+            known = sorted({name for operator in members.values() for name in operator.settings})
+            raise UnknownNameError(f"setting of {', '.join(members)}", setting, known or ("(none)",))
+        found += [(name, setting, text) for name in takers]
+    return tuple(found)
+
+
+def _owners(operator: Operator) -> tuple[str, ...]:
+    return (*_names_of(operator), NETWORKS) if operator.is_network else _names_of(operator)
 
 
 def _names_of(operator: Operator) -> tuple[str, ...]:

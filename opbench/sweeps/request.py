@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from opbench.device.resolve import resolve_device
-from opbench.registry.families import chosen_operators, default_names
+from opbench.registry.families import chosen_operators, default_names, settings_by_operator
 from opbench.results.shards import shard_text
 from opbench.sweeps.native_dtypes import default_dtypes
 from opbench.sweeps.option_fields import (
@@ -139,7 +139,9 @@ def make_request(options: Options, operators: Mapping[str, Operator]) -> SweepRe
     """
     # First what needs no torch: such a mistake is then said at once.
     values = read_options(SweepRequest, options)
-    values["ops"] = tuple(chosen_operators(values.get("ops") or default_names(operators), operators))
+    swept = chosen_operators(values.get("ops") or default_names(operators), operators)
+    values["ops"] = tuple(swept)
+    values["settings"] = settings_by_operator(values.get("settings", ()), swept, operators)
     if "shapes" in values:
         load_shape_lists(values["shapes"])
     values["device"] = resolve_device(values.get("device", "auto"))
