@@ -16,6 +16,7 @@ import time
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 from browser import DESKTOP, PHONE, chromium, console_errors, missing_browser, open_page, requested_addresses
@@ -514,6 +515,25 @@ def test_other_figures_than_latency(shown, example, second):
         shown.execute_script("return document.querySelector('caption').textContent")
         == "share of the device's limit (%)"
     )
+
+
+@browser_test
+@on_a_desktop
+def test_images_per_second_of_networks(driver, tmp_path):
+    image = Shape(16, 224, 224, 3)
+    cells = [measurement(name, image, "fp16", value, level="model") for name, value in (("a", 8.0), ("b", 4.0))]
+    open_page(driver, write_page([make_run(tmp_path / "run", cells)], tmp_path / "page.html"))
+    choose(driver, "metric", "images")
+    figures = "return [...document.querySelectorAll('.figure')].map(f => [f.textContent, f.title.split('; ').at(-1)])"
+    assert driver.execute_script(figures) == [["2000", "0.500 × the column's best"], ["4000", ANY]]
+    assert driver.execute_script("return document.querySelector('caption').textContent") == "images per second"
+
+
+@browser_test
+@on_a_desktop
+def test_operators_have_no_images_per_second(shown):
+    choices = "return [...document.querySelectorAll('select option')].map(option => option.value)"
+    assert "images" not in shown.execute_script(choices)
 
 
 KINDS = "return panels.map(p => [p.kindName, p.group])"
