@@ -2,7 +2,7 @@
 
 from opbench.workload.case import Case, Direction, Dtype
 
-__all__ = ["cancelled_scale", "mean_budget", "rounding_budget"]
+__all__ = ["MARGIN", "cancelled_scale", "mean_budget", "rounding_budget"]
 
 FLOAT32_ROUNDOFF = 2.0**-24
 FLOAT64_ROUNDOFF = 2.0**-53
