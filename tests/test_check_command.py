@@ -257,3 +257,13 @@ def test_every_built_in_operator_is_fine(folder, name):
     assert (code, out.splitlines()[-1]) == (0, "all fine"), err
     for provider in providers:
         assert re.search(rf"^{provider} .* fp32 +(ok|not_applicable)\b", out, re.MULTILINE)
+
+
+@pytest.mark.slow
+def test_a_network_is_checked_at_its_own_levels_and_shapes(folder):
+    arguments = ("fasternet_t0", "--providers", "fasternet_t0=torch", "--dtypes", "fp32", "--isolation", "none")
+    code, out, err = call("check", *arguments, "--device", "cpu")
+    assert (code, out.splitlines()[-1]) == (0, "all fine"), err
+    assert re.findall(r"^torch +(\w+) +(\w+) +fp32 +ok ", out, re.MULTILINE) == [
+        (level, direction) for level in ("model", "block") for direction in ("fwd", "bwd", "fwd_bwd")
+    ]

@@ -69,7 +69,7 @@ SWEEP_FLAGS = (
         "sweep": "Shape list; repeat for several. "
         "[default: standard and high_resolution on CUDA, standard_batch1 on the CPU; of networks alone backbone]",
         "gate": "Like all that follow, as for sweep. [default: standard and high_resolution on CUDA, smoke on the CPU]",
-        "check": "Shape list; repeat for several. [default: smoke]",
+        "check": "Shape list; repeat for several. [default: smoke, of networks backbone_smoke]",
         "profile": "Shape list; repeat for several. "
         "[default: standard and high_resolution on CUDA, standard_batch1 on the CPU]",
         "reproduce": "Shape list; repeat for several. "
@@ -95,7 +95,7 @@ SWEEP_FLAGS = (
     }, completion=complete.dtypes),
     Flag("level", "LIST", {
         "sweep gate": "Of module, core; of networks model, block. [default: module; of networks alone model]",
-        "check": "Of module, core. [default: both]",
+        "check": "Of module, core; of networks model, block. [default: both]",
     }, completion=complete.levels),
     Flag("direction", "LIST", {
         "sweep gate": "Of fwd, bwd, fwd_bwd; of networks also train. [default: fwd]",

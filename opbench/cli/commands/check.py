@@ -56,15 +56,21 @@ def check(
     require_unix("opbench check")
     interrupt_on_termination()
     isolation = options.get("isolation")
-    asked = {
-        "shapes": ["smoke"], "dtypes": ["fp32", "fp16", "bf16"], "level": ["module", "core"],
-        "direction": ["fwd", "bwd", "fwd_bwd"], **options, "ops": [target], "time_budget": TIME_BUDGET_S,
-    }  # fmt: skip
+    from opbench.registry.families import chosen_operators
     from opbench.registry.places import resolve_ops
     from opbench.sweeps.conduct import make_conduct
-    from opbench.sweeps.request import make_request
+    from opbench.sweeps.request import NETWORK_SHAPES, make_request
+    from opbench.workload.case import NETWORK_LEVELS, OPERATOR_DIRECTIONS, OPERATOR_LEVELS
 
-    asked, known = resolve_ops(asked)
+    asked, known = resolve_ops({**options, "ops": [target], "time_budget": TIME_BUDGET_S})
+    networks = all(operator.is_network for operator in chosen_operators(asked["ops"], known).values())
+    asked = {
+        "shapes": list(NETWORK_SHAPES["cpu"]) if networks else ["smoke"],
+        "level": list(NETWORK_LEVELS if networks else OPERATOR_LEVELS),
+        "dtypes": ["fp32", "fp16", "bf16"],
+        "direction": list(OPERATOR_DIRECTIONS),
+        **asked,
+    }
     asked.setdefault("providers", [f"{name}=all" for name in asked["ops"] if name in known])
     request = make_request(asked, known)
     findings = [found for name in request.ops for found in _contract(known[name], request)]
