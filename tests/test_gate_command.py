@@ -511,3 +511,7 @@ def test_both_arms_are_told_what_to_measure_where_a_revision_could_choose_otherw
     }  # fmt: skip
     given = {"device": "cpu", "shapes": ["standard"], "dtypes": ["fp16"]}
     assert with_defaults(given) == given
+    for ops in (["internimage_t"], ["backbone"], ["internimage_t", "fasternet_t0"]):
+        assert with_defaults({"device": "cpu", "ops": ops})["shapes"] == ["backbone_smoke"]
+    for ops in (["internimage_t", "dcnv4"], ["all"], ["mine"], []):
+        assert with_defaults({"device": "cpu", "ops": ops})["shapes"] == ["smoke"]

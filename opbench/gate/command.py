@@ -20,10 +20,12 @@ from opbench.gate.progress import GateProgress
 from opbench.gate.revision import ProjectSource, find_source, installed, require_clean
 from opbench.gate.selftest import SelfTest, SessionOutcome, run_sessions, summarise
 from opbench.gate.session import ProcessRecord, Session, SessionSettings, run_session
+from opbench.registry.families import are_networks
+from opbench.registry.registry import registered
 from opbench.results.run_json import free_run_path
 from opbench.sweeps.native_dtypes import default_dtypes
 from opbench.sweeps.option_fields import read_options
-from opbench.sweeps.request import RunOptions
+from opbench.sweeps.request import NETWORK_SHAPES, RunOptions
 from opbench.sweeps.start import RESULTS
 
 __all__ = ["GateRequest", "run_gate", "run_selftest", "with_defaults"]
@@ -80,7 +82,8 @@ def with_defaults(options: Mapping[str, Any]) -> dict[str, Any]:
     read_options(RunOptions, {"threads": options.get("threads")})  # refused as by a sweep
     device_type = resolve_device(options.get("device", "auto")).partition(":")[0]
     dtypes = {} if "dtypes" in options else {"dtypes": [str(dtype) for dtype in default_dtypes(device_type).dtypes]}
-    return {"shapes": list(SHAPES[device_type]), **dtypes, **options}
+    shapes = NETWORK_SHAPES if are_networks(options.get("ops") or (), registered()) else SHAPES
+    return {"shapes": list(shapes[device_type]), **dtypes, **options}
 
 
 def run_gate(base: str, head: str, request: GateRequest) -> tuple[Comparison, Path]:

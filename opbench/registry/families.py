@@ -5,7 +5,15 @@ from collections.abc import Iterable, Mapping
 from opbench.errors import UnknownNameError, UsageError
 from opbench.workload.operator import Operator
 
-__all__ = ["ALL", "NETWORKS", "chosen_operators", "default_names", "names_for_ops", "settings_by_operator"]
+__all__ = [
+    "ALL",
+    "NETWORKS",
+    "are_networks",
+    "chosen_operators",
+    "default_names",
+    "names_for_ops",
+    "settings_by_operator",
+]
 
 ALL = "all"
 """Every operator but the networks, which have other levels and shapes: these have a family."""
@@ -40,6 +48,12 @@ def chosen_operators(names: Iterable[str], operators: Mapping[str, Operator]) ->
             raise UnknownNameError("operator", name, names_for_ops(operators))
         chosen |= {member: operators[member] for member in members}
     return chosen
+
+
+def are_networks(names: Iterable[str], operators: Mapping[str, Operator]) -> bool:
+    """Whether names, one at least, stand for networks alone; a name that is not known does not."""
+    chosen = [[each for own, each in operators.items() if name in (own, *_names_of(each))] for name in names]
+    return bool(chosen) and all(members and all(each.is_network for each in members) for members in chosen)
 
 
 def settings_by_operator(

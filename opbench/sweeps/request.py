@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any, Self
 
 from opbench.device.resolve import resolve_device
-from opbench.registry.families import chosen_operators, default_names, settings_by_operator
+from opbench.registry.families import are_networks, chosen_operators, default_names, settings_by_operator
 from opbench.results.shards import shard_text
 from opbench.sweeps.native_dtypes import default_dtypes
 from opbench.sweeps.option_fields import (
@@ -150,7 +150,7 @@ def make_request(options: Options, operators: Mapping[str, Operator]) -> SweepRe
     if "dtypes" not in values:
         values["dtypes"] = default_dtypes(device_type).dtypes
     by_device = {name: option.by_device for name, option in options_of(SweepRequest).items() if option.by_device}
-    if all(operators[name].is_network for name in values["ops"]):
+    if are_networks(values["ops"], operators):
         by_device["shapes"] = NETWORK_SHAPES
         values.setdefault("levels", (Level.MODEL,))
     return SweepRequest(**{name: choice[device_type] for name, choice in by_device.items()} | values)

@@ -56,14 +56,14 @@ def check(
     require_unix("opbench check")
     interrupt_on_termination()
     isolation = options.get("isolation")
-    from opbench.registry.families import chosen_operators
+    from opbench.registry.families import are_networks
     from opbench.registry.places import resolve_ops
     from opbench.sweeps.conduct import make_conduct
     from opbench.sweeps.request import NETWORK_SHAPES, make_request
     from opbench.workload.case import NETWORK_LEVELS, OPERATOR_DIRECTIONS, OPERATOR_LEVELS
 
     asked, known = resolve_ops({**options, "ops": [target], "time_budget": TIME_BUDGET_S})
-    networks = all(operator.is_network for operator in chosen_operators(asked["ops"], known).values())
+    networks = are_networks(asked["ops"], known)
     asked = {
         "shapes": list(NETWORK_SHAPES["cpu"]) if networks else ["smoke"],
         "level": list(NETWORK_LEVELS if networks else OPERATOR_LEVELS),
