@@ -98,6 +98,8 @@ def depthwise_gemm_kernel(
     for kernel in tl.static_range(len(KERNELS)):
         first = lines + KERNELS[kernel][2] * row_stride + KERNELS[kernel][3]
         table = tables + c.to(tl.int64) * _table_length(KERNELS[kernel], TAPS, BLOCK_X)
+        if kernel > 0:  # Triton 3.8 for sm_100 fails where a sum goes from one loop of products to the next
+            acc = tl.where(rows > 0, acc, 0.0)
         acc = _add_products(acc, first, row_stride, table, KERNELS[kernel], TAPS, BLOCK_X, BLOCK_U, UPCAST)
         tables += C * _table_length(KERNELS[kernel], TAPS, BLOCK_X)
     moved = tl.minimum(tl.arange(0, BLOCK_M)[:, None] + tl.arange(0, TAPS)[None, :], BLOCK_M - 1)
