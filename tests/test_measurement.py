@@ -30,7 +30,7 @@ def read(**changes):
         (("latencies_ms",),
          ([1.0], [0.0, 1], [1e-9], [1e12], [0]),
          ([], ["1"], [True], 1.0, "1", [math.nan], [-1.0], [0.99e-9, 1.0], [1.0, 1e12 + 0.5])),
-        (("conditions",), ({}, {"before": {}}), ([], None)),
+        (("conditions",), ({}, {"before": {}}), ([], None, {"before": True}, {"after": [1]})),
         (("warnings",), ([], ["CPU load: 20 %"]), ([3], ["CPU\nload"])),
         (("traceback",), ("", "one\ntwo"), ("one\x1btwo", None)),
         (("status",), ("ok",), (None, 3, "two\nlines", "error")),  # an error needs a reason

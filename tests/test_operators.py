@@ -401,6 +401,11 @@ def test_torch_compile_runs_in_every_direction_and_level(name, level):
     run_directions(name, "torch_compile", level)
 
 
+@pytest.mark.slow  # a minute
+def test_torch_compile_trains_a_network():
+    run_directions("fasternet_t0", "torch_compile", Level.MODEL, [Direction.TRAIN], (1, 64, 64, 3))
+
+
 def one_percent_too_large(provider):
     def build(case, tensors):
         forward = provider.build(case, tensors)

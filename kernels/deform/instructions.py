@@ -16,15 +16,15 @@ INSTRUCTIONS_PER_POINT = {
         "bwd-float32": 72.1, "bwd-float16": 78.32, "bwd-bfloat16": 80.38,
     },
     "sm_90": {
-        "fwd-float32-vectors2": 11.44, "fwd-float32-vectors1": 18.22,
-        "fwd-float16-vectors2": 8.042, "fwd-float16-vectors1": 11.31,
-        "fwd-bfloat16-vectors2": 8.681, "fwd-bfloat16-vectors1": 11.93,
+        "fwd-float32-vectors2": 11.49, "fwd-float32-vectors1": 18.22,
+        "fwd-float16-vectors2": 8.028, "fwd-float16-vectors1": 11.31,
+        "fwd-bfloat16-vectors2": 9.243, "fwd-bfloat16-vectors1": 11.89,
         "bwd-float32": 29.04, "bwd-float16": 34.4, "bwd-bfloat16": 36.4,
     },
     "sm_100": {
         "fwd-float32-vectors2": 9.514, "fwd-float32-vectors1": 16.03,
-        "fwd-float16-vectors2": 7.493, "fwd-float16-vectors1": 10.71,
-        "fwd-bfloat16-vectors2": 8.285, "fwd-bfloat16-vectors1": 11.57,
+        "fwd-float16-vectors2": 7.59, "fwd-float16-vectors1": 10.92,
+        "fwd-bfloat16-vectors2": 8.396, "fwd-bfloat16-vectors1": 11.72,
         "bwd-float32": 29.49, "bwd-float16": 32.04, "bwd-bfloat16": 33.29,
     },
 }  # fmt: skip

@@ -169,6 +169,9 @@ class Measurement:
             raise ValueError(f"repetition must be a positive integer, got {self.repetition!r:.60}")
         if not isinstance(self.conditions, dict):
             raise TypeError(f"conditions must be an object, got {self.conditions!r:.60}")
+        for side in ("before", "after"):
+            if not isinstance(self.conditions.get(side) or {}, dict):
+                raise TypeError(f"conditions {side} must be an object, got {self.conditions[side]!r:.60}")
         if self.status is Status.OK and not self.latencies_ms:
             raise ValueError("a cell that is ok needs samples")
 
