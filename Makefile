@@ -16,14 +16,16 @@ test: $(VENV)/.installed-dev
 # The long versions: soak, random faults and kills over several seeds, thousands of fuzzed files.
 # What compiles and compares runs on every core; what watches a whole sweep, alone.
 COMPILING_TESTS := tests/test_operators.py tests/test_inspection.py tests/test_change_points_in_noise.py
+WATCHING_TESTS := $(addprefix tests/test_,faults.py gate_command.py gpu_sanitize.py history_index.py isolation_cost.py on_gpu.py reading.py soak.py survival.py terminal.py)
 test-slow: test-compiled test-long
 
 test-compiled: $(VENV)/.installed-dev
 	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses auto --maxprocesses 4 $(COMPILING_TESTS)
 
 test-long: $(VENV)/.installed-dev
-	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m slow -rP $(addprefix --ignore=,$(COMPILING_TESTS))
-	CUDA_VISIBLE_DEVICES= OPBENCH_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest tests/test_fuzz.py
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --numprocesses auto --maxprocesses 4 $(addprefix --ignore=,$(COMPILING_TESTS) $(WATCHING_TESTS))
+	CUDA_VISIBLE_DEVICES= $(BIN)/python -m pytest -m slow -rP $(WATCHING_TESTS)
+	CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 OPBENCH_FUZZ_EXAMPLES=1000 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 tests/test_fuzz.py
 
 # Older processors, emulated: what touches values, providers, dtypes and ceilings, then a sweep, with an empty cache.
 # Triton's interpreter computes with numpy, which these variables do not change.

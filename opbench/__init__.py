@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from opbench import models, plots
-    from opbench.report.notebook import Run
+    from opbench.notebook import Run
     from opbench.results.frames import load_results, load_samples
     from opbench.sweeps.sweep import sweep
     from opbench.workload.case import Case, Dtype, Level, Shape
@@ -24,7 +24,7 @@ _PLACES = {
     "Level": "opbench.workload.case",
     "Operator": "opbench.workload.operator",
     "Provider": "opbench.workload.operator",
-    "Run": "opbench.report.notebook",
+    "Run": "opbench.notebook",
     "Setting": "opbench.workload.operator",
     "Shape": "opbench.workload.case",
     "by_direction": "opbench.workload.operator",

@@ -64,7 +64,7 @@ def absolute_imports(path):
 
 GROUND = "ground"
 """Modules directly in opbench/ that every folder may import."""
-FACES = {"__init__", "__main__", "plots"}
+FACES = {"__init__", "__main__", "notebook", "plots"}
 """Modules directly in opbench/ that name what others hold, for users: nothing imports them."""
 ORDER = (
     GROUND, "models", "host", "workload", "operators", "backbones", "registry", "timing", "device", "results",

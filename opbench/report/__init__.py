@@ -6,7 +6,6 @@ Needs neither torch nor a GPU; matplotlib is imported when plots are written, no
 from opbench.report.ceiling_table import ceiling_table
 from opbench.report.files import write_page, write_plots
 from opbench.report.networks import network_tables, published_network_tables
-from opbench.report.notebook import run_html
 from opbench.report.paper import paper_tables
 from opbench.report.render import FORMATS, Table, print_tables, render
 from opbench.report.summary import summary_line
@@ -21,7 +20,6 @@ __all__ = [
     "print_tables",
     "published_network_tables",
     "render",
-    "run_html",
     "run_tables",
     "sample_table",
     "speedup_tables",

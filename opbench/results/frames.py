@@ -30,7 +30,8 @@ def load_results(path: str | Path | Iterable[str | Path]) -> "pandas.DataFrame":
 
     Returns:
         pandas.DataFrame with latencies and limit_ms in milliseconds, tflops in 1e12 FLOP/s, gbps in 1e9 byte/s;
-        attrs["ceilings"] keeps the limits of the device for opbench.plots.
+        attrs["units"] has the unit of each column that has one, attrs["ceilings"] the limits of the device for
+        opbench.plots.
 
     Raises:
         ResultsError: there is no run at `path`, or it is damaged.
@@ -39,6 +40,7 @@ def load_results(path: str | Path | Iterable[str | Path]) -> "pandas.DataFrame":
 
     runs = _open_all(path)
     frame = pd.DataFrame([row.values() for run in runs for row in run.rows()], columns=list(COLUMN_NAMES))
+    frame.attrs["units"] = _units(COLUMNS)
     if ceilings := {run.run_id: run.ceilings.to_json() for run in runs if run.ceilings}:
         frame.attrs["ceilings"] = ceilings
     return frame.astype(_types(COLUMNS))
@@ -52,7 +54,8 @@ def load_samples(path: str | Path | Iterable[str | Path]) -> "pandas.DataFrame":
 
     Returns:
         pandas.DataFrame: what names the cell, as in load_results; `repetition`, which of its processes; `sample`, its
-        place there in the order of time; and `latency_ms`, milliseconds per launch, as measured.
+        place there in the order of time; and `latency_ms`, milliseconds per launch, as measured. attrs["units"] as in
+        load_results.
 
     Raises:
         ResultsError: there is no run at `path`, or it is damaged.
@@ -73,7 +76,13 @@ def load_samples(path: str | Path | Iterable[str | Path]) -> "pandas.DataFrame":
                     labels[name] += [values[name]] * len(latencies)
                 labels["sample"] += range(len(latencies))
                 labels["latency_ms"] += latencies
-    return pd.DataFrame(labels).astype(_types(SAMPLE_COLUMNS))
+    frame = pd.DataFrame(labels).astype(_types(SAMPLE_COLUMNS))
+    frame.attrs["units"] = _units(SAMPLE_COLUMNS)
+    return frame
+
+
+def _units(columns: Iterable[Column]) -> dict[str, str]:
+    return {column.name: column.unit for column in columns if column.unit}
 
 
 def _open_all(path: str | Path | Iterable[str | Path]) -> list[Run]:
