@@ -51,6 +51,24 @@ def test_a_right_cell_is_checked_then_timed():
 
 
 @pytest.mark.parametrize("direction", list(OPERATOR_DIRECTIONS))
+def test_the_first_call_and_one_with_caches_are_kept(direction, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("opbench.sweeps.check.time.perf_counter", lambda: clock[0])
+    takes = [4.0, 0.5]  # seconds of each build
+
+    def build(case, tensors):
+        clock[0] += takes.pop(0) if takes else 0.0
+        return lambda: tensors["x"] * 2
+
+    operator = doubling(providers=(Provider("slow", build, "slow to build"),))
+    measurement, _ = run("slow", operator, direction=direction)
+    assert (measurement.status, measurement.reason) == (Status.OK, "")
+    assert (measurement.first_call_ms, measurement.cached_call_ms) == (4000.0, 500.0)
+    assert measurement.kernels_compiled == 0
+    assert Measurement.from_json(json.loads(measurement.to_json_line())).first_call_ms == 4000.0
+
+
+@pytest.mark.parametrize("direction", list(OPERATOR_DIRECTIONS))
 def test_a_forward_pass_is_timed_without_gradients(direction):
     enabled = set()
 

@@ -92,6 +92,12 @@ class Measurement:
     """Above 1 the latencies are this many processes' medians: opbench.results.repetitions. Never in a journal."""
     warp_instructions: int | None = None
     """That the warps of one launch issue, as counted in the kernel's machine code; None where nobody counted."""
+    first_call_ms: float | None = None
+    """Building the closure and its first launch, at the checked shape: with what is compiled."""
+    cached_call_ms: float | None = None
+    """The same once more, at the cell's shape, before it is timed."""
+    kernels_compiled: int | None = None
+    """In both."""
     traceback: str = ""
     """Of a cell that raised: printable lines."""
     origin: str = ""
@@ -156,13 +162,15 @@ class Measurement:
             raise ValueError(f"must be printable texts: {texts!r:.100}")
         if not (isinstance(self.traceback, str) and all(map(str.isprintable, self.traceback.split("\n")))):
             raise ValueError(f"traceback must be printable lines, got {self.traceback!r:.60}")
-        numbers = (self.max_rel_error, self.tolerance, self.mean_rel_error, self.mean_tolerance, self.seconds)
+        errors = (self.max_rel_error, self.tolerance, self.mean_rel_error, self.mean_tolerance)
+        numbers = (*errors, self.seconds, self.first_call_ms, self.cached_call_ms)
         if not (_is_number(self.resolution_ms) and self.resolution_ms >= 0):
             raise ValueError(f"resolution_ms must be a number of at least 0, got {self.resolution_ms!r:.60}")
         for number in numbers:
             if number is not None and not _is_number(number):
                 raise ValueError(f"must be a number, got {number!r:.60}")
-        for count in (self.launches_per_sample, self.peak_memory_bytes, self.warp_instructions):
+        counts = (self.launches_per_sample, self.peak_memory_bytes, self.warp_instructions, self.kernels_compiled)
+        for count in counts:
             if count is not None and not (type(count) is int and 0 <= count < MAX_COUNT):
                 raise ValueError(f"must be a count, got {count!r:.60}")
         if not (type(self.repetition) is int and self.repetition >= 1):

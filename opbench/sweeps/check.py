@@ -2,6 +2,7 @@
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ __all__ = [
     "provided_values",
     "reference_values",
     "relative_error",
+    "synchronized_time",
 ]
 
 REFERENCE_FLOPS = {"cpu": 2e10, "cuda": 2e13}
@@ -49,6 +51,7 @@ class CheckResult:
             part of what is allowed there; None where nothing could be compared.
         mean_tolerance: what is allowed there.
         result_dtype: torch's name of the output's dtype; empty where nothing could be compared.
+        first_call_ms: how long the provider took, from its build to its result.
     """
 
     max_rel_error: float
@@ -58,6 +61,7 @@ class CheckResult:
     mean_rel_error: float | None = None
     mean_tolerance: float | None = None
     result_dtype: str = ""
+    first_call_ms: float | None = None
 
 
 class WrongResultError(Exception):
@@ -141,12 +145,22 @@ def check(operator: Operator, provider: Provider, case: Case, device: str, seed:
     tensors = make_tensors(operator, cropped, device, seed)
     if cropped.direction is not Direction.FWD:
         tensors = operator.smooth_inputs(cropped, tensors)
+    started = synchronized_time(device)
     try:
         with poisoned_allocations():
             got = provided_values(provider, cropped, tensors)
     except WrongResultError as error:
         return CheckResult(math.inf, allowed_error(operator, cropped), str(cropped.shape), str(error))
-    return compare(operator, cropped, tensors, got, reference_values(operator, cropped, tensors))
+    first_call_ms = 1e3 * (synchronized_time(device) - started)
+    result = compare(operator, cropped, tensors, got, reference_values(operator, cropped, tensors))
+    return replace(result, first_call_ms=first_call_ms)
+
+
+def synchronized_time(device: str) -> float:
+    """Seconds of the host's clock after all that the device was given to do."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def compare(operator: Operator, case: Case, tensors: Tensors, got: Tensors, expected: Tensors) -> CheckResult:

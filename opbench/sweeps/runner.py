@@ -17,8 +17,9 @@ from opbench.registry.raised import place_of, traceback_text
 from opbench.registry.registry import operator_module
 from opbench.registry.sources import source_hash
 from opbench.results.measurement import Measurement, Status
-from opbench.sweeps.check import check, make_tensors
+from opbench.sweeps.check import check, make_tensors, synchronized_time
 from opbench.sweeps.global_state import restored_state, seeded
+from opbench.sweeps.kernel_count import counted_kernels
 from opbench.sweeps.plan import applicability
 from opbench.sweeps.progress import OnStage
 from opbench.sweeps.recheck import recheck, snapshot
@@ -128,8 +129,9 @@ class CellRunner:
             _kept_buffers(cell.case),
             trials,
             provider.around(),
+            counted_kernels(self.options.device_type) as kernels,
         ):
-            return self._check_and_time(cell, operator, provider, timer, enter)
+            return self._check_and_time(cell, operator, provider, timer, enter, kernels)
 
     def _current_device(self) -> AbstractContextManager[object]:
         """Makes the device the current one: events are recorded, and kernels of others launched, on that.
@@ -147,7 +149,13 @@ class CellRunner:
         return stack
 
     def _check_and_time(
-        self, cell: Cell, operator: Operator, provider: Provider, timer: Timer, enter: OnStage
+        self,
+        cell: Cell,
+        operator: Operator,
+        provider: Provider,
+        timer: Timer,
+        enter: OnStage,
+        kernels: Callable[[], int],
     ) -> Measurement:
         case, device = cell.case, self.options.device
         seed = self._seed(cell)
@@ -169,6 +177,7 @@ class CellRunner:
             result_dtype=result.result_dtype,
             checked_shape=result.checked_shape,
             kernel_source_hash=source_hash(operator, provider),
+            first_call_ms=result.first_call_ms,
         )
         if result.reason:
             return common
@@ -178,8 +187,11 @@ class CellRunner:
         whole = result.checked_shape == str(case.shape)
         tensors = make_tensors(operator, case, device, seed)
         with torch.set_grad_enabled(case.direction is not Direction.FWD):
+            started = synchronized_time(device)
             timed = timed_closure(case, provider, tensors)
             before = snapshot(timed)
+            called_ms = 1e3 * (synchronized_time(device) - started)
+            common = replace(common, cached_call_ms=called_ms, kernels_compiled=kernels())
             if not whole and not all(bool(value.isfinite().all()) for value in before.values()):
                 return replace(
                     common, reason=f"values are not finite at {case.shape} (right at {result.checked_shape})"
