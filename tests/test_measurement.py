@@ -12,15 +12,9 @@ from opbench.workload.case import MAX_COUNT, Dtype
 
 OK = Measurement(make_cell(), Status.OK, latencies_ms=(1.0, 2.0))
 LINE = json.loads(OK.to_json_line())
-NUMBERS = ("max_rel_error", "tolerance", "mean_rel_error", "mean_tolerance", "seconds", "first_call_ms")
-    "max_rel_error",
-    "tolerance",
-    "mean_rel_error",
-    "mean_tolerance",
-    "seconds",
-    "first_call_ms",
-    "cached_call_ms",
-)
+NUMBERS = (
+    "max_rel_error", "tolerance", "mean_rel_error", "mean_tolerance", "seconds", "first_call_ms", "cached_call_ms",
+)  # fmt: skip
 COUNTS = ("launches_per_sample", "peak_memory_bytes", "kernels_compiled")
 TEXTS = ("reason", "timer", "cache", "checked_shape", "result_dtype", "kernel_source_hash")
 

@@ -10,7 +10,7 @@ from opbench.results.measurement import Status
 from opbench.sweeps.plan import applicability, cost, plan_cells, plan_differences
 from opbench.sweeps.request import DEFAULT_TIME_BUDGET_S, SweepRequest, make_request
 from opbench.workload.case import MAX_COUNT, OPERATOR_DIRECTIONS, Direction, Dtype, Level, Shape
-from opbench.workload.operator import Provider, Setting
+from opbench.workload.operator import Provider, Setting, compiled
 from opbench.workload.shapes import ShapeList
 
 LISTS = [
@@ -48,6 +48,34 @@ def providers_of(*providers, **changes):
     known = {"one": doubling(name="one", providers=providers, **changes)}
     request = request_of(ops=("one",), dtypes=(Dtype.FP32,), levels=(Level.CORE,), directions=(Direction.FWD,))
     return [cell.provider for cell in plan_cells(request, LISTS[1:], known)]
+
+
+def test_every_cell_under_torch_compile_too():
+    def planned(*providers, named=()):
+        known = {"one": doubling(name="one", providers=providers)}
+        request = request_of(
+            ops=("one",), dtypes=(Dtype.FP32,), levels=(Level.CORE,), directions=(Direction.FWD,), compile=True,
+            providers=named,
+        )  # fmt: skip
+        assert request.to_json()["compile"]
+        return [cell.provider for cell in plan_cells(request, LISTS[1:], known)]
+
+    mine, torch = refusing("mine"), refusing("torch")
+    assert planned(mine, torch) == ["mine", "torch_compile"]
+    assert planned(mine, torch, compiled(torch)) == ["mine", "torch_compile"]
+    assert planned(mine, torch, named=(("one", "torch_compile"),)) == ["torch_compile"]  # once, and without a flag
+    assert planned(mine, torch, named=(("one", "all"),)) == ["mine", "torch", "torch_compile"]
+
+
+def test_what_torch_compile_compiles():
+    mine, torch = (Provider(name, lambda case, tensors: None, name) for name in ("mine", "torch"))
+    wrapped = [doubling(providers=providers).provider("torch_compile") for providers in ((mine, torch), (mine,))]
+    assert [provider.summary for provider in wrapped] == ["torch under torch.compile", "mine under torch.compile"]
+    own = replace(compiled(mine), summary="its own")
+    assert doubling(providers=(torch, own)).provider("torch_compile") is own
+    assert "compile" not in request_of().to_json()  # as runs were stored before there was such a flag
+    with pytest.raises(UsageError, match="--compile must be True or False, got 1"):
+        make_request({"device": "cpu", "compile": 1}, {"one": doubling()})
 
 
 def test_what_is_not_asked_for_is_one_process_of_one_second():

@@ -25,7 +25,7 @@ class Flag:
 
     Attributes:
         keyword: of `opbench.sweep`.
-        metavar: what help shows for the value; LIST is names separated by commas.
+        metavar: what help shows for the value; LIST is names separated by commas, None that there is no value.
         words: its help.
         kind: of the value; list is an option that is given several times.
         names: on the command line, where they are not --keyword.
@@ -34,7 +34,7 @@ class Flag:
     """
 
     keyword: str
-    metavar: str
+    metavar: str | None
     words: Words
     kind: type = str
     names: tuple[str, ...] = ()
@@ -128,6 +128,9 @@ SWEEP_FLAGS = (
     Flag("repeat", "N", {
         "sweep": "Fresh processes for each cell, in turns; compare then judges between processes. [default: 1]",
     }, kind=int),
+    Flag("compile", None, {
+        "sweep": "Measure each cell under torch.compile, too: the provider torch_compile.",
+    }, kind=bool, names=("--compile",)),
     Flag("shard", "K/N", {
         "sweep": "Measure the K-th of N parts of the plan, for opbench merge. [default: the whole plan]",
     }),

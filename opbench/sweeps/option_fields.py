@@ -23,6 +23,7 @@ __all__ = [
     "positive",
     "read_options",
     "repeated",
+    "switch",
 ]
 
 Options = Mapping[str, Any]
@@ -147,6 +148,13 @@ def integer(least: int, most: int) -> Read:
         return value
 
     return read
+
+
+def switch(flag: str, given: object) -> bool:
+    """A reader of what is on or off."""
+    if not isinstance(given, bool):
+        raise UsageError(f"{flag} must be True or False, got {given!r:.60}")
+    return given
 
 
 def parts(form: str, pattern: str, listed: Callable[[str, Any], tuple[Any, ...]]) -> Read:

@@ -15,7 +15,7 @@ from opbench.sweeps.option_fields import items
 from opbench.sweeps.request import SweepRequest
 from opbench.text import one_line
 from opbench.workload.case import MAX_COUNT, NETWORK_COUNTS, Case, Cell, Direction, Dtype, SettingValue
-from opbench.workload.operator import Operator, Provider
+from opbench.workload.operator import TORCH_COMPILE, Operator, Provider
 from opbench.workload.shapes import ShapeList
 
 __all__ = [
@@ -153,7 +153,7 @@ def plan_cells(
                                 dtype,
                                 settings,
                             )
-                            for provider in _providers(choice, case, request.device_type):
+                            for provider in _providers(choice, case, request):
                                 cells.setdefault(_cell(choice.operator, provider, case))
     return list(cells)
 
@@ -205,7 +205,15 @@ def settings_choices(operator: Operator, request: SweepRequest) -> list[Settings
     return list(dict.fromkeys(map(operator.resolve_settings, combinations)))
 
 
-def _providers(choice: Choice, case: Case, device_type: str) -> Sequence[Provider]:
+def _providers(choice: Choice, case: Case, request: SweepRequest) -> Sequence[Provider]:
+    """As _uncompiled, and torch_compile where it is asked for too."""
+    found = _uncompiled(choice, case, request.device_type)
+    if request.compile and all(provider.name != TORCH_COMPILE for provider in found):
+        return [*found, choice.operator.provider(TORCH_COMPILE)]
+    return found
+
+
+def _uncompiled(choice: Choice, case: Case, device_type: str) -> Sequence[Provider]:
     """Those that were named; else the first that runs the case, or failing that the one that says most of why not."""
     if choice.providers:
         return choice.providers

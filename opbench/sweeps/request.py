@@ -25,6 +25,7 @@ from opbench.sweeps.option_fields import (
     positive,
     read_options,
     repeated,
+    switch,
 )
 from opbench.timing import resolve_timer
 from opbench.workload.case import Direction, Dtype, Level
@@ -92,6 +93,7 @@ class SweepRequest(RunOptions):
         shapes: shape lists, by name or path.
         ops: operators by name.
         dtypes, levels, directions: in the order in which they run.
+        compile: whether each cell is also measured under torch.compile.
         providers: (operator, provider) pairs; "all" as a provider takes every one. Operators that are not named
             use their first provider that works for the case.
         settings: (operator, setting, text) triples.
@@ -114,6 +116,7 @@ class SweepRequest(RunOptions):
         default=(),
         metadata=option("settings", parts("op.param=value", r"([^.=]+)\.([^=]+)=(.+)", repeated), flag="--set"),
     )
+    compile: bool = field(default=False, metadata=option("compile", switch, added_later=True))
     repeat: int = field(default=1, metadata=option("repeat", integer(1, 1000), added_later=True))
     shard: str | None = field(default=None, metadata=option("shard", shard_text, added_later=True))
     sources: tuple[str, ...] = field(default=(), metadata=option("sources", repeated, flag="--ops", added_later=True))
@@ -121,7 +124,7 @@ class SweepRequest(RunOptions):
     def to_json(self) -> dict[str, Any]:
         """The request as run.json keeps it."""
         values = asdict(self)
-        for name in ("sources", "shard"):
+        for name in ("sources", "shard", "compile"):
             if not values[name]:
                 del values[name]
         return values

@@ -46,6 +46,7 @@ def sweep(
     memory_limit: float | None = None,
     seed: int | None = None,
     threads: int | None = None,
+    compile: bool | None = None,  # noqa: A002 - the flag's name
     repeat: int | None = None,
     shard: str | None = None,
     isolation: str | None = None,
@@ -82,6 +83,8 @@ def sweep(
         memory_limit: GiB that a cell may take.
         seed: of inputs and parameters.
         threads: of torch on the CPU; as many as torch chooses by default.
+        compile: measure each cell under torch.compile, too: the provider torch_compile, which for an operator without
+            one is its provider torch, or its first, compiled.
         repeat: fresh processes for each cell, in turns; `opbench compare` then judges between processes.
         shard: "K/N", to measure the K-th of N parts of the plan; `opbench merge` makes one run of all.
         isolation: process (a worker for each operator and shape) or none; none is the default with `operators`.

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "NETWORK_INPUT",
+    "TORCH_COMPILE",
     "Forward",
     "Operator",
     "Provider",
@@ -161,11 +162,14 @@ class Provider:
         return function.__module__
 
 
+TORCH_COMPILE = "torch_compile"
+
+
 def compiled(provider: Provider) -> Provider:
     """`provider` under torch.compile, as a provider called torch_compile; compiling is not timed."""
     return replace(
         provider,
-        name="torch_compile",
+        name=TORCH_COMPILE,
         build=partial(_build_compiled, provider.build),
         summary=f"{provider.name} under torch.compile",
         unavailable=partial(_compiled_unavailable, provider),
@@ -254,14 +258,16 @@ class Operator:
         return Level.MODEL in self.levels
 
     def provider(self, name: str) -> Provider:
-        """The provider of that name.
+        """The provider of that name; torch_compile of an operator without one is its torch, else its first, compiled.
 
         Raises:
             UnknownNameError: there is none.
         """
-        for provider in self.providers:
-            if provider.name == name:
-                return provider
+        known = {provider.name: provider for provider in self.providers}
+        if name in known:
+            return known[name]
+        if name == TORCH_COMPILE:
+            return compiled(known.get("torch", self.providers[0]))
         raise UnknownNameError(f"provider of {self.name}", name, (p.name for p in self.providers))
 
     def resolve_settings(self, given: Mapping[str, str]) -> tuple[tuple[str, SettingValue], ...]:
