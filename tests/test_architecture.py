@@ -139,14 +139,14 @@ for folder, names in json.loads(sys.argv[1]).items():
         for name in names: importlib.import_module(name)
         print(json.dumps([folder, [name for name in sys.modules if name.partition('.')[0] == 'opbench']]), flush=True)
         os._exit(0)
-    os.wait()
+    assert os.wait()[1] == 0, folder
 """
 
 
 def test_a_fresh_process_that_imports_a_folder_loads_only_those_before_it():
     folders = {folder: [name for name in modules() if room(name) == folder] for folder in ORDER}
     done = subprocess.run([sys.executable, "-c", FRESH, json.dumps(folders)], capture_output=True, text=True)
-    assert done.stderr == ""
+    assert done.returncode == 0, done.stderr
     loaded = dict(map(json.loads, done.stdout.splitlines()))
     assert set(loaded) == set(ORDER)
     for place, folder in enumerate(ORDER, start=1):

@@ -8,7 +8,7 @@ from builders import doubling, make_case
 
 from opbench.registry import registry
 from opbench.sweeps.check import check, output_gradient
-from opbench.sweeps.deviation import Deviation, deviation, norm_error, relative_error, where_worst
+from opbench.sweeps.deviation import Deviation, deviation, relative_error, where_worst
 from opbench.workload.case import Direction, Dtype
 from opbench.workload.operator import Provider
 from opbench.workload.tolerance import cancelled_scale
@@ -46,13 +46,6 @@ def test_a_least_scale_replaces_what_is_smaller():
     assert deviation(expected * 1.01, expected, least_scale=0.1) == deviation(expected * 1.01, expected)
     for size, mean in ((0.15, 0.01), (0.05, 0.0)):  # of rounding alone there is no mean error
         assert deviation(1.01 * size * expected, size * expected, least_scale=0.1).mean_rel_error == pytest.approx(mean)
-
-
-def test_the_norm_of_an_error():
-    expected = torch.tensor([3.0, -4.0], dtype=torch.float64)
-    assert norm_error(torch.tensor([3.0, -3.5]), expected) == pytest.approx(0.1)
-    assert norm_error(torch.tensor([math.nan, -4.0]), expected) == math.inf
-    assert norm_error(ZEROS, ZEROS) == math.inf  # nothing to be relative to
 
 
 def test_an_error_of_just_what_is_allowed_is_not_beyond_it():

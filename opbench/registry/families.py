@@ -40,20 +40,17 @@ def chosen_operators(names: Iterable[str], operators: Mapping[str, Operator]) ->
     """
     chosen: dict[str, Operator] = {}
     for name in names:
-        if name in operators:
-            members = [name]
-        else:
-            members = [each for each, operator in operators.items() if name in _names_of(operator)]
+        members = _members(name, operators)
         if not (name and members):
             raise UnknownNameError("operator", name, names_for_ops(operators))
-        chosen |= {member: operators[member] for member in members}
+        chosen |= members
     return chosen
 
 
 def are_networks(names: Iterable[str], operators: Mapping[str, Operator]) -> bool:
     """Whether names, one at least, stand for networks alone; a name that is not known does not."""
-    chosen = [[each for own, each in operators.items() if name in (own, *_names_of(each))] for name in names]
-    return bool(chosen) and all(members and all(each.is_network for each in members) for members in chosen)
+    chosen = [_members(name, operators) for name in names]
+    return bool(chosen) and all(members and all(each.is_network for each in members.values()) for members in chosen)
 
 
 def settings_by_operator(
@@ -75,9 +72,10 @@ def settings_by_operator(
         if owner in operators:
             found.append((owner, setting, text))
             continue
-        if not any(owner in _owners(operator) for operator in operators.values()):
+        if owner != NETWORKS and not _members(owner, operators):
             raise UnknownNameError("operator in --set", owner, [*names_for_ops(operators), NETWORKS])
-        members = {name: operator for name, operator in swept.items() if owner in _owners(operator)}
+        networks = {name: operator for name, operator in swept.items() if operator.is_network}
+        members = networks if owner == NETWORKS else _members(owner, swept)
         if not members:
             raise UsageError(f"--set names {owner}, of which nothing is swept: add it to --ops")
         takers = [name for name, operator in members.items() if setting in operator.settings]
@@ -88,8 +86,11 @@ def settings_by_operator(
     return tuple(found)
 
 
-def _owners(operator: Operator) -> tuple[str, ...]:
-    return (*_names_of(operator), NETWORKS) if operator.is_network else _names_of(operator)
+def _members(name: str, operators: Mapping[str, Operator]) -> dict[str, Operator]:
+    """The operator of that name, else those of the family."""
+    if name in operators:
+        return {name: operators[name]}
+    return {each: operator for each, operator in operators.items() if name in _names_of(operator)}
 
 
 def _names_of(operator: Operator) -> tuple[str, ...]:

@@ -196,8 +196,8 @@ class Row:
         default="",
     )
     first_call_ms: float | None = _column(
-        "from the build of the closure to the first result, at `checked_shape`, for gradients forward and backward: "
-        "with all that is compiled then, and not in a process before",
+        "from the build of the closure to the first result, at `checked_shape`, for gradients forward and backward; "
+        "what an earlier cell of the process compiled is not compiled again",
         unit="ms",
         empty=NO_CALL,
         default=None,

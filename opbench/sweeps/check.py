@@ -13,11 +13,11 @@ import torch
 
 from opbench.errors import OperatorError
 from opbench.host.system import available_memory_bytes
-from opbench.sweeps.deviation import Deviation, deviation, norm_error, relative_error, where_worst
+from opbench.sweeps.deviation import Deviation, deviation, relative_error, where_worst
 from opbench.sweeps.plan import cost
-from opbench.workload.case import Case, Direction, Level
+from opbench.workload.case import Case, Direction
 from opbench.workload.operator import Operator, Provider, Tensors
-from opbench.workload.tolerance import MARGIN, cancelled_scale, mean_budget
+from opbench.workload.tolerance import cancelled_scale, mean_budget
 
 __all__ = [
     "CheckResult",
@@ -51,7 +51,7 @@ class CheckResult:
             part of what is allowed there; None where nothing could be compared.
         mean_tolerance: what is allowed there.
         result_dtype: torch's name of the output's dtype; empty where nothing could be compared.
-        first_call_ms: how long the provider took, from its build to its result.
+        first_call_ms: how long the provider took, from its build to its result, with what was not compiled before.
     """
 
     max_rel_error: float
@@ -175,11 +175,6 @@ def compare(operator: Operator, case: Case, tensors: Tensors, got: Tensors, expe
     tolerance = allowed_error(operator, case)
     scales = _least_scales(tensors, expected, tolerance)
     deviations = {name: deviation(value, expected[name], scales[name]) for name, value in got.items()}
-    if case.level is Level.MODEL:
-        deviations = {
-            name: found if name == "output" else _near_in_norm(found, got[name], expected[name])
-            for name, found in deviations.items()
-        }
     means = {
         name: mean_budget(case, _tolerance_of(name, operator, case), found.mean_spread)
         for name, found in deviations.items()
@@ -195,17 +190,6 @@ def compare(operator: Operator, case: Case, tensors: Tensors, got: Tensors, expe
         mean_tolerance=means[biased],
         result_dtype=str(next(iter(got.values())).dtype).removeprefix("torch."),
     )
-
-
-def _near_in_norm(found: Deviation, got: torch.Tensor, expected: torch.Tensor) -> Deviation:
-    """Of a network's gradient: where it is nearer in norm, the largest of normally distributed errors of that norm.
-
-    Roundings of all layers meet in it, and its elements have sizes of their own, up to a thousandfold within a channel:
-    a small one may be off by many times its size where the gradient as a whole is not.
-    """
-    if got.shape != expected.shape:
-        return found
-    return replace(found, max_rel_error=min(found.max_rel_error, MARGIN * norm_error(got, expected)))
 
 
 def allowed_error(operator: Operator, case: Case) -> float:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-__all__ = ["Deviation", "deviation", "norm_error", "relative_error", "where_worst"]
+__all__ = ["Deviation", "deviation", "relative_error", "where_worst"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +52,6 @@ def deviation(got: torch.Tensor, expected: torch.Tensor, least_scale: float = 0.
 def relative_error(got: torch.Tensor, expected: torch.Tensor) -> float:
     """Largest |got - expected| / (|expected| + root mean square of expected); inf where got is not finite."""
     return deviation(got, expected).max_rel_error
-
-
-def norm_error(got: torch.Tensor, expected: torch.Tensor) -> float:
-    """Norm of got - expected over that of expected; inf where got is not finite or all of expected is zero."""
-    got = got.to(expected.dtype)
-    distance, size = float((got - expected).norm()), float(expected.norm())
-    return distance / size if math.isfinite(distance) and size else math.inf
 
 
 def where_worst(got: torch.Tensor, expected: torch.Tensor, tolerance: float, least_scale: float) -> str:

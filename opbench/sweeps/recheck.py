@@ -31,9 +31,9 @@ KEPT = (
 )
 
 
-def snapshot(timed: Timed) -> Tensors:
-    """What one launch gives, copied to the host's memory: on the device it would count as the cell's."""
-    return {name: value.detach().to("cpu", copy=True) for name, value in timed.values().items()}
+def snapshot(values: Tensors) -> Tensors:
+    """What one launch gave, copied to the host's memory: on the device it would count as the cell's."""
+    return {name: value.detach().to("cpu", copy=True) for name, value in values.items()}
 
 
 def recheck(

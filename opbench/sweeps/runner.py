@@ -189,9 +189,11 @@ class CellRunner:
         with torch.set_grad_enabled(case.direction is not Direction.FWD):
             started = synchronized_time(device)
             timed = timed_closure(case, provider, tensors)
-            before = snapshot(timed)
+            values = timed.values()
             called_ms = 1e3 * (synchronized_time(device) - started)
             common = replace(common, cached_call_ms=called_ms, kernels_compiled=kernels())
+            before = snapshot(values)
+            del values  # they would count as the cell's memory
             if not whole and not all(bool(value.isfinite().all()) for value in before.values()):
                 return replace(
                     common, reason=f"values are not finite at {case.shape} (right at {result.checked_shape})"

@@ -2,7 +2,7 @@
 
 from opbench.workload.case import Case, Direction, Dtype
 
-__all__ = ["MARGIN", "cancelled_scale", "mean_budget", "rounding_budget"]
+__all__ = ["cancelled_scale", "mean_budget", "rounding_budget"]
 
 FLOAT32_ROUNDOFF = 2.0**-24
 FLOAT64_ROUNDOFF = 2.0**-53
@@ -37,9 +37,7 @@ def mean_budget(case: Case, tolerance: float, mean_spread: float) -> float:
     square root of the count: MEAN_MARGIN standard deviations, where a typical error is a MARGIN-th of the largest. What
     does not fall is a rounding that all elements share, such as that of a constant weight 1/9: at most one unit
     roundoff, and the approximations of float32 functions. Tensor cores cut the operands of a tf32 product off instead
-    of rounding them: each loses 0.7 roundoffs on average, so that every stage may lose 2. Errors of a typical size d
-    that keep a tensor's norm turn it, which shortens what points along the expected one by d^2 / 2: in a whole network
-    in bf16 a few per cent.
+    of rounding them: each loses 0.7 roundoffs on average, so that every stage may lose 2.
 
     Args:
         case: its dtype gives the unit roundoff.
@@ -48,7 +46,7 @@ def mean_budget(case: Case, tolerance: float, mean_spread: float) -> float:
     """
     typical = tolerance / MARGIN
     shared = 2 * typical if case.dtype is Dtype.TF32 else case.dtype.unit_roundoff
-    shared += FLOAT32_FUNCTIONS * FLOAT32_ROUNDOFF + typical**2 / 2
+    shared += FLOAT32_FUNCTIONS * FLOAT32_ROUNDOFF
     return shared + MEAN_MARGIN * typical * mean_spread
 
 
