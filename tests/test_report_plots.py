@@ -305,6 +305,20 @@ def test_varied_batches_are_named_on_the_axis(tmp_path):
     assert [text.get_text() for text in axes.get_xticklabels()] == ["1×7×7\n×32", "2×9×9\n×32"]
 
 
+def test_the_longest_name_of_an_axis_fits_its_panel(tmp_path):
+    shapes = [Shape(2, 9, 13, 96), Shape(1, 28, 28, 64)]
+    run = make_run(
+        tmp_path, [measurement("dcnv4", shape, dtype, 1.0) for shape in shapes for dtype in ("fp32", "fp16")]
+    )
+    [group] = group_rows(run.rows())
+    with plot_style():
+        figure = resolution_figure(source_of_run(run), group)
+        figure.canvas.draw()
+        left, right = (axes.xaxis.label.get_window_extent() for axes in figure.axes)
+    assert left.x1 < right.x0
+    assert right.x1 < figure.bbox.x1
+
+
 def test_drawing_leaves_matplotlibs_settings_alone(tmp_path):
     run = make_run(tmp_path, [measurement("dcnv4", SHAPES[0], "fp32", 1.0)])
     with mpl.rc_context({"font.size": 31.0, "svg.hashsalt": None}):

@@ -28,5 +28,5 @@ def resolution_figure(source: Source, group: Group) -> Figure | None:
                 page.draw(axes, series, list(enumerate(latencies)))
         log_axis(axes.yaxis, [row.latency_ms for row in rows])
         shape_ticks(axes, shapes, batch=group.common_batch is None, room=6 if len(dtypes) > 1 else 10)
-    page.label(f"{shape_axis_name(group)}, by pixels per image", "median latency (ms)")
+    page.label(f"{shape_axis_name(group)},\nby pixels per image", "median latency (ms)")
     return page.finish(source, "Latency against resolution", dtypes, missing=len(group.rows) - len(rows))
