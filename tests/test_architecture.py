@@ -68,7 +68,7 @@ FACES = {"__init__", "__main__", "notebook", "plots"}
 """Modules directly in opbench/ that name what others hold, for users: nothing imports them."""
 ORDER = (
     GROUND, "models", "host", "workload", "operators", "backbones", "registry", "timing", "device", "results",
-    "compare", "report", "sweeps", "contract", "gate", "inspection", "profiling", "pytest_plugin", "cli",
+    "compare", "report", "sweeps", "contract", "inspection", "gate", "profiling", "pytest_plugin", "cli",
 )  # fmt: skip
 """Each imports only from those before it; CONTRIBUTING.md draws them."""
 

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +22,11 @@ from opbench.cli.app import app
 from opbench.errors import GateError, UsageError
 from opbench.gate import arm as arm_program
 from opbench.gate import command as gate_command
+from opbench.gate.changes import Choice
 from opbench.gate.command import with_defaults
-from opbench.gate.revision import find_source, installed, require_clean
+from opbench.gate.launcher import Planned
+from opbench.gate.process import GateArm
+from opbench.gate.revision import find_source, installed, other_requirements, require_clean
 from opbench.registry.registry import registered
 from opbench.sweeps.native_dtypes import DefaultDtypes
 from opbench.sweeps.request import make_request
@@ -219,6 +223,17 @@ def test_a_build_backend_that_is_not_here_is_named_with_what_installs_it(reposit
     )
 
 
+def test_dependencies_that_only_one_revision_declares_are_named(tmp_path):
+    for name, needed in (("base", ("torch>=2.10", "numpy")), ("head", ("numpy", "torch>=2.11"))):
+        metadata = tmp_path / name / "toy-1.dist-info" / "METADATA"
+        metadata.parent.mkdir(parents=True)
+        lines = "".join(f"Requires-Dist: {text}\n" for text in needed)
+        metadata.write_text(f"Metadata-Version: 2.1\nName: toy\nVersion: 1\n{lines}")
+    places = {name: tmp_path / name for name in ("base", "head")}
+    assert other_requirements(places) == ["torch>=2.10", "torch>=2.11"]
+    assert other_requirements({**places, "head": tmp_path / "base"}) == []
+
+
 # Exit codes, on simulated processes.
 
 CELLS = simulated_cells(4)
@@ -283,6 +298,71 @@ def test_exit_codes(repository, tmp_path, monkeypatch, processes, arguments, cod
     assert (tmp_path / "out" / "comparison.csv").exists()
 
 
+def planned(cells, measured=()):
+    """Plans of simulated processes; the cells of these keys are measured."""
+    process = SimulatedProcesses(cells, QUIET).process(GateArm("any"), None)
+    choices = {
+        cell.key: Choice(cell.key in measured, "a.py differs" if cell.key in measured else "same source")
+        for cell in cells
+    }
+    return Planned(dict.fromkeys(("base", "head"), replace(process, measurements={})), choices)
+
+
+def changed_only(monkeypatch, tmp_path, processes, plans, *arguments):
+    simulated(monkeypatch, processes)
+    monkeypatch.setattr(gate_command.Launcher, "plan", lambda launcher, arms: plans, raising=False)
+    out = tmp_path / "out"
+    words = ("--base", "main", "--head", "slow", "--changed-only", "--out", str(out))
+    return gate(*words, *arguments), json.loads((out / "gate.json").read_text())
+
+
+def test_where_no_code_differs_nothing_is_timed_and_it_passes(repository, tmp_path, monkeypatch):
+    processes = SimulatedProcesses(CELLS, QUIET)
+    formats = ("--format", "terminal,junit,csv,github")
+    done, kept = changed_only(monkeypatch, tmp_path, processes, planned(CELLS), *formats)
+    assert done.exit_code == 0
+    assert processes.count == 0
+    assert (kept["verdict"], kept["reason"]) == ("unchanged", "4 of 4 cells; nothing was timed")
+    assert {cell["verdict"] for cell in kept["cells"]} == {"unchanged"}
+    assert kept["choices"] == {cell.key: {"measured": False, "reason": "same source"} for cell in CELLS}
+    assert kept["notes"] == []
+    assert "unchanged, same source: op0 fake (4)" in done.stderr
+    assert "::notice title=opbench nothing to measure::4 of 4 cells" in done.stdout
+    junit = (tmp_path / "out" / "junit.xml").read_text()
+    assert junit.count('<skipped message="unchanged: same source" />') == 4
+
+
+def test_only_cells_whose_code_differs_are_measured_and_judged(repository, tmp_path, monkeypatch):
+    changes = slower(0.1) | {CELLS[1].key: math.log1p(0.5)}
+    processes = SimulatedProcesses(CELLS, QUIET, slower=changes)
+    chosen = {CELLS[0].key, CELLS[2].key}
+    done, kept = changed_only(monkeypatch, tmp_path, processes, planned(CELLS, chosen))
+    assert done.exit_code == 1
+    verdicts = [(cell["verdict"], cell["reason"]) for cell in kept["cells"]]
+    measured = "measured, a.py differs"
+    assert verdicts == [("slower", measured), ("unchanged", "same source"), ("same", measured), verdicts[1]]
+    records = [json.loads(line) for line in (tmp_path / "out" / "processes.jsonl").read_text().splitlines()]
+    assert {key for record in records for key in record["cells"]} == chosen
+    assert kept["reason"] == "1 of 4 cells"
+
+
+def test_unchanged_code_does_not_hide_a_cell_that_the_head_lacks(repository, tmp_path, monkeypatch):
+    plans = planned(CELLS)
+    fewer = replace(plans.processes["head"], plan=CELLS[:3])
+    choices = {cell.key: Choice(False, "same source") for cell in CELLS[:3]}
+    plans = Planned({**plans.processes, "head": fewer}, choices)
+    done, kept = changed_only(monkeypatch, tmp_path, SimulatedProcesses(CELLS, QUIET), plans)
+    assert (done.exit_code, kept["verdict"], kept["reason"]) == (5, "missing", "1 of 4 cells; nothing was timed")
+
+
+def test_unchanged_code_on_other_software_is_not_comparable(repository, tmp_path, monkeypatch):
+    plans = planned(CELLS)
+    other = replace(plans.processes["head"], identity={"device": "simulated", "torch": "9.9"})
+    plans = Planned({**plans.processes, "head": other}, plans.choices)
+    done, _ = changed_only(monkeypatch, tmp_path, SimulatedProcesses(CELLS, QUIET), plans)
+    assert done.exit_code == 4
+
+
 @pytest.mark.parametrize("answer", ["pass", "fail"])
 def test_nothing_to_measure_can_pass(repository, tmp_path, monkeypatch, answer):
     words = ("--base", "main", "--head", "slow", "--quiet", "--nothing-to-measure", answer)
@@ -311,6 +391,8 @@ def test_nothing_to_measure_can_pass(repository, tmp_path, monkeypatch, answer):
         (["--base", "main", "--rounds", "many"], "--rounds"),
         (["--base", "main", "--inconclusive", "maybe"], "--inconclusive"),
         (["--base", "main", "--format", "latex"], "latex"),
+        (["--base", "main", "--changed-only", "--aa"], "--changed-only leaves out the same code, which --aa measures"),
+        (["--selftest", "--changed-only"], "--changed-only leaves out the same code, which --selftest measures"),
         (["--selftest", "--inject", "5"], "--inject"),
         (["--selftest", "--direction", "bwd"], "--direction"),
     ],
@@ -435,6 +517,19 @@ def test_a_slower_operator_on_a_branch_is_caught(repository):
     done = real_gate(repository, "slow", "--rounds", "3+5")
     assert done.returncode == 1, done.stdout + done.stderr
     assert left_behind(repository) == []
+
+
+@pytest.mark.slow
+def test_a_comment_is_unchanged_code_and_more_work_is_not(repository):
+    done = real_gate(repository, "comment", "--changed-only")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "only comments, docstrings or layout: toy_operators.py differs: toy_sine torch (1)" in done.stderr
+    records = (repository.parent / "out" / "processes.jsonl").read_text().splitlines()
+    assert [json.loads(line)["cells"] for line in records] == [{}, {}]
+    shutil.rmtree(repository.parent / "out")
+    done = real_gate(repository, "slow", "--changed-only", "--rounds", "3+5")
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "measured, toy_operators.py differs: toy_sine torch (1)" in done.stderr
 
 
 @pytest.mark.slow

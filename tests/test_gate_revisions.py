@@ -15,7 +15,8 @@ from opbench.cli.app import app
 from opbench.errors import NotComparableError
 from opbench.gate import command as gate_command
 from opbench.gate import serve
-from opbench.gate.process import GateArm, Launcher
+from opbench.gate.launcher import Launcher
+from opbench.gate.process import GateArm
 from opbench.results.measurement import Measurement, Status
 from opbench.workload.case import Dtype
 

@@ -10,12 +10,20 @@ from opbench.report.annotations import workflow_commands
 from opbench.report.comparison import comparison_tables
 from opbench.report.junit import junit_xml
 
-WORST_FIRST = ["not comparable", "slower", "missing", "inconclusive", "faster", "same"]
+WORST_FIRST = ["not comparable", "slower", "missing", "inconclusive", "faster", "same", "unchanged"]
 
 
 @pytest.mark.parametrize(
     ("verdict", "code"),
-    [("same", 0), ("faster", 0), ("slower", 1), ("inconclusive", 3), ("not comparable", 4), ("missing", 5)],
+    [
+        ("same", 0),
+        ("faster", 0),
+        ("unchanged", 0),
+        ("slower", 1),
+        ("inconclusive", 3),
+        ("not comparable", 4),
+        ("missing", 5),
+    ],
 )
 def test_each_verdict_has_its_exit_code(verdict, code):
     comparison = Comparison("base", "head", 0.01, (), Verdict(verdict))
@@ -27,6 +35,7 @@ def test_each_verdict_has_its_exit_code(verdict, code):
     ("verdict", "junit", "rank", "words"),
     [
         ("same", "", "", "the same within 3 %"),
+        ("unchanged", "skipped", "", "not measured: it is the same code in both"),
         ("faster", "", "best", "faster by more than 3 %, none slower"),
         ("slower", "failure", "worst", "slower by more than 3 %"),
         ("inconclusive", "error", "", "neither shown to differ nor to be the same"),
@@ -37,9 +46,9 @@ def test_each_verdict_has_its_exit_code(verdict, code):
 def test_each_verdict_has_its_forms(verdict, junit, rank, words):
     found = Verdict(verdict)
     assert (found.junit, found.rank, found.words.format(tolerance="3 %")) == (junit, rank, words)
-    assert found.passed == (found.exit_code == 0) == (verdict in ("same", "faster"))
-    assert junit_cells(found) == ["system-out" if found.passed else junit]
-    assert junit_cells(found, accepted=[found]) == ["system-out" if found.passed else "skipped"]
+    assert found.passed == (found.exit_code == 0) == (verdict in ("same", "faster", "unchanged"))
+    assert junit_cells(found) == [junit or "system-out"]
+    assert junit_cells(found, accepted=[found]) == ["skipped" if junit else "system-out"]
     assert workflow_commands(of_one_cell(found)).startswith("::error") != found.passed
     assert workflow_commands(of_one_cell(found), [found]).startswith("::warning") != found.passed
     table, *_ = comparison_tables(of_one_cell(found))

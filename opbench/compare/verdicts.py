@@ -21,6 +21,7 @@ class JUnit(StrEnum):
     PASSED = ""
     FAILURE = "failure"
     ERROR = "error"
+    SKIPPED = "skipped"
 
 
 class Rank(StrEnum):
@@ -75,11 +76,13 @@ class Verdict(StrEnum):
     """Faster by more than what is tolerated."""
     SAME = "same", 0, JUnit.PASSED, Rank.PLAIN, "the same within {tolerance}"
     """Shown to differ by less than what is tolerated; not merely not shown to differ."""
+    UNCHANGED = "unchanged", 0, JUnit.SKIPPED, Rank.PLAIN, "not measured: it is the same code in both"
+    """Not measured, since both arms run the same code for it; the reason says how that is known."""
 
     @property
     def passed(self) -> bool:
         """Whether a build that ends in it passes."""
-        return self.junit is JUnit.PASSED
+        return self.exit_code == 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ PROTOCOL = 1
 """Of opbench.gate.serve, which it speaks besides 0."""
 FIRST_REVISION = "7ab3d03"
 """The oldest that has all the names of protocol 0."""
+FURTHER = ("sources", "kernels")
+"""Methods of Served that a revision of either protocol may lack; it then answers nothing."""
 SENTINEL_SAMPLES = 20
 SENTINELS = {"cpu": (256, 2**22, 1), "cuda": (2048, 2**28, 5)}
 """Side of the matrix, bytes to copy, launches per sample: on CUDA enough that launching is a small part of it."""
@@ -71,6 +73,9 @@ def _serve(first: Mapping[str, Any], requests: Iterable[Mapping[str, Any]], out:
             answer(**revision.plan())
         elif request["do"] == "sentinel":
             answer(sentinel=sentinel(revision.device))
+        elif request["do"] in FURTHER:
+            method = getattr(revision, request["do"], None)
+            answer(**(method(**request["with"]) if method else {}))
         else:
             answered = revision.measure(request["key"])
             answer(**answered)

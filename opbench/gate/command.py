@@ -4,7 +4,7 @@ import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -15,9 +15,10 @@ from opbench.device.environment import collect_environment
 from opbench.device.resolve import resolve_device
 from opbench.errors import ResultsError, StorageError, UsageError
 from opbench.files import storage_errors, write_whole
-from opbench.gate.process import GateArm, Launcher
+from opbench.gate.launcher import Launcher, Planned
+from opbench.gate.process import GateArm
 from opbench.gate.progress import GateProgress
-from opbench.gate.revision import ProjectSource, find_source, installed, require_clean
+from opbench.gate.revision import ProjectSource, find_source, installed, other_requirements, require_clean
 from opbench.gate.selftest import SelfTest, SessionOutcome, run_sessions, summarise
 from opbench.gate.session import ProcessRecord, Session, SessionSettings, run_session
 from opbench.registry.families import are_networks
@@ -44,12 +45,14 @@ class GateRequest:
     Attributes:
         options: of the sweep in each process, as make_request takes them.
         settings: of the session.
+        changed_only: measure those cells alone whose code differs, or may.
         out: folder of the data, which must not hold a gate yet; None for a new one under results/.
         quiet, no_color: of the progress on standard error.
     """
 
     options: Mapping[str, Any]
     settings: SessionSettings
+    changed_only: bool = False
     out: Path | None = None
     quiet: bool = False
     no_color: bool = False
@@ -108,12 +111,19 @@ def run_gate(base: str, head: str, request: GateRequest) -> tuple[Comparison, Pa
         keeper = stack.enter_context(_Keeper(file, path, quiet=request.quiet, no_color=request.no_color))
         keeper.say(f"installing {sources['base'].described} and {sources['head'].described}")
         places = stack.enter_context(installed(sources, Path(work)))
+        requirements = other_requirements(places)
         arms = {name: GateArm(source.described, places[name]) for name, source in sources.items()}
-        session = run_session(arms["base"], arms["head"], Launcher(request.options).run, request.settings, keeper)
+        launcher = Launcher(request.options)
+        planned = launcher.plan(arms) if request.changed_only else None
+        for line in planned.lines() if planned else ():
+            keeper.say(line)
+        session = run_session(arms["base"], arms["head"], launcher.run, request.settings, keeper, planned)
     environment = session.records[0].process.environment
-    notes = (*_notes(session), *_selftest_notes(session, request.settings, environment))
+    notes = [*_notes(session), *_requirement_notes(requirements)]
+    if any(record.process.measurements for record in session.records):
+        notes += _selftest_notes(session, request.settings, environment)
     comparison = replace(session.comparison, notes=(*session.comparison.notes, *notes))
-    _write_gate(out, request, sources, environment, comparison)
+    _write_gate(out, request, sources, environment, comparison, planned)
     return comparison, out
 
 
@@ -177,12 +187,14 @@ def _write_gate(
     sources: Mapping[str, ProjectSource],
     environment: Mapping[str, Any],
     comparison: Comparison,
+    planned: Planned | None,
 ) -> None:
     kept = {
         "schema_version": 1,
         "arms": {name: {"label": source.label, "commit": source.commit} for name, source in sources.items()},
         "options": dict(request.options),
         "settings": request.settings.to_json(),
+        **({"choices": {key: asdict(choice) for key, choice in planned.choices.items()}} if planned else {}),
         "environment": environment,
         "verdict": comparison.verdict,
         "reason": comparison.reason,
@@ -204,11 +216,22 @@ def _ratio(change: Estimate) -> dict[str, float]:
 
 
 def _notes(session: Session) -> list[str]:
+    if not any(record.process.measurements for record in session.records):
+        return []
     rounds = {stage: sum(r.stage == stage for r in session.records) // 2 for stage in ("screen", "confirm")}
     confirmed = next((len(r.process.measurements) for r in session.records if r.stage == "confirm"), 0)
     return [
         f"{rounds['screen']} rounds on every cell, {rounds['confirm']} more on {confirmed}; a round is one fresh "
         f"process of each arm; {session.seconds / 60:.1f} minutes"
+    ]
+
+
+def _requirement_notes(requirements: Sequence[str]) -> list[str]:
+    if not requirements:
+        return []
+    return [
+        f"the revisions declare other dependencies ({', '.join(requirements)}); both arms run with what is installed "
+        "here, so that a gate cannot show what these change"
     ]
 
 

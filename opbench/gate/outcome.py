@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from opbench.compare.estimate import Estimate
 from opbench.compare.rules import Decision, Rules, interval, moved
 from opbench.compare.verdicts import CellComparison, Comparison, Verdict, overall_verdict
+from opbench.gate.changes import Choice
 from opbench.gate.process import ArmProcess, GateArm
 from opbench.results.measurement import Measurement, Status
 from opbench.stats import median
 from opbench.workload.case import Cell
 from opbench.workload.cell_warning import CellWarning
 
-__all__ = ["SAME_SOURCE", "Pair", "complete", "conclude", "undecided"]
+__all__ = ["SAME_SOURCE", "Pair", "complete", "conclude", "unchanged", "undecided"]
 
 SAME_SOURCE = "both arms ran the same source"
 
@@ -34,6 +35,7 @@ def conclude(
     decision: Decision,
     first_rounds: NDArray[np.float64],
     rounds: Sequence[Pair],
+    choices: Mapping[str, Choice] = {},
 ) -> Comparison:
     """The comparison of a session whose cells were decided.
 
@@ -45,12 +47,13 @@ def conclude(
         decision: on them.
         first_rounds: log ratios of the screen, a row per round and a column per cell.
         rounds: of both stages.
+        choices: which cells were measured, and why; empty where all were.
     """
     decided = {
         cell.key: (verdict, change)
         for cell, verdict, change in zip(cells, decision.verdicts, decision.changes, strict=True)
     }
-    comparison = _comparison(arms, rules, setup, decided, rounds)
+    comparison = _comparison(arms, rules, setup, decided, rounds, choices)
     means = [("all cells", interval(first_rounds.mean(axis=1)))]
     for operator in dict.fromkeys(cell.case.operator for cell in cells):
         columns = [index for index, cell in enumerate(cells) if cell.case.operator == operator]
@@ -72,10 +75,16 @@ def conclude(
 
 
 def undecided(
-    arms: Mapping[str, GateArm], rules: Rules, setup: Pair, verdict: Verdict, reason: str, rounds: Sequence[Pair] = ()
+    arms: Mapping[str, GateArm],
+    rules: Rules,
+    setup: Pair,
+    verdict: Verdict,
+    reason: str,
+    rounds: Sequence[Pair] = (),
+    choices: Mapping[str, Choice] = {},
 ) -> Comparison:
     """The comparison of a session that could not measure; its verdict stands above those of the cells."""
-    comparison = _comparison(arms, rules, setup, rounds=rounds)
+    comparison = _comparison(arms, rules, setup, rounds=rounds, choices=choices)
     if verdict is not Verdict.MISSING:
         cells = tuple(
             row if row.reason else replace(row, verdict=verdict, reason="not measured further")
@@ -85,14 +94,23 @@ def undecided(
     return replace(comparison, verdict=verdict, reason=reason)
 
 
+def unchanged(arms: Mapping[str, GateArm], rules: Rules, setup: Pair, choices: Mapping[str, Choice]) -> Comparison:
+    """The comparison of a session that measures no cell, since both arms run the same code for all that both have."""
+    comparison = _comparison(arms, rules, setup, choices=choices)
+    count = sum(row.verdict is comparison.verdict for row in comparison.cells)
+    reason = f"{count} of {len(comparison.cells)} cells; nothing was timed"
+    return replace(comparison, reason=reason)
+
+
 def _comparison(
     arms: Mapping[str, GateArm],
     rules: Rules,
     setup: Pair,
     decided: Mapping[str, tuple[Verdict, Estimate]] = {},
     rounds: Sequence[Pair] = (),
+    choices: Mapping[str, Choice] = {},
 ) -> Comparison:
-    """Every cell of the base: decided, or missing with the reason; with the costs that the head counts."""
+    """Every cell of the base: decided, unchanged, or missing with the reason; with the costs that the head counts."""
     base, head = setup["base"], setup["head"]
     heads = {cell.key: cell for cell in head.plan}
     planned = {arm: {cell.key for cell in process.plan} for arm, process in setup.items()}
@@ -106,9 +124,12 @@ def _comparison(
         row = _row(heads.get(cell.key, cell), setup, rounds)
         if cell.key not in planned["head"]:
             row = replace(row, reason="the head has no such cell")
+        choice = choices.get(cell.key)
+        if choice and not choice.measured:
+            row = replace(row, verdict=Verdict.UNCHANGED, reason=choice.reason)
         if cell.key in decided:
             cell_verdict, change = decided[cell.key]
-            row = replace(row, verdict=cell_verdict, change=change, reason=_note(row, cell_verdict))
+            row = replace(row, verdict=cell_verdict, change=change, reason=_note(row, cell_verdict, choice))
         rows.append(row)
     return Comparison(
         base=arms["base"].label,
@@ -194,8 +215,9 @@ def _source(process: ArmProcess, key: str) -> str:
     return measurement.kernel_source_hash if measurement else ""
 
 
-def _note(row: CellComparison, verdict: Verdict) -> str:
+def _note(row: CellComparison, verdict: Verdict, choice: Choice | None) -> str:
     """What a reader of a decided row should know."""
+    notes = [f"measured, {choice.reason}"] if choice else []
     if row.base_source == row.head_source and verdict is Verdict.SLOWER:
-        return f"{SAME_SOURCE} of this operator: look for what it shares with others, or at the device"
-    return ""
+        notes.append(f"{SAME_SOURCE} of this operator: look for what it shares with others, or at the device")
+    return "; ".join(notes)

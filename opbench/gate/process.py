@@ -1,4 +1,4 @@
-"""Runs rounds: a fresh process of each arm, which measure cell by cell in turns."""
+"""A process of an arm: how it is started and asked, and what it measured."""
 
 import json
 import os
@@ -8,8 +8,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Self, cast
@@ -19,11 +19,11 @@ from opbench.errors import GateError, NotComparableError
 from opbench.gate import arm as arm_program
 from opbench.results.measurement import Measurement, Status
 from opbench.stats import median
-from opbench.sweeps.isolation.executor import START_LIMIT_S, cell_limit_s
+from opbench.sweeps.isolation.executor import START_LIMIT_S
 from opbench.text import one_line
 from opbench.workload.case import Cell
 
-__all__ = ["ArmProcess", "GateArm", "Launcher"]
+__all__ = ["ArmProcess", "GateArm", "OpenProcess"]
 
 LAST_WORDS_S = 10.0
 """Most that may pass between the end of a process's answers and its death."""
@@ -72,54 +72,7 @@ class ArmProcess:
         return median(measurement.latencies_ms) if measurement and measurement.status is Status.OK else None
 
 
-class Launcher:
-    """Runs rounds, one at a time.
-
-    Both processes of a round live at once and take turns: the same cell in one, then at once in the other, the first
-    of them alternating from cell to cell. What the machine does within seconds so falls on both alike.
-
-    Args:
-        options: what to measure and how, as make_request takes it.
-    """
-
-    def __init__(self, options: Mapping[str, Any]) -> None:
-        self._options = dict(options)
-
-    def run(self, arms: Mapping[str, GateArm], cells: Sequence[Cell] | None, first: str) -> dict[str, ArmProcess]:
-        """One round.
-
-        Args:
-            arms: by name.
-            cells: in the order of measuring; None for all that each arm plans, in the order of its plan.
-            first: name of the arm that measures the first cell first.
-
-        Raises:
-            GateError: an arm does not start.
-            NotComparableError: its opbench and this one have no protocol in common.
-        """
-        started = time.monotonic()
-        cell_s = cell_limit_s(self._options.get("time_budget") or 1.0)
-        names = sorted(arms, key=lambda name: name != first)
-        with ExitStack() as stack:
-            processes = {name: stack.enter_context(_Process(arms[name], self._options)) for name in names}
-            for name in names:
-                processes[name].ready()
-            if cells is None:
-                for name in names:
-                    processes[name].ask({"do": "plan"}, START_LIMIT_S)
-                    if processes[name].cells is None:
-                        raise GateError(f"{arms[name].label}: cannot be measured: {processes[name].failure}")
-                every = [cell for name in names for cell in processes[name].plan]
-                cells = list({cell.key: cell for cell in every}.values())
-            steps: list[Cell | None] = [None, *cells, None]
-            for number, step in enumerate(steps):
-                for name in names if number % 2 == 0 else reversed(names):
-                    processes[name].measure(step, cell_s)
-            each_s = (time.monotonic() - started) / len(names)
-            return {name: process.result(each_s) for name, process in processes.items()}
-
-
-class _Process:
+class OpenProcess:
     """One process of an arm, from its start to its end."""
 
     def __init__(self, arm: GateArm, options: Mapping[str, Any]) -> None:
@@ -176,6 +129,20 @@ class _Process:
         answer = self.ask(None, START_LIMIT_S)
         if "not_comparable" in answer:
             raise NotComparableError(f"{self._arm.label}: {answer['not_comparable']}")
+
+    def make_plan(self) -> None:
+        """Have it say what it plans.
+
+        Raises:
+            GateError: it does not.
+        """
+        self.ask({"do": "plan"}, START_LIMIT_S)
+        if self.cells is None:
+            raise GateError(f"{self._arm.label}: cannot be measured: {self.failure}")
+
+    def further(self, method: str, limit_s: float, **arguments: str) -> dict[str, Any]:
+        """What a method of Served gives that its opbench may lack: nothing then."""
+        return self.ask({"do": method, "with": arguments}, limit_s)
 
     def measure(self, cell: Cell | None, limit_s: float) -> None:
         """Measure a cell, or the sentinel; nothing where the process has failed, or plans no such cell."""

@@ -7,16 +7,16 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, distributions
 from pathlib import Path
 
 from opbench.errors import GateError, UsageError
 from opbench.text import one_line
 
-__all__ = ["ProjectSource", "find_source", "installed"]
+__all__ = ["ProjectSource", "find_source", "installed", "other_requirements", "require_clean"]
 
 GIT_LIMIT_S = 120
 INSTALL_LIMIT_S = 1800
@@ -107,6 +107,16 @@ def installed(sources: dict[str, ProjectSource], work: Path) -> Iterator[dict[st
             _install(source, tree, place)
         places[name] = place
     yield places
+
+
+def other_requirements(places: Mapping[str, Path]) -> list[str]:
+    """What is declared as a dependency in one place alone; a gate installs none."""
+    base, head = (_requirements(place) for place in places.values())
+    return sorted(base ^ head)
+
+
+def _requirements(place: Path) -> set[str]:
+    return {text for found in distributions(path=[str(place)]) for text in found.requires or ()}
 
 
 @contextmanager

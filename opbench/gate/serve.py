@@ -2,12 +2,17 @@
 
 A gate starts a process that imports this module by its name, takes a protocol that both speak from PROTOCOLS, and calls
 `serve`. What crosses is JSON values, and cells are named by their keys. A new field of an answer is no new protocol,
-since a gate ignores what it does not know; anything else that an older gate would not understand is.
+since a gate ignores what it does not know; nor is a further method that Served has, since a gate does without those
+that it does not find. Anything else that an older gate would not understand is.
 """
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from opbench.workload.case import Cell
+    from opbench.workload.operator import Operator, Provider
 
 __all__ = ["PROTOCOLS", "Served", "serve"]
 
@@ -39,6 +44,7 @@ class Served:
         self._cells = {cell.key: cell for cell in plan(asked, operators)}
         for name, fraction in inject.items():
             operators[name] = slowed(operators[name], fraction)
+        self._operators = operators
         self._runner = CellRunner(asked, operators.__getitem__)
 
     def plan(self) -> dict[str, Any]:
@@ -53,6 +59,22 @@ class Served:
         cells = [cell.to_json() for cell in self._cells.values()]
         identity = dict(Identity.of(environment).without(GPU_UUID).parts)
         return {"plan": cells, "identity": identity, "environment": environment}
+
+    def sources(self) -> dict[str, Any]:
+        """Which files each operator and provider of the plan runs, which ones time them, and the digests of all."""
+        from opbench.gate.own_code import sources
+
+        return sources([self._parts(cell) for cell in self._cells.values()])
+
+    def kernels(self, key: str) -> dict[str, Any]:
+        """Digests of the machine code that a planned cell launches by Triton (`kernels`), or why not (`unknown`)."""
+        from opbench.gate.own_code import kernels
+
+        return kernels(*self._parts(self._cells[key]), self._cells[key].case, self.device)
+
+    def _parts(self, cell: "Cell") -> "tuple[Operator, Provider]":
+        operator = self._operators[cell.case.operator]
+        return operator, operator.provider(cell.provider)
 
     def measure(self, key: str) -> dict[str, Any]:
         """The `measurement` of a planned cell, and why this process can measure no other (`ended`) where it cannot."""

@@ -13,7 +13,9 @@ from opbench.compare.rules import Rules, decide, screen
 from opbench.compare.verdicts import Comparison, Verdict
 from opbench.device.identity import Identity
 from opbench.errors import GateError
-from opbench.gate.outcome import SAME_SOURCE, Pair, complete, conclude, undecided
+from opbench.gate.changes import Choice
+from opbench.gate.launcher import Planned
+from opbench.gate.outcome import SAME_SOURCE, Pair, complete, conclude, unchanged, undecided
 from opbench.gate.process import ArmProcess, GateArm
 from opbench.workload.case import Cell
 
@@ -37,7 +39,7 @@ class ProcessRecord:
     """One process of a session, as processes.jsonl keeps it."""
 
     stage: str
-    """setup, screen or confirm."""
+    """plan (of `--changed-only`, which measures nothing then), setup, screen or confirm."""
     round: int
     arm: str
     """base or head."""
@@ -132,13 +134,21 @@ def run_session(
     run_round: RunRound,
     settings: SessionSettings,
     progress: SessionProgress | None = None,
+    planned: Planned | None = None,
 ) -> Session:
     """Measure two arms in turns and compare them.
+
+    Args:
+        base, head: the arms.
+        run_round: as Launcher.run.
+        settings: how.
+        progress: hears of it.
+        planned: the plans, where only some of their cells are measured.
 
     Raises:
         GateError: an arm cannot be measured at all, or the budget is too small for any conclusion.
     """
-    return _Run(base, head, run_round, settings, progress).run()
+    return _Run(base, head, run_round, settings, progress, planned).run()
 
 
 class _Run:
@@ -151,7 +161,9 @@ class _Run:
         run_round: RunRound,
         settings: SessionSettings,
         progress: SessionProgress | None,
+        planned: Planned | None,
     ) -> None:
+        self.planned = planned
         self.arms = {"base": base, "head": head}
         self.settings = settings
         self.rules = settings.rules
@@ -161,11 +173,25 @@ class _Run:
         self._random = random.Random(settings.seed)  # noqa: S311 - an order, not a secret
 
     def run(self) -> Session:
-        setup = self._round("setup", 0, None, "base")
+        setup = self._set_up()
         outcome = self._without_rounds(setup) or self._with_rounds(setup)
         return Session(outcome, self.records)
 
     # The set-up: one process of each arm, which also fills caches and is not counted.
+
+    def _set_up(self) -> Pair:
+        if self.planned is None:
+            return self._round("setup", 0, None, "base")
+        plans = self.planned.processes
+        self.records += [ProcessRecord("plan", 0, arm, process) for arm, process in plans.items()]
+        if not self.planned.measured:
+            return plans
+        taken = self._round("setup", 0, self.planned.measured, "base")
+        return {
+            arm: replace(plans[arm], measurements=process.measurements, sentinel=process.sentinel,
+                         seconds=process.seconds, failure=process.failure)
+            for arm, process in taken.items()
+        }  # fmt: skip
 
     def _without_rounds(self, setup: Pair) -> Comparison | None:
         """The comparison where nothing can be measured; else None."""
@@ -176,9 +202,13 @@ class _Run:
         cells = self._paired(setup)
         if differing:
             return self._undecided(setup, Verdict.NOT_COMPARABLE, "; ".join(differing))
+        if self.planned and self.planned.choices and not self.planned.measured:
+            return unchanged(self.arms, self.rules, setup, self._choices)
         if not cells:
             return self._undecided(setup, Verdict.MISSING, "no cell was measured in both arms")
-        if not self.settings.same_source_allowed and all(
+        if self.planned or self.settings.same_source_allowed:
+            return None
+        if all(
             base.measurements[cell.key].kernel_source_hash == head.measurements[cell.key].kernel_source_hash
             for cell in cells
         ):
@@ -195,7 +225,11 @@ class _Run:
         ]
 
     def _undecided(self, setup: Pair, verdict: Verdict, reason: str, rounds: Sequence[Pair] = ()) -> Comparison:
-        return undecided(self.arms, self.rules, setup, verdict, reason, rounds)
+        return undecided(self.arms, self.rules, setup, verdict, reason, rounds, self._choices)
+
+    @property
+    def _choices(self) -> Mapping[str, Choice]:
+        return self.planned.choices if self.planned else {}
 
     # The rounds.
 
@@ -225,7 +259,7 @@ class _Run:
                 return self._undecided(setup, Verdict.MISSING, UNMEASURED, [*first, *second])
         decision = decide(first_rounds, second_rounds, kept, self.rules)
         rounds = [*first, *second]
-        return conclude(self.arms, self.rules, setup, cells, decision, first_rounds, rounds)
+        return conclude(self.arms, self.rules, setup, cells, decision, first_rounds, rounds, self._choices)
 
     def _affordable(self, per_round_s: float, rounds: int) -> bool:
         budget_s = self.settings.budget_s

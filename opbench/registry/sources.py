@@ -4,7 +4,7 @@ import ast
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from opbench.registry.registry import operator_module
 from opbench.workload.operator import Operator, Provider
 
-__all__ = ["source_files", "source_hash"]
+__all__ = ["file_of", "imported_files", "source_files", "source_hash"]
 
 KERNELS = "opbench_kernels"
 OPERATORS = ("opbench.operators.", "opbench.backbones.", "opbench.models.")
@@ -48,18 +48,25 @@ def source_files(operator: Operator, provider: Provider) -> dict[str, Path]:
     return search.found
 
 
+def imported_files(module: str) -> dict[str, Path]:
+    """Files of a module of opbench's and of all that it imports of opbench, by module; operators are left out."""
+    search = _Search({"opbench"})
+    search.follow(module)
+    return {name: path for name, path in search.found.items() if not f"{name}.".startswith(OPERATORS)}
+
+
 class _Search:
     """What was found so far, and how far to go."""
 
-    def __init__(self) -> None:
+    def __init__(self, own: Collection[str] = (KERNELS,)) -> None:
         self.found: dict[str, Path] = {}
-        self.own = {KERNELS}
+        self.own = set(own)
         self._beside: set[Path] = set()
         self._followed: set[tuple[str, str]] = set()
 
     def add(self, module: str) -> Path | None:
         """Take a module's file, if it has one."""
-        path = _file(module) or next((p for folder in self._beside if (p := folder / f"{module}.py").is_file()), None)
+        path = file_of(module) or next((p for folder in self._beside if (p := folder / f"{module}.py").is_file()), None)
         return self.found.setdefault(module, path) if path else None
 
     def follow(self, module: str, function: str = "") -> None:
@@ -83,9 +90,9 @@ class _Search:
         beside = any((folder / f"{name}.py").is_file() for folder in self._beside)
         if not (top in self.own or whole.startswith(OPERATORS) or beside):
             return
-        if taken and _file(whole):
+        if taken and file_of(whole):
             self.follow(whole)
-        elif taken and (path := _file(name)) and path.name == "__init__.py":
+        elif taken and (path := file_of(name)) and path.name == "__init__.py":
             self.follow(name, taken)  # what it hands on under that name, and not all that it imports
         else:
             self.follow(name)
@@ -100,7 +107,7 @@ def _functions(build: Any) -> Iterator[Callable[..., object]]:  # noqa: ANN401 -
         yield build
 
 
-def _file(module: str) -> Path | None:
+def file_of(module: str) -> Path | None:
     """File of a module, found without importing it; None where there is none."""
     loaded = getattr(sys.modules.get(module), "__file__", None)
     if loaded:

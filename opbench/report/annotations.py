@@ -23,9 +23,10 @@ def workflow_commands(comparison: Comparison, accepted: Collection[Verdict] = ()
 
     The worst come first; beyond MOST_ANNOTATIONS of a kind the last one says how many there are in all. A comparison
     without a failing cell that did not pass either has one for itself. Where there was nothing to measure, and
-    that is accepted, a `::notice` says so.
+    that is no failure, a `::notice` says so.
     """
-    if comparison.same_source and comparison.verdict in accepted:
+    nothing = comparison.same_source and comparison.verdict in accepted
+    if nothing or comparison.verdict is Verdict.UNCHANGED:
         return _command("notice", "nothing to measure", comparison.reason) + "\n"
     found: dict[str, list[CellComparison]] = {"error": [], "warning": []}
     for cell in comparison.cells:

@@ -3,7 +3,7 @@
 import xml.etree.ElementTree as ET
 from collections.abc import Collection
 
-from opbench.compare.verdicts import CellComparison, Comparison, Verdict
+from opbench.compare.verdicts import CellComparison, Comparison, JUnit, Verdict
 from opbench.text import one_line
 from opbench.workload.case import Cell
 
@@ -11,7 +11,7 @@ __all__ = ["junit_xml"]
 
 
 def junit_xml(comparison: Comparison, accepted: Collection[Verdict] = ()) -> str:
-    """Slower is a failure; what could not be judged is an error, or skipped where it is accepted.
+    """Slower is a failure; what could not be judged is an error, or skipped where it is accepted or was not needed.
 
     A comparison without cells has one test case of its own, so that no reader takes an empty suite for a passed one.
     """
@@ -38,12 +38,12 @@ def _add(
     suite: ET.Element, class_name: str, name: str, verdict: Verdict, message: str, accepted: Collection[Verdict]
 ) -> None:
     case = ET.SubElement(suite, "testcase", classname=one_line(class_name), name=one_line(name))
-    if verdict.passed:
+    if verdict.junit is JUnit.PASSED:
         ET.SubElement(case, "system-out").text = one_line(message)
         return
-    kind = "skipped" if verdict in accepted else str(verdict.junit)
+    kind = str(JUnit.SKIPPED if verdict in accepted else verdict.junit)
     element = ET.SubElement(case, kind, message=one_line(message))
-    if kind != "skipped":
+    if kind != JUnit.SKIPPED:
         element.set("type", str(verdict))
 
 

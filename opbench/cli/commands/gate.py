@@ -64,6 +64,10 @@ def gate(
             help="What a change that touches no operator exits with, where both run the same source: 4 or 0.",
         ),
     ] = "fail",
+    changed_only: Annotated[
+        bool,
+        typer.Option("--changed-only", help="Measure only cells whose code differs, or may; none: 0, and no timing."),
+    ] = False,
     aa: Annotated[bool, typer.Option("--aa", help="Go on although both arms run the same source.")] = False,
     selftest: Annotated[
         bool, typer.Option("--selftest", help="Judge the gate on this machine: A/A and injected slow-downs.")
@@ -82,8 +86,8 @@ def gate(
 ) -> None:
     """Judge a revision against another: both installed, run as fresh processes in turns, in two stages.
 
-    Exit codes: 0 same or faster, 1 slower, 2 usage or bad input, 3 inconclusive, 4 not comparable (also where both arms
-    ran the same source, unless --nothing-to-measure pass), 5 missing or failed cells, 130 interrupted.
+    Exit codes: 0 same, faster or unchanged, 1 slower, 2 usage or bad input, 3 inconclusive, 4 not comparable (also
+    where both arms ran the same source, unless --nothing-to-measure pass), 5 missing or failed cells, 130 interrupted.
     """
     if selftest == (base is not None):
         raise UsageError("give --base, the revision to compare with, or --selftest")
@@ -92,6 +96,8 @@ def gate(
     directions = options.get("direction", ["fwd"])
     if selftest and directions != ["fwd"]:
         raise UsageError(f"--selftest slows the forward pass: --direction must be fwd, got {','.join(directions)!r}")
+    if changed_only and (aa or selftest):
+        raise UsageError(f"--changed-only leaves out the same code, which {'--aa' if aa else '--selftest'} measures")
     require_unix("opbench gate")
     interrupt_on_termination()
     from opbench.compare.rules import Rules
@@ -110,7 +116,7 @@ def gate(
     rules = replace(_with_rounds(Rules(), rounds), tolerance=parse_percent("--tolerance", tolerance))
     budget_s = None if budget is None else 60 * budget
     session = SessionSettings(rules, budget_s, settle=not accepted, same_source_allowed=aa)
-    request = GateRequest(with_defaults(options), session, out, quiet=quiet, no_color=no_color)
+    request = GateRequest(with_defaults(options), session, changed_only, out, quiet=quiet, no_color=no_color)
     with verdict_exit_codes():
         if selftest:
             sizes = [parse_percent("--inject", text) for text in split("--inject", inject) or []]

@@ -1,0 +1,66 @@
+"""What a revision says of its own code, in an arm's process: its files, and the machine code of its kernels."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from opbench.errors import UsageError
+from opbench.registry.code import digest, file_name, run_files
+from opbench.registry.sources import imported_files
+from opbench.text import one_line
+from opbench.workload.case import Case
+from opbench.workload.operator import Operator, Provider
+
+if TYPE_CHECKING:
+    from opbench.sweeps.launched import LaunchedKernel
+
+__all__ = ["kernels", "sources"]
+
+HARNESS = "opbench.sweeps.runner"
+"""The module that builds, checks and times a cell."""
+
+
+def sources(parts: Sequence[tuple[Operator, Provider]]) -> dict[str, Any]:
+    """Files by path from the folder that holds their package, none of them imported for it.
+
+    Returns:
+        `files`, of each path the digests of opbench.registry.code.digest; `providers`, of each "operator provider" the
+        paths of what it runs; `harness`, those of what times it.
+    """
+    harness = {file_name(module, path): path for module, path in imported_files(HARNESS).items()}
+    named = {f"{operator.name} {provider.name}": (operator, provider) for operator, provider in parts}
+    runs = {name: run_files(*part) for name, part in named.items()}
+    found = harness | {name: path for files in runs.values() for name, path in files.items()}
+    return {
+        "files": {name: digest(path) for name, path in found.items()},
+        "providers": {name: [*files] for name, files in runs.items()},
+        "harness": [*harness],
+    }
+
+
+def kernels(operator: Operator, provider: Provider, case: Case, device: str) -> dict[str, Any]:
+    """Digests of the machine code of each Triton kernel that a cell launches, for the device that is here.
+
+    Returns:
+        `kernels`: by the kernel's name, in the order of launching; or `unknown`: why they cannot be told.
+    """
+    from opbench.sweeps.launched import UnknownKernelsError, launched_kernels
+
+    try:
+        launched = launched_kernels(operator, provider, case, device)
+        return {"kernels": [(each.kernel.__name__, _machine_code(each, device)) for each in launched]}
+    except (UnknownKernelsError, UsageError) as error:
+        return {"unknown": one_line(str(error))}
+    except Exception as error:
+        return {"unknown": f"{type(error).__name__}: {one_line(str(error))}"}
+
+
+def _machine_code(launched: "LaunchedKernel", device: str) -> str:
+    import torch
+
+    from opbench.inspection.compile import machine_code, require_compiler
+
+    require_compiler()
+    major, minor = torch.cuda.get_device_capability(device)
+    code = machine_code(*launched, architecture=10 * major + minor)
+    return hashlib.sha256(code.encode()).hexdigest()[:16]
