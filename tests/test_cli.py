@@ -83,6 +83,19 @@ def test_a_sweep_from_start_to_report(folder, monkeypatch, one_plot):
     assert (run / "measurements.csv").exists()
 
 
+def test_a_sweep_with_energy_measures_it_or_says_why_not(folder, monkeypatch):
+    """In a worker process, by the counter of this machine, which most have not."""
+    monkeypatch.chdir(folder)
+    code, out, err = call("sweep", *FAST, "--ops", "conv3x3", "--dtypes", "fp32", "--energy", "--out", "run")
+    assert code == 0, err
+    assert "Energy of a launch in mJ, fp32: tiny, " in out
+    with (folder / "run" / "measurements.csv").open(newline="") as file:
+        [row] = csv.DictReader(file)
+    measured = float(row["energy_mj"] or 0) > 0 and row["energy_source"].startswith("rapl: package-0")
+    assert measured != ("no energy: " in row["reason"])
+    assert (row["status"], float(row["latency_ms"]) > 0) == ("ok", True)
+
+
 def test_out_is_refused_twice_and_resume_finds_nothing_left(folder, monkeypatch):
     monkeypatch.chdir(folder)
     assert call("sweep", *FAST, *TWO_DTYPES, "--ops", "conv3x3", "--out", "run", "--quiet") == (

@@ -82,7 +82,8 @@ class FakeNvml(ModuleType):
             assert self.open == 1, f"{name} outside nvmlInit and nvmlShutdown"
             if (name, *arguments) not in self.answers:
                 raise self.NVMLError(name)
-            return self.answers[name, *arguments]
+            answer = self.answers[name, *arguments]
+            return answer() if callable(answer) else answer
 
         return function
 

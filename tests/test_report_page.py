@@ -13,6 +13,7 @@ import json
 import os
 import re
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from importlib import resources
 from pathlib import Path
@@ -32,6 +33,7 @@ from opbench.report.page.data import MOST_SAMPLES, page_data
 from opbench.report.page.environment import in_words
 from opbench.report.page.html import page
 from opbench.report.value_text import shape_text
+from opbench.results.energy import EnergyWindow
 from opbench.results.frames import load_results
 from opbench.results.measurement import Status
 from opbench.results.published import PublishedRun, open_run
@@ -531,9 +533,25 @@ def test_images_per_second_of_networks(driver, tmp_path):
 
 @browser_test
 @on_a_desktop
-def test_operators_have_no_images_per_second(shown):
+def test_figures_that_no_row_has_are_no_choice(shown):
     choices = "return [...document.querySelectorAll('select option')].map(option => option.value)"
-    assert "images" not in shown.execute_script(choices)
+    assert not {"images", "energy", "perjoule"} & set(shown.execute_script(choices))
+
+
+@browser_test
+@on_a_desktop
+def test_energy_of_a_launch_and_flop_per_joule(driver, tmp_path):
+    """800 J in 2 s; a launch has 4 GFLOP."""
+    window = EnergyWindow("nvml", 800_000.0, 2.0, 4000, 40, 70.0)
+    cells = [
+        replace(measurement("a", Shape(1, 8, 8, 8), dtype, 1.0), energy=replace(window, launches=launches))
+        for dtype, launches in (("fp32", 4000), ("fp16", 8000))
+    ]
+    open_page(driver, write_page([make_run(tmp_path / "run", cells)], tmp_path / "page.html"))
+    figures = "return [...document.querySelectorAll('.figure')].map(f => f.textContent)"
+    for metric, shown in (("energy", ["200", "100"]), ("perjoule", ["20.0", "40.0"])):
+        choose(driver, "metric", metric)
+        assert driver.execute_script(figures) == shown
 
 
 KINDS = "return panels.map(p => [p.kindName, p.group])"

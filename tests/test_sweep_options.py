@@ -30,7 +30,7 @@ GIVEN = {
     "shapes": ["smoke"], "ops": ["double"], "dtypes": ["bf16", "fp32"], "level": ["core"], "direction": ["bwd"],
     "device": "cpu", "timer": "wall-clock", "cache": "warm", "providers": ["double=torch"],
     "settings": ["double.window=a.b=3"], "time_budget": 0.25, "memory_limit": 1.5, "seed": 7, "threads": 2,
-    "compile": True, "repeat": 3, "shard": "2/3", "sources": ["/somewhere/mine.py"],
+    "compile": True, "energy": True, "repeat": 3, "shard": "2/3", "sources": ["/somewhere/mine.py"],
 }  # fmt: skip
 
 

@@ -15,11 +15,19 @@ __all__ = ["conclude", "draw_plots", "print_results"]
 
 def print_results(run: "Run", *, no_color: bool) -> None:
     """Print the tables and the summary."""
-    from opbench.report import network_tables, print_tables, run_tables, speedup_tables, summary_line
+    from opbench.report import (
+        energy_tables,
+        network_tables,
+        print_tables,
+        run_tables,
+        speedup_tables,
+        summary_line,
+    )
     from opbench.results.measurement import FAILURES
 
     # Why cells failed comes at the end, for all tables together.
-    tables = [*run_tables(run, without_reasons_of=FAILURES), *speedup_tables(run), *network_tables(run)]
+    latencies = run_tables(run, without_reasons_of=FAILURES)
+    tables = [*latencies, *speedup_tables(run), *energy_tables(run), *network_tables(run)]
     print_tables(tables, "terminal", stdout(no_color))
     print(f"\n{summary_line(run)}", flush=True)
 

@@ -131,6 +131,9 @@ SWEEP_FLAGS = (
     Flag("compile", None, {
         "sweep": "Measure each cell under torch.compile, too: the provider torch_compile.",
     }, kind=bool, names=("--compile",)),
+    Flag("energy", None, {
+        "sweep": "Measure the energy of each cell, too, after its timing: some 5 s a cell.",
+    }, kind=bool, names=("--energy",)),
     Flag("shard", "K/N", {
         "sweep": "Measure the K-th of N parts of the plan, for opbench merge. [default: the whole plan]",
     }),
@@ -138,8 +141,9 @@ SWEEP_FLAGS = (
         "sweep check": "A worker process for each operator and shape, or none, for debugging. [default: process]",
         "reproduce": "A worker process for each operator and shape, or none.",
     }, defaults={"reproduce": "none"}),
-    Flag("cell_timeout", "SECONDS", {"sweep": "Stop a cell after that. [default: 120 and ten time budgets]"},
-         kind=float),
+    Flag("cell_timeout", "SECONDS", {
+        "sweep": "Stop a cell after that. [default: 120 and ten time budgets, 30 more with --energy]",
+    }, kind=float),
     Flag("ceilings_budget", "SECONDS", {
         "sweep": "To measure what the device can do at most, once; 0: not at all. "
         "[default: 15 on the CPU, 30 on CUDA]",

@@ -88,11 +88,12 @@ class Nvml:
 
     def limits(self) -> dict[str, Any]:
         """Power limits (W): the one in force and the card's own; and whether the GPU is cut into MIG slices."""
-        mig = self.about_gpu("nvmlDeviceGetMigMode")
+        mig = self.about_gpu("nvmlDeviceGetMigMode")  # which a slice itself does not answer
+        is_slice = bool(self.about_gpu("nvmlDeviceIsMigDeviceHandle"))
         return {
             "power_limit_w": watts(self.about_gpu("nvmlDeviceGetEnforcedPowerLimit")),
             "default_power_limit_w": watts(self.about_gpu("nvmlDeviceGetPowerManagementDefaultLimit")),
-            "mig_mode": None if mig is None else bool(mig[0]),
+            "mig_mode": is_slice or (None if mig is None else bool(mig[0])),
         }
 
     def other_processes(self, own: Collection[int] = (), contexts: int = 1) -> list[dict[str, Any]]:

@@ -9,12 +9,13 @@ from opbench.report.networks import network_tables, published_network_tables
 from opbench.report.paper import paper_tables
 from opbench.report.render import FORMATS, Table, print_tables, render
 from opbench.report.summary import summary_line
-from opbench.report.tables import run_tables, sample_table, speedup_tables, write_tables
+from opbench.report.tables import energy_tables, run_tables, sample_table, speedup_tables, write_tables
 
 __all__ = [
     "FORMATS",
     "Table",
     "ceiling_table",
+    "energy_tables",
     "network_tables",
     "paper_tables",
     "print_tables",

@@ -1,6 +1,7 @@
-"""Tables of one run: latencies in the paper's layout, and fp32 against half precision."""
+"""Tables of one run: latencies in the paper's layout, fp32 against half precision, and energy."""
 
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from opbench.files import make_folder, write_whole
@@ -18,13 +19,24 @@ from opbench.report.notes import (
 )
 from opbench.report.paper import matched_tables
 from opbench.report.render import SEPARATOR, TABLE_FORMATS, Table, render
-from opbench.report.value_text import ABSENT, shape_text, sparkline, three_digits
+from opbench.report.value_text import ABSENT, count_cells, shape_text, sparkline, three_digits
 from opbench.results.measurement import Status
 from opbench.results.row import Row, is_ok
 from opbench.results.run import Run
 from opbench.workload.case import Shape
 
-__all__ = ["half_precision", "run_tables", "sample_table", "speedup", "speedup_tables", "write_tables"]
+__all__ = [
+    "energy_tables",
+    "half_precision",
+    "run_tables",
+    "sample_table",
+    "speedup",
+    "speedup_tables",
+    "write_tables",
+]
+
+NO_ENERGY = "no energy: "
+"""Begins the part of a reason that says why."""
 
 
 def run_tables(run: Run, *, without_reasons_of: Collection[Status] = ()) -> list[Table]:
@@ -69,6 +81,15 @@ def speedup_tables(run: Run) -> list[Table]:
     return [_speedup_table(run, group, half) for group in group_rows(run.rows()) if (half := half_precision(group))]
 
 
+def energy_tables(run: Run) -> list[Table]:
+    """One table per shape list, level and direction in the layout of run_tables: energy of a launch in mJ.
+
+    None of a run that was not asked for energy.
+    """
+    groups = group_rows(run.rows())
+    return [_energy_table(run, group) for group in groups if any(map(_told_of_energy, group.rows))]
+
+
 def write_tables(run: Run) -> list[Path]:
     """Write every table of a run into its folder `tables`, each as .md, .csv and .tex; returns the files."""
     folder = run.path / "tables"
@@ -77,6 +98,7 @@ def write_tables(run: Run) -> list[Path]:
     for table in (
         *run_tables(run),
         *speedup_tables(run),
+        *energy_tables(run),
         *network_tables(run),
         *matched_tables(run),
         *published_network_tables(run),
@@ -103,17 +125,6 @@ def speedup(full: Row | None, half: Row | None) -> float | None:
 
 def _latency_table(run: Run, group: Group, without_reasons_of: Collection[Status]) -> Table:
     dtypes = SEPARATOR.join(group.dtypes)
-    rows = tuple(
-        (
-            group.label(series),
-            series.provider,
-            *(
-                SEPARATOR.join(cell_text(group.cell(series, shape, dtype)) for dtype in group.dtypes)
-                for shape in group.shapes
-            ),
-        )
-        for series in group.series
-    )
     return Table(
         name=group.stem,
         title=f"Latency in ms, {dtypes}: {group.description}",
@@ -122,7 +133,7 @@ def _latency_table(run: Run, group: Group, without_reasons_of: Collection[Status
             "Provider",
             *(f"{_heading(group, shape)}\n{dtypes} (ms)" for shape in group.shapes),
         ),
-        rows=rows,
+        rows=_lines(group, cell_text),
         notes=(
             provenance(run, group.rows),
             *origin_notes(group.rows),
@@ -131,6 +142,21 @@ def _latency_table(run: Run, group: Group, without_reasons_of: Collection[Status
             *advice_notes(group.rows, run.environment),
         ),
         ranks=_ranks(group, first_column=2),
+    )
+
+
+def _lines(group: Group, text: Callable[[Row | None], str]) -> tuple[tuple[str, ...], ...]:
+    """A line per series, with the text of each dtype's row in a column per shape."""
+    return tuple(
+        (
+            group.label(series),
+            series.provider,
+            *(
+                SEPARATOR.join(text(group.cell(series, shape, dtype)) for dtype in group.dtypes)
+                for shape in group.shapes
+            ),
+        )
+        for series in group.series
     )
 
 
@@ -179,6 +205,36 @@ def _speedup_text(full: Row | None, half: Row | None) -> str:
     without = {dtype: row for dtype, row in (("fp32", full), (half.dtype, half)) if not is_ok(row)}
     texts = [f"{dtype} {text}" for dtype, row in without.items() if (text := cell_text(row)) != ABSENT]
     return ", ".join(texts) or ABSENT
+
+
+def _told_of_energy(row: Row) -> bool:
+    return row.energy_mj is not None or NO_ENERGY in row.reason
+
+
+def _energy_table(run: Run, group: Group) -> Table:
+    def text(row: Row | None) -> str:
+        if row is None or not is_ok(row):
+            return cell_text(row)
+        return ABSENT if row.energy_mj is None else three_digits(row.energy_mj)
+
+    dtypes = SEPARATOR.join(group.dtypes)
+    measured = [row for row in group.rows if row.energy_mj is not None]
+    sources = ", ".join(dict.fromkeys(row.energy_source or "" for row in measured))
+    idle = sorted(row.idle_power_w or 0.0 for row in measured)
+    counted = f"Counter: {sources}. Idle power, which is included: {idle[0]:.3g} to {idle[-1]:.3g} W." if idle else ""
+    missing = Counter(row.reason.partition(NO_ENERGY)[2] for row in group.rows if NO_ENERGY in row.reason)
+    return Table(
+        name=f"energy-{group.stem}",
+        title=f"Energy of a launch in mJ, {dtypes}: {group.description}",
+        columns=("Operator", "Provider", *(f"{_heading(group, shape)}\n{dtypes} (mJ)" for shape in group.shapes)),
+        rows=_lines(group, text),
+        notes=(
+            provenance(run, group.rows),
+            "Launches back to back with a warm cache, whatever the timer.",
+            *filter(None, [counted]),
+            *(f"No energy: {reason} ({count_cells(count)})." for reason, count in missing.items()),
+        ),
+    )
 
 
 def _heading(group: Group, shape: Shape) -> str:

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
+from opbench.results.energy import EnergyWindow
 from opbench.text import one_line
 from opbench.timing.stopping import StopReason
 from opbench.workload.case import MAX_COUNT, Cell
@@ -98,6 +99,8 @@ class Measurement:
     """The same once more, at the cell's shape, before it is timed."""
     kernels_compiled: int | None = None
     """In both."""
+    energy: EnergyWindow | None = None
+    """What the device used while launches ran; None where it was not asked for, or the reason says why not."""
     traceback: str = ""
     """Of a cell that raised: printable lines."""
     origin: str = ""
@@ -150,6 +153,7 @@ class Measurement:
         values["latencies_ms"] = _latencies(data["latencies_ms"])
         values["stop_reason"] = known_name(StopReason, data["stop_reason"]) if data["stop_reason"] else None
         values["warnings"] = tuple(map(CellWarning.parse, data.get("warnings", ())))
+        values["energy"] = EnergyWindow.from_json(energy) if (energy := data.get("energy")) is not None else None
         measurement = cls(**values)
         measurement._check_types()
         return measurement

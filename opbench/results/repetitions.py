@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
+from opbench.results.energy import together
 from opbench.results.measurement import Measurement, Status
 from opbench.stats import median
 
@@ -39,6 +40,7 @@ def _together(repetitions: Mapping[int, Measurement]) -> Measurement:
         peak_memory_bytes=max(
             (line.peak_memory_bytes for line in lines if line.peak_memory_bytes is not None), default=None
         ),
+        energy=together([line.energy for line in lines if line.energy]),
         seconds=sum(line.seconds for line in lines),
         warnings=tuple(dict.fromkeys(warning for line in lines for warning in line.warnings)),
         processes=len(lines),

@@ -6,6 +6,7 @@ from typing import Any
 from opbench.device.ceilings import Ceilings
 from opbench.device.identity import gpu_uuid, host_of
 from opbench.device.limits import Work, limit_columns
+from opbench.results.energy import energy_columns
 from opbench.results.measurement import Measurement, Status
 from opbench.results.metrics import derived_metrics
 from opbench.results.row import Row
@@ -89,4 +90,5 @@ def row_of(
         origin=measurement.origin,
         **metrics,
         **limits,
+        **energy_columns(measurement.energy, cell.flop_count),
     )

@@ -60,6 +60,7 @@ class RunOptions:
         memory_limit_gib: per-process limit, GiB (2**30 bytes); None for none.
         seed: of inputs and parameters.
         threads: of torch on the CPU; None for torch's own choice.
+        energy: whether the energy of each cell is measured after its timing.
     """
 
     device: str = field(metadata=option("device", as_given))
@@ -69,6 +70,7 @@ class RunOptions:
     memory_limit_gib: float | None = field(default=None, metadata=option("memory_limit", positive))
     seed: int = field(default=0, metadata=option("seed", integer(0, MAX_SEED)))
     threads: int | None = field(default=None, metadata=option("threads", integer(1, 1024), added_later=True))
+    energy: bool = field(default=False, metadata=option("energy", switch, added_later=True))
 
     @property
     def device_type(self) -> str:
@@ -124,7 +126,7 @@ class SweepRequest(RunOptions):
     def to_json(self) -> dict[str, Any]:
         """The request as run.json keeps it."""
         values = asdict(self)
-        for name in ("sources", "shard", "compile"):
+        for name in ("sources", "shard", "compile", "energy"):
             if not values[name]:
                 del values[name]
         return values
@@ -177,12 +179,14 @@ def request_of_command(command: Mapping[str, Any], options: Options, operators: 
 
 def request_differences(request: SweepRequest, command: Mapping[str, Any]) -> list[str]:
     """One line for each part of the request that a run's command has otherwise."""
-    later = {part.name: part.default for part in fields(request) if options_of(SweepRequest)[part.name].added_later}
-    there = {**_plain(later), **command}
+    later = _plain(
+        {part.name: part.default for part in fields(request) if options_of(SweepRequest)[part.name].added_later}
+    )
+    there = {**later, **command}
     # Through JSON's types, as the stored one went.
     return [
         f"{name}: {there.get(name)!r} there, {value!r} now"
-        for name, value in _plain(request.to_json()).items()
+        for name, value in {**later, **_plain(request.to_json())}.items()
         if there.get(name) != value
     ]
 

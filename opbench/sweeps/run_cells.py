@@ -152,7 +152,7 @@ def _executor(run: Run, operators: Mapping[str, Operator], conduct: Conduct, wor
     if conduct.isolation is Isolation.PROCESS:
         providers = {cell.provider for cell in run.plan()}
         workers.preload = tuple(name for name in PRELOADED if name in providers and find_spec(name))
-        limit_s = conduct.cell_timeout_s or cell_limit_s(options.time_budget_s)
+        limit_s = conduct.cell_timeout_s or cell_limit_s(options.time_budget_s, energy=options.energy)
         sources = run.command.get("sources", ())
         told = {**options.to_json(), "sources": list(sources)}
         with closing(WorkerExecutor(told, limit_s, workers, _alone(operators))) as isolated:

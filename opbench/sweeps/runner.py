@@ -18,6 +18,7 @@ from opbench.registry.registry import operator_module
 from opbench.registry.sources import source_hash
 from opbench.results.measurement import Measurement, Status
 from opbench.sweeps.check import check, make_tensors, synchronized_time
+from opbench.sweeps.energy import with_energy
 from opbench.sweeps.global_state import restored_state, seeded
 from opbench.sweeps.kernel_count import counted_kernels
 from opbench.sweeps.plan import applicability
@@ -199,6 +200,10 @@ class CellRunner:
                     common, reason=f"values are not finite at {case.shape} (right at {result.checked_shape})"
                 )
             measured = self._time(common, provider, timed.launch, timer, enter)
+            no_energy = ""
+            if self.options.energy:
+                enter("energy")
+                measured, no_energy = with_energy(measured, timer, timed.launch, device)
             enter("check again")
             again = partial(recheck, operator, provider, case, timed, before, partial(self._run_once, timer))
             fits = whole and case.direction is not Direction.TRAIN  # whose reference is in evaluation
@@ -206,7 +211,7 @@ class CellRunner:
         if wrong:
             return replace(common, reason=wrong)
         cropped = f"checked at {result.checked_shape}: the fp64 reference of the full shape is too large"
-        notes = (common.other_dtype, "" if whole else cropped, left_out)
+        notes = (common.other_dtype, "" if whole else cropped, left_out, no_energy)
         return replace(measured, status=Status.OK, reason="; ".join(filter(None, notes)))
 
     def _time(

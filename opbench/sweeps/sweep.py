@@ -48,6 +48,7 @@ def sweep(
     threads: int | None = None,
     compile: bool | None = None,  # noqa: A002 - the flag's name
     repeat: int | None = None,
+    energy: bool | None = None,
     shard: str | None = None,
     isolation: str | None = None,
     cell_timeout: float | None = None,
@@ -86,6 +87,7 @@ def sweep(
         compile: measure each cell under torch.compile, too: the provider torch_compile, which for an operator without
             one is its provider torch, or its first, compiled.
         repeat: fresh processes for each cell, in turns; `opbench compare` then judges between processes.
+        energy: measure the energy of each cell after its timing; the columns energy_mj and gflop_per_joule, and others.
         shard: "K/N", to measure the K-th of N parts of the plan; `opbench merge` makes one run of all.
         isolation: process (a worker for each operator and shape) or none; none is the default with `operators`.
         cell_timeout: seconds after which a cell is a timeout.

@@ -228,6 +228,10 @@ class CudaGraphTimer:
         times_ms = self._sampler.times_ms([self._graph.replay] * count)
         return [milliseconds / self.launches_per_sample for milliseconds in times_ms]
 
+    def replay(self) -> None:
+        """Queue the captured graph, launches_per_sample launches, on the current stream."""
+        self._graph.replay()
+
     def _capture(self, launch: Launch, count: int, stream: torch.cuda.Stream) -> None:
         """Capture a graph of `count` launches, and calibrate the lead for its replay."""
         self._graph, self.launches_per_sample = _captured(launch, count, stream), count

@@ -199,6 +199,15 @@ STEPS = (
         _official("--direction", "fwd", "--timer", "launch-sync", "--rounds", "1"),
         resumes=True, needs="official-build",
     ),
+    # 4 cells in a process each: 5 s of energy, and what lies around it.
+    Step(
+        "energy", "BC", SPARE + 15, 50, 150,
+        _opbench(
+            "sweep", "--energy", "--ops", "conv3x3,window_attention,dcnv3,dcnv4", "--dtypes", "fp16",
+            "--shapes", "tools/gpu/gate_shape.yaml", "--timer", "cuda-graph", "--ceilings-budget", "0", "--no-plots",
+            "--out", "{out}/run",
+        ),
+    ),
 )  # fmt: skip
 
 

@@ -47,6 +47,7 @@ def report(
 ) -> None:
     """Print the tables of runs, or make one HTML page of them. Needs neither torch nor a GPU."""
     from opbench.report import (
+        energy_tables,
         network_tables,
         paper_tables,
         print_tables,
@@ -68,7 +69,12 @@ def report(
             if paper:
                 tables = published_network_tables(folder) or paper_tables(folder)
             else:
-                tables = [*run_tables(folder), *speedup_tables(folder), *network_tables(folder)]
+                tables = [
+                    *run_tables(folder),
+                    *speedup_tables(folder),
+                    *energy_tables(folder),
+                    *network_tables(folder),
+                ]
             print_tables([*tables, *([sample_table(folder)] if samples else [])], format_.value, stdout(no_color))
             if format_ is Format.TERMINAL:
                 print(f"\n{summary_line(folder)}")

@@ -40,6 +40,8 @@ const METRICS = {
   gbps: { name: "GB/s", of: (row) => value(row, "gbps"), low: false },
   error: { name: "largest error against fp64 (1e-6)", of: (row) => scaled(value(row, "max_rel_error"), 1e6), low: true },
   images: { name: "images per second", of: (row) => value(row, "images_per_second"), low: false },
+  energy: { name: "energy of a launch (mJ)", of: (row) => value(row, "energy_mj"), low: true },
+  perjoule: { name: "GFLOP per joule", of: (row) => value(row, "gflop_per_joule"), low: false },
   memory: { name: "peak memory (MiB)", of: (row) => scaled(value(row, "peak_memory_bytes"), 1 / 1048576), low: true },
 };
 const scaled = (number, factor) => (number === null ? null : number * factor);

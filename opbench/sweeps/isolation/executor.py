@@ -15,20 +15,22 @@ from opbench.workload.case import Cell
 
 __all__ = ["Executor", "InProcessExecutor", "WorkerExecutor", "cell_limit_s"]
 
+ENERGY_S = 30.0
+"""What a cell's limit allows for its energy: at most one window of LONGEST_WINDOW_S, and what is before it."""
 START_LIMIT_S = 300.0
 """Most that importing torch may take, from a cold disk over a network."""
 
 
-def cell_limit_s(time_budget_s: float) -> float:
+def cell_limit_s(time_budget_s: float, *, energy: bool = False) -> float:
     """Seconds after which a cell is a timeout: room to import, compile and check, and ten times its budget."""
-    return 120 + 10 * time_budget_s
+    return 120 + 10 * time_budget_s + (ENERGY_S if energy else 0)
 
 
 class Executor(Protocol):
     """Runs one cell after another."""
 
     def run(self, cell: Cell, on_stage: OnStage) -> Measurement:
-        """Measure one cell; on_stage hears "set-up", "check", "build", "timing" and "check again"."""
+        """Measure one cell; on_stage hears "set-up", "check", "build", "timing", "energy" and "check again"."""
         ...
 
     def renew(self) -> None:
