@@ -23,7 +23,7 @@ import json, os, signal, subprocess, sys, tempfile, time
 
 def serve(connection):
     lines = connection.makefile("r")
-    json.loads(lines.readline())
+    options = json.loads(lines.readline())
     say = lambda **message: connection.sendall(json.dumps(message).encode() + b"\\n")
     say(ready=True)
     for line in lines:
@@ -43,9 +43,11 @@ def run(tmp_path, monkeypatch):
     (tmp_path / "tmp").mkdir()
     made = []
 
-    def make(body="pass", limit_s=30.0):
+    def make(body="pass", limit_s=30.0, **options):
         (tmp_path / "fake_worker.py").write_text(FAKE_WORKER.replace("BODY", body))
-        made.append(WorkerExecutor(OPTIONS, limit_s, Workers("fake_worker:serve"), {("double", "alone")}))
+        made.append(
+            WorkerExecutor({**OPTIONS, **options}, limit_s, Workers("fake_worker:serve"), {("double", "alone")})
+        )
         return lambda provider="p", side=4: made[-1].run(
             make_cell(make_case(shape=(1, side, 4, 8)), provider=provider), lambda stage: None
         )
@@ -100,6 +102,25 @@ def test_a_hang_is_a_timeout_and_the_next_cell_runs(run):
     assert hang.status is Status.TIMEOUT
     assert hang.reason == "no result after 2 s, in check"
     assert after.status is Status.NOT_APPLICABLE
+
+
+@pytest.mark.parametrize(
+    ("ending", "reason"),
+    [
+        ("os.abort()", "the worker process died in energy: signal SIGABRT"),
+        ("time.sleep(60)", "no result after 2 s, in energy"),
+    ],
+)
+def test_a_worker_that_ends_while_energy_is_measured_costs_the_energy_alone(run, ending, reason):
+    measure = run(f'options["energy"] and (say(stage="energy"), {ending})', limit_s=2.0, energy=True)
+    first, second = measure(), measure()
+    for found in (first, second):
+        pid, said = found.reason.split("; no energy: ")
+        assert (found.status, said) == (Status.NOT_APPLICABLE, reason)
+        assert int(pid) != os.getpid()
+    assert first.reason != second.reason  # another process, and energy is tried again
+    fine = run('say(stage="energy" if options["energy"] else "check")', energy=True)()
+    assert "no energy" not in fine.reason
 
 
 def test_a_broken_device_gets_a_new_process(run):

@@ -4,6 +4,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any, Protocol
 
 from opbench.host.system import says_out_of_memory
@@ -17,6 +18,8 @@ __all__ = ["Executor", "InProcessExecutor", "WorkerExecutor", "cell_limit_s"]
 
 ENERGY_S = 30.0
 """What a cell's limit allows for its energy: at most one window of LONGEST_WINDOW_S, and what is before it."""
+ENERGY = "energy"
+"""The stage, and the option."""
 START_LIMIT_S = 300.0
 """Most that importing torch may take, from a cold disk over a network."""
 
@@ -70,7 +73,8 @@ class InProcessExecutor:
 class WorkerExecutor:
     """Runs the cells of each operator and shape in a worker process of their own.
 
-    A worker that dies or hangs costs its cell, and another one runs the next.
+    A worker that dies or hangs costs its cell, and another one runs the next. Where it was measuring the cell's energy,
+    another one measures the cell without.
 
     Args:
         options: as RunOptions.to_json gives them.
@@ -125,6 +129,8 @@ class WorkerExecutor:
         except (ValueError, KeyError, TypeError) as error:
             self._leave_group()  # the cell wrote among the answers
             status, reason = Status.ERROR, f"the worker process answered nonsense in {stage}: {error!r:.200}"
+        if stage == ENERGY:
+            return self._without_energy(cell, on_stage, reason)
         return Measurement(cell, status, reason, seconds=time.monotonic() - started)
 
     def renew(self) -> None:
@@ -136,6 +142,16 @@ class WorkerExecutor:
         """Kill the worker, if there is one, and everything that it started."""
         self._group = None
         self._workers.close()
+
+    def _without_energy(self, cell: Cell, on_stage: OnStage, reason: str) -> Measurement:
+        """Measure a cell again that ended its worker in the last part of it, which is to cost no timing."""
+        asked, self._options = self._options, {**self._options, ENERGY: False}
+        try:
+            measurement = self.run(cell, on_stage)
+        finally:
+            self._options = asked
+            self._leave_group()
+        return replace(measurement, reason="; ".join(filter(None, (measurement.reason, f"no energy: {reason}"))))
 
     def _enter_group(self, cell: Cell) -> None:
         """Have a worker that ran no other operator or shape, and where the provider needs it no other provider."""
