@@ -2,16 +2,20 @@
 
 import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from opbench.errors import StorageError
 
-__all__ = ["PART_SUFFIX", "make_folder", "remove_leftovers", "storage_errors", "write_whole"]
+__all__ = ["PART_SUFFIX", "free_stem", "make_folder", "remove_leftovers", "storage_errors", "write_whole"]
 
 PART_SUFFIX = ".part"
 """Of a file that is being written; only a process that is killed while it writes leaves one."""
+
+STEM_BYTES = 150
+"""File systems take 255 bytes, and prefixes and suffixes come on top."""
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
@@ -47,6 +51,16 @@ def make_folder(path: Path) -> None:
         if path.is_symlink():
             raise OSError(errno.ELOOP, "it is a symbolic link")
         path.mkdir(exist_ok=True)
+
+
+def free_stem(name: str, taken: set[str]) -> str:
+    """A file name without its suffix that is not taken, on any file system; it joins `taken`."""
+    plain = re.sub(r"[^\w.]+", "-", name).strip("-.").encode()[:STEM_BYTES].decode(errors="ignore") or "unnamed"
+    stem, number = plain, 2
+    while stem.casefold() in taken:
+        stem, number = f"{plain}-{number}", number + 1
+    taken.add(stem.casefold())
+    return stem
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -1,6 +1,8 @@
 """Run folders made by hand for the report's tests."""
 
+import json
 from collections.abc import Iterable
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from opbench.results.run import Run
 from opbench.workload.case import Case, Cell, Direction, Dtype, Level, Shape
 
 DEVICE = "Example GPU 40GB"
+HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror='window.hacked=1'>\"'&{{7*7}}"
 
 
 def measurement(
@@ -64,3 +67,54 @@ def make_run(path: Path, measurements: Iterable[Measurement]) -> Run:
     lines = (entry.to_json_line() + "\n" for entry in cells if entry.status is not Status.NOT_RUN)
     (run.path / JOURNAL).write_text("".join(lines))
     return run
+
+
+def hostile_run(folder):
+    """A run in which every text that a person or another program could have written is an attack."""
+    shape = Shape(1, 4, 4, 8)
+    texts = {"provider": HOSTILE, "shape_list": HOSTILE, "settings": ((HOSTILE, HOSTILE),)}
+    path = folder / "<img src=x onerror=window.hacked=1>"
+    make_run(
+        path,
+        [
+            measurement(HOSTILE, shape, "fp32", 1.0, reason=HOSTILE, **texts),
+            measurement(HOSTILE, shape, "fp16", Status.ERROR, reason=HOSTILE, **texts),
+            measurement("conv3x3", shape, "fp32", 2.0, shape_list=HOSTILE),
+        ],
+    )
+    document = json.loads((path / "run.json").read_text())
+    document["environment"] |= {
+        "device_name": HOSTILE,
+        "git_revision": HOSTILE + "+dirty",
+        HOSTILE: HOSTILE,
+        "lone": "\ud800",
+    }
+    document["command"][HOSTILE] = [HOSTILE]
+    document["started_at"] = document["run_id"] = HOSTILE
+    (path / "run.json").write_text(json.dumps(document))
+    (path / "ceilings.json").write_text(json.dumps({"reason": HOSTILE}))
+    return Run.open(path)
+
+
+class Markup(HTMLParser):
+    """Tags with their attributes, and the content of each script."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.scripts, self._inside = [], [], None
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag == "script":
+            self.scripts.append("")
+            self._inside = True
+
+    def handle_endtag(self, tag):
+        if tag == "script":
+            self._inside = False
+
+    def handle_data(self, data):
+        if self._inside:
+            self.scripts[-1] += data

@@ -5,6 +5,7 @@ import os
 import shutil
 from contextlib import contextmanager
 from functools import cache
+from importlib import resources
 
 DESKTOP = (1280, 900)
 PHONE = (390, 844)
@@ -36,14 +37,19 @@ def chromium(size=DESKTOP, *, dark=False):
     # A driver by path: selenium then neither searches for one nor downloads one.
     driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver"), env=os.environ | QUIET))
     try:
-        width, height = size
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
-        driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        resize(driver, size)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
         yield driver
     finally:
         driver.quit()
+
+
+def resize(driver, size):
+    """Have a page of `size` pixels; a narrow one is a phone's."""
+    width, height = size
+    metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+    driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
 QUIET = {"SE_OFFLINE": "true", "SE_AVOID_STATS": "true"}
@@ -68,3 +74,12 @@ def open_page(driver, path):
     ready = """return document.readyState === 'complete' && performance.getEntriesByName('charts').length > 0
       && waiting.length === 0"""
     WebDriverWait(driver, 30).until(lambda d: d.execute_script(ready))
+
+
+def accessibility_faults(driver):
+    """What axe finds wrong on the page: rule, place and words of each."""
+    axe = resources.files("axe_core_python").joinpath("axe.min.js").read_text("utf-8")
+    driver.execute_script("if (!window.axe) { " + axe + "\nwindow.axe = axe; }")
+    result = driver.execute_async_script("axe.run().then(arguments[0])")
+    assert len(result["passes"]) > 10
+    return [(v["id"], v["nodes"][0]["html"][:200], v["nodes"][0]["failureSummary"]) for v in result["violations"]]

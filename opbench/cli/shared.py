@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from opbench.workload.operator import Operator
 
 EXIT_FAILED_CELLS = 1
+EXIT_UNREADABLE = 1
+"""Of commands that read many runs and could not read one; they show the others."""
 EXIT_USAGE = 2
 EXIT_STORAGE = 3
 EXIT_INTERNAL = 70

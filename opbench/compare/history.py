@@ -21,7 +21,7 @@ from opbench.results.journal import JOURNAL
 from opbench.results.run_json import RUN
 from opbench.workload.case import Cell
 
-__all__ = ["read_history"]
+__all__ = ["each_once", "history_of", "read_history", "run_folders"]
 
 Parts = frozenset[tuple[str, str]]
 """Of an identity, as a key."""
@@ -50,29 +50,33 @@ def _no_collections() -> Iterator[None]:
 
 @_no_collections()
 def read_history(folder: Path) -> History:
-    """Read every run below a folder and look for step changes.
+    """Read every run below a folder and look for step changes, as history_of says.
+
+    Raises:
+        ResultsError: no such folder, no run in it that can be read, or none that measured a cell.
+    """
+    problems: list[str] = []
+    notes: list[str] = []
+    runs = each_once(read_runs(folder, run_folders(folder, problems), problems), notes)
+    if not runs:
+        unread = f" that can be read; {problems[0]}" if problems else ""
+        raise ResultsError(f"{folder}: no run there{unread}")
+    if not any(run.figures for run in runs):
+        raise ResultsError(f"{folder}: no cell was measured in the runs there ({len(runs)})")
+    return history_of(runs, problems, notes)
+
+
+def history_of(runs: Sequence[RunFigures], problems: Iterable[str] = (), notes: Iterable[str] = ()) -> History:
+    """Look for step changes in runs that were read, each once and in the order of time.
 
     A series is of one device, timer and cache (opbench.device.identity). Runs that do not tell the GPU's UUID are in
     the series of the only card of that identity, or one of their own where there are several. Where versions or the
     host change once, the series goes on; where they take turns, each is a series of its own. A cell that was not
     measured in a run has no point there.
-
-    Raises:
-        ResultsError: no such folder, no run in it that can be read, or none that measured a cell.
     """
-    if not folder.is_dir():
-        raise ResultsError(f"{folder}: no such folder")
-    problems: list[str] = []
-    notes: list[str] = []
-    places = {_name(path, folder): path for path in _run_folders(folder, problems)}
-    runs = _once(read_runs(folder, places, problems), notes)
-    if not runs:
-        unread = f" that can be read; {problems[0]}" if problems else ""
-        raise ResultsError(f"{folder}: no run there{unread}")
+    notes = [*notes]
     if elsewhere := sum(run.elsewhere for run in runs):
         notes.append(f"{elsewhere} figures are left out: their runs went on on another set-up than they began on.")
-    if not any(run.figures for run in runs):
-        raise ResultsError(f"{folder}: no cell was measured in the runs there ({len(runs)})")
     cards = _only_cards(Identity(parts) for run in runs for parts in run.set_ups)
     devices: defaultdict[Parts, list[_Portion]] = defaultdict(list)
     for place, run in enumerate(runs):
@@ -90,24 +94,34 @@ def read_history(folder: Path) -> History:
     return History(tuple(series), tuple(problems), tuple(notes))
 
 
-def _run_folders(folder: Path, problems: list[str]) -> Iterator[Path]:
-    """Every folder that holds a run or what is left of one; links are not followed."""
+def run_folders(folder: Path, problems: list[str]) -> dict[str, Path]:
+    """Every folder at or below one that holds a run or what is left of one, by its path from there.
+
+    Links are not followed; `problems` gets a line for each folder that cannot be read.
+
+    Raises:
+        ResultsError: no such folder.
+    """
+    if not folder.is_dir():
+        raise ResultsError(f"{folder}: no such folder")
 
     def unreadable(error: OSError) -> None:
         problems.append(f"{error.filename}: cannot be read: {error.strerror}")
 
+    found = {}
     for path, folders, files in os.walk(folder, onerror=unreadable):
         folders.sort()
         if {RUN, JOURNAL} & {*files, *folders}:
             folders.clear()
-            yield Path(path)
+            found[_name(Path(path), folder)] = Path(path)
+    return found
 
 
 def _name(path: Path, folder: Path) -> str:
     return path.relative_to(folder).as_posix() if path != folder else path.resolve().name
 
 
-def _once(read: Sequence[RunFigures], notes: list[str]) -> list[RunFigures]:
+def each_once(read: Sequence[RunFigures], notes: list[str]) -> list[RunFigures]:
     """The runs in the order of time, each once: also of those that a merged run was made of none."""
     runs: dict[str, RunFigures] = {}
     merged = {origin: run.entry.name for run in read for origin in run.origins}

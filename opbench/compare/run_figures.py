@@ -87,7 +87,15 @@ class RunFigures:
         Raises:
             ResultsError: it is damaged.
         """
-        run = Run.open(path)
+        return cls.of_run(Run.open(path), name)
+
+    @classmethod
+    def of_run(cls, run: Run, name: str) -> Self:
+        """What a run holds, under this name.
+
+        Raises:
+            ResultsError: it is damaged.
+        """
         set_ups: dict[tuple[str, str, str], int] = {}
         sources: dict[str, int] = {}
         figures, elsewhere = [], 0

@@ -1,11 +1,11 @@
 """How rows become the lines and columns of tables: grouping, order and labels."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from opbench.files import free_stem
 from opbench.results.row import Row
 from opbench.workload.case import Dtype, Shape
 
@@ -37,8 +37,6 @@ OPERATOR_LABELS = {
 """Row labels, in the order of rows; after them any of other operators."""
 
 DTYPE_ORDER = tuple(str(dtype) for dtype in Dtype)
-MAX_STEM_BYTES = 150
-"""File systems take 255 bytes, and prefixes and suffixes come on top."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,14 +137,9 @@ def group_rows(rows: Iterable[Row]) -> list[Group]:
     groups: list[Group] = []
     stems: set[str] = set()
     for key, members in split.items():
-        # A shape list's name comes from its file, which may be called anything.
-        plain = re.sub(r"[^\w.]+", "-", "-".join(key)).strip("-.")
-        plain = plain.encode()[:MAX_STEM_BYTES].decode(errors="ignore")
-        stem, number = plain, 2
-        while stem in stems:
-            stem, number = f"{plain}-{number}", number + 1
-        stems.add(stem)
-        groups.append(Group(*key, stem, tuple(members)))
+        groups.append(
+            Group(*key, free_stem("-".join(key), stems), tuple(members))
+        )  # a list's file may be called anything
     everyone = tuple(dict.fromkeys(series for group in groups for series in group.series))
     return [replace(group, everyone=everyone) for group in groups]
 

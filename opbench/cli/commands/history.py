@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from opbench.cli.shared import NoColor, split, stdout
+from opbench.cli.shared import EXIT_UNREADABLE, NoColor, split, stdout
 from opbench.errors import UnknownNameError
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ __all__ = ["register"]
 FILES = {"markdown": "history.md", "csv": "history.csv"}
 """What --out makes of each format that has a file."""
 FORMATS = ("terminal", *FILES)
-EXIT_UNREADABLE = 1
 
 
 def register(app: typer.Typer) -> None:

@@ -1,5 +1,5 @@
 "use strict";
-/* The charts' places on the page, when each is drawn, the dialog of one cell, and the theme. */
+/* The charts' places on the page, when each is drawn, and the dialog of one cell. */
 
 const panels = [];
 let moreGroup = null;
@@ -90,10 +90,9 @@ function next() {
   if (waiting.length) timer = setTimeout(next);
 }
 
-/** Draw at once what waits. */
-function settle() {
+settle = () => {
   while (waiting.length) drawPanel(waiting.shift());
-}
+};
 
 function startCharts() {
   performance.mark("charts");
@@ -102,6 +101,14 @@ function startCharts() {
   drawCharts();
   const watcher = new ResizeObserver((entries) => wait(panels.filter((panel) => entries.some(({ target }) => target === panel.box) && panel.box.clientWidth !== panel.width)));
   for (const { box } of panels) watcher.observe(box);
+  showLinked();
+  addEventListener("hashchange", showLinked);
+}
+
+/** `page.html#row-12` opens that row's cell. */
+function showLinked() {
+  const row = Number(location.hash.match(/^#row-(\d+)$/)?.[1] ?? NaN);
+  if (DATA.rows[row] && !byId("cell").open) showCell(row);
 }
 
 /* The samples of one cell */
@@ -142,16 +149,4 @@ showCell = (row) => {
   cellChart.resize();
 };
 
-/* Theme; paper is white */
-
-function setTheme(theme) {
-  if (theme) document.documentElement.dataset.theme = theme;
-  else delete document.documentElement.dataset.theme;
-  drawCharts();
-}
-
-byId("theme").addEventListener("change", (event) => setTheme(event.target.value));
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => drawCharts());
-addEventListener("beforeprint", () => { setTheme("light"); settle(); });
-addEventListener("afterprint", () => setTheme(byId("theme").value));
 requestAnimationFrame(() => setTimeout(startCharts)); /* the tables are painted first */

@@ -4,27 +4,6 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const AT = Object.fromEntries(DATA.columns.map((name, place) => [name, place]));
 const value = (row, column) => DATA.rows[row][AT[column]];
-const byId = (id) => document.getElementById(id);
-
-function el(tag, attributes = {}, ...children) {
-  const node = document.createElement(tag);
-  for (const [name, setting] of Object.entries(attributes)) {
-    if (/^on[a-z]+$/.test(name)) node.addEventListener(name.slice(2), setting);
-    else if (name === "style") Object.assign(node.style, setting);
-    else if (setting === true) node.setAttribute(name, "");
-    else if (setting !== false && setting !== null && setting !== undefined) node.setAttribute(name, setting);
-  }
-  node.append(...children.filter((child) => child !== null));
-  return node;
-}
-
-/** A positive number to three significant digits without an exponent, as the tables of `opbench report`. */
-function threeDigits(number) {
-  if (number === null || number === undefined || !Number.isFinite(number)) return "—";
-  if (number === 0) return "0";
-  const exponent = Number(number.toExponential(2).split("e")[1]);
-  return Number(number.toPrecision(3)).toFixed(Math.max(0, 2 - exponent));
-}
 
 const STATUS_TEXT = { not_applicable: "N/A", out_of_memory: "OOM", not_run: "—" };
 const WIDE = 0.05;
@@ -260,7 +239,6 @@ function download(run) {
   setTimeout(() => URL.revokeObjectURL(address), 1000);
 }
 
-let drawCharts = () => {};
 let showCell = () => {};
 
 function update() {

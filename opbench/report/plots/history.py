@@ -1,6 +1,5 @@
 """One panel per cell: medians with their intervals over the runs, levels, and the steps between them."""
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +10,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from opbench.compare.run_figures import RunEntry
 from opbench.compare.trends import History, RunSeries, Trend
-from opbench.files import storage_errors
+from opbench.files import free_stem, storage_errors
 from opbench.report.history_tables import series_name, signed_percent
 from opbench.report.layout import OPERATOR_LABELS
 from opbench.report.palette import PALETTE
@@ -45,7 +44,7 @@ def write_history_plots(history: History, folder: Path) -> list[Path]:
     stems: set[str] = set()
     for number, series in enumerate(history.series, start=1):
         for name, trends in _figures(series):
-            stem = _free_stem(f"series-{number}-{name}" if len(history.series) > 1 else name, stems)
+            stem = free_stem(f"series-{number}-{name}" if len(history.series) > 1 else name, stems)
             with plot_style():
                 written += save(history_figure(series, trends, series_name(history, number)), folder / stem)
     return written
@@ -82,16 +81,6 @@ def _figures(series: RunSeries) -> Iterator[tuple[str, list[Trend]]]:
     for key, trends in groups.items():
         for start in range(0, len(trends), PANELS):
             yield "-".join(key), trends[start : start + PANELS]
-
-
-def _free_stem(name: str, taken: set[str]) -> str:
-    """A file name that no other figure has; names of operators and lists may hold anything."""
-    plain = re.sub(r"[^\w.]+", "-", name).strip("-.").encode()[:150].decode(errors="ignore")
-    stem, number = plain, 2
-    while stem in taken:
-        stem, number = f"{plain}-{number}", number + 1
-    taken.add(stem)
-    return stem
 
 
 def _place(trend: Trend) -> tuple[str, Shape, str]:
