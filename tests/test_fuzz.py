@@ -201,6 +201,20 @@ def test_nothing_is_written_outside_a_hostile_run(place, data):
     check_report(place, run, "--write")
 
 
+@fuzz_slowly
+@given(data=st.data())
+def test_a_site_with_any_run_in_it_is_made(place, data):
+    run = place()
+    document = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(data.draw(changed(document))))
+    site = place.root / "site"
+    shutil.rmtree(site, ignore_errors=True)
+    code, out, err = call("report", "--site", site, run, "published")
+    assert (code, out) in ((0, f"{site / 'index.html'}\n"), (1, f"{site / 'index.html'}\n"))
+    assert err.count("\n") == code
+    assert len(list((site / "runs").iterdir())) == 2 - code
+
+
 @pytest.mark.parametrize("name", ["tables", "plots"])
 def test_a_link_out_of_a_run_is_not_followed_to_write(place, name):
     run = place()

@@ -78,6 +78,13 @@ def test_shards_are_merged_without_torch(tmp_path):
     assert text.startswith("70 cells: 70 ok")
 
 
+def test_a_site_is_made_without_torch(tmp_path):
+    made = tmp_path / "site"
+    code, text, err = call(sys.executable, "report", "--site", made, RUN, f"{RUN}-long", without=HEAVY)
+    assert (code, text, err) == (0, f"{made / 'index.html'}\n", "")
+    assert [path.name for path in (made / "compare").iterdir()] == ["epyc-2core.html"]
+
+
 def test_only_what_opbench_requires_is_a_requirement():
     assert missing_requirement(ModuleNotFoundError(name="pynvml")) == "nvidia-ml-py"
     assert missing_requirement(ModuleNotFoundError(name="torch")) == "torch"
@@ -104,6 +111,8 @@ def test_in_a_clean_environment_with_six_packages(tmp_path):
     assert call(python, "report", RUN, "--paper", **place) == tables
     assert call(python, "report", RUN, "--format", "html", "--out", "page.html", **place)[0] == 0
     assert "echarts" in (tmp_path / "page.html").read_text()
+    assert call(python, "report", "--site", "site", RUN, **place)[0] == 0
+    assert "epyc-2core" in (tmp_path / "site" / "index.html").read_text()
     compared = call(sys.executable, "compare", RUN, RUN)
     assert call(python, "compare", RUN, RUN, **place) == compared
     assert call(python, "export", RUN, "--to", "pytest-benchmark", "--out", "run.json", **place)[0] == 0

@@ -42,6 +42,7 @@ def test_a_wheel_from_the_sdist_sweeps_outside_the_checkout(tmp_path):
         "opbench/py.typed", "opbench_kernels/py.typed", "opbench_shapes/smoke.yaml",
         "opbench_published/dcnv4_module_level.csv", "opbench/report/page/page.html.j2",
         "opbench/report/page/echarts/echarts.min.js", "opbench/report/page/echarts/LICENSE",
+        "opbench/report/site/index.html.j2", "opbench/report/site/search.js", "opbench/report/site/site.css",
     }  # fmt: skip
     assert wanted - names == set()
     assert not any(name.startswith(("tests", "tools", "kernels/", "shapes/", "results/")) for name in names)

@@ -4,7 +4,7 @@ Needs neither torch nor a GPU; matplotlib is imported when plots are written, no
 """
 
 from opbench.report.ceiling_table import ceiling_table
-from opbench.report.files import write_page, write_plots
+from opbench.report.files import write_page, write_plots, write_site
 from opbench.report.networks import network_tables, published_network_tables
 from opbench.report.paper import paper_tables
 from opbench.report.render import FORMATS, Table, print_tables, render
@@ -27,5 +27,6 @@ __all__ = [
     "summary_line",
     "write_page",
     "write_plots",
+    "write_site",
     "write_tables",
 ]

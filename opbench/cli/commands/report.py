@@ -3,11 +3,11 @@
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from opbench.cli.shared import NoColor, stdout
+from opbench.cli.shared import EXIT_UNREADABLE, NoColor, stdout
 
 if TYPE_CHECKING:
     from opbench.results.run import Run
@@ -43,9 +43,21 @@ def report(
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Of --format html. [default: report.html in the first run]")
     ] = None,
+    site: Annotated[
+        Path | None,
+        typer.Option("--site", metavar="DIR", help="Make static pages there, of all runs in RUN. [default: none]"),
+    ] = None,
     no_color: NoColor = False,
 ) -> None:
-    """Print the tables of runs, or make one HTML page of them. Needs neither torch nor a GPU."""
+    """Print the tables of runs, or make one HTML page of them, or a site. Needs neither torch nor a GPU.
+
+    Of --site RUN may also hold run folders, at any depth. Its exit code is 1 where some run could not be read: the
+    index names it, and has the others.
+    """
+    if site:
+        if paper or samples or write or out or format_ is not Format.TERMINAL:
+            raise typer.BadParameter("--site goes with none of --format, --paper, --samples, --write and --out")
+        _write_site(runs, site)
     from opbench.report import (
         energy_tables,
         network_tables,
@@ -94,3 +106,13 @@ def _write_page(folders: "list[Run]", out: Path | None) -> None:
     from opbench.report import write_page
 
     print(write_page(folders, out))
+
+
+def _write_site(runs: list[Path], folder: Path) -> NoReturn:
+    from opbench.report import write_site
+
+    index, problems = write_site(runs, folder)
+    for problem in problems:
+        print(f"opbench: left out: {problem}", file=sys.stderr)
+    print(index)
+    sys.exit(EXIT_UNREADABLE if problems else 0)
