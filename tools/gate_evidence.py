@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+from gate_effort import effort_rows, normal
+from gate_effort import resampled as draws_of
 from gate_simulation import Noise, SimulatedProcesses, simulated_cells
 from scipy import stats
 
@@ -220,6 +222,20 @@ def spread_table(kinds):
     return table(["cell", *kinds], rows)
 
 
+def effort_table(pool):
+    """Simulated cells, and those of the pool with the rounds that it has."""
+    random = np.random.default_rng(1)
+    draws = {
+        f"simulated, change {mean:+.1%}, scatter {spread:.0%}": normal(math.log1p(mean), spread, random)
+        for mean, spread in ((0.0, 0.02), (0.0, 0.05), (0.003, 0.02), (0.02, 0.02), (0.03, 0.03), (0.05, 0.06))
+    } | {
+        key.partition("/fp32")[0]: draws_of(np.array([r.ratio(key) for r in pool]), random)
+        for key in sorted(pool[0].cells)
+    }
+    heading = ["cell", "undecided", "rounds needed", "estimate, median", "estimates within a factor of 2"]
+    return table(heading, effort_rows(draws))
+
+
 def _data(folder):
     return next(iter(folder.glob("processes.jsonl*")))
 
@@ -256,10 +272,12 @@ def main(folder, sections):
         print(resampled_table(unchanged, injected, rules, rules.confirm_rounds))
     if "peers" in sections:
         print("## Peers\n\n" + peers_table(unchanged, slowed))
+    if "effort" in sections:
+        print("## What would decide\n\n" + effort_table(pool))
     if "spread" in sections:
         kinds = {"in turns": pool, "one after the other": read_rounds(_data(folder / "sequential"))}
         print("## Spread of a round's log ratio\n\n" + spread_table(kinds))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:] or ("live", "resampled", "peers", "spread", "simulated"))
+    main(Path(sys.argv[1]), sys.argv[2:] or ("live", "resampled", "peers", "effort", "spread", "simulated"))

@@ -12,7 +12,7 @@ from opbench.compare.estimate import Estimate
 from opbench.workload.case import Cell
 from opbench.workload.cell_warning import CellWarning
 
-__all__ = ["Benchmark", "CellComparison", "Comparison", "JUnit", "Rank", "Verdict", "overall_verdict"]
+__all__ = ["Benchmark", "CellComparison", "Comparison", "Doubt", "JUnit", "Rank", "Verdict", "overall_verdict"]
 
 
 class JUnit(StrEnum):
@@ -98,6 +98,33 @@ class Benchmark:
 
 
 @dataclass(frozen=True, slots=True)
+class Doubt:
+    """What is known of a cell that a gate measured and could not decide.
+
+    Attributes:
+        base_ms, head_ms: every sample of all processes of either arm, milliseconds per launch.
+        spread: standard deviation of a round's log ratio.
+        rounds: that were measured.
+        more_rounds: beyond these, that would decide it (opbench.compare.effort); None where no number would.
+        more_s: seconds that they take; None likewise.
+    """
+
+    base_ms: tuple[float, ...]
+    head_ms: tuple[float, ...]
+    spread: float
+    rounds: int
+    more_rounds: int | None
+    more_s: float | None
+
+    @property
+    def remedy(self) -> str:
+        """What would decide it, in words."""
+        if self.more_s is None:
+            return "a thousand rounds would not decide it"
+        return f"about {self.more_s / 60:.1f} more minutes would decide it"
+
+
+@dataclass(frozen=True, slots=True)
 class CellComparison:
     """One cell in both arms.
 
@@ -109,6 +136,7 @@ class CellComparison:
         change: the ratio head / base; None likewise.
         base_source, head_source: the kernel_source_hash of either; empty where unknown.
         warnings: what disturbed either arm.
+        doubt: of a cell that a gate measured and left inconclusive; else None.
     """
 
     cell: Cell | Benchmark
@@ -120,6 +148,7 @@ class CellComparison:
     base_source: str = ""
     head_source: str = ""
     warnings: tuple[CellWarning, ...] = ()
+    doubt: Doubt | None = None
 
 
 @dataclass(frozen=True, slots=True)

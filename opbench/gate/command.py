@@ -9,18 +9,18 @@ from pathlib import Path
 from typing import IO, Any
 
 from opbench.compare.estimate import Estimate
-from opbench.compare.verdicts import Comparison
+from opbench.compare.verdicts import Comparison, Doubt
 from opbench.device.ceiling_cache import device_cache_path
 from opbench.device.environment import collect_environment
 from opbench.device.resolve import resolve_device
 from opbench.errors import ResultsError, StorageError, UsageError
 from opbench.files import storage_errors, write_whole
 from opbench.gate.launcher import Launcher, Planned
-from opbench.gate.process import GateArm
+from opbench.gate.process import GateArm, ProcessRecord
 from opbench.gate.progress import GateProgress
 from opbench.gate.revision import ProjectSource, find_source, installed, other_requirements, require_clean
 from opbench.gate.selftest import SelfTest, SessionOutcome, run_sessions, summarise
-from opbench.gate.session import ProcessRecord, Session, SessionSettings, run_session
+from opbench.gate.session import Session, SessionSettings, run_session
 from opbench.registry.families import are_networks
 from opbench.registry.registry import registered
 from opbench.results.run_json import free_run_path
@@ -204,11 +204,17 @@ def _write_gate(
                 "cell": row.cell.key, "verdict": row.verdict, "reason": row.reason, "base_ms": row.base_ms,
                 "head_ms": row.head_ms, "change": _ratio(row.change) if row.change else None,
                 "base_source": row.base_source, "head_source": row.head_source, "warnings": [*map(str, row.warnings)],
+                **({"doubt": _doubt(row.doubt)} if row.doubt else {}),
             }
             for row in comparison.cells
         ],
     }  # fmt: skip
     write_whole(out / GATE, json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+
+
+def _doubt(doubt: Doubt) -> dict[str, float | None]:
+    """Without the samples, which processes.jsonl has."""
+    return {name: getattr(doubt, name) for name in ("spread", "rounds", "more_rounds", "more_s")}
 
 
 def _ratio(change: Estimate) -> dict[str, float]:

@@ -23,7 +23,7 @@ from opbench.sweeps.isolation.executor import START_LIMIT_S
 from opbench.text import one_line
 from opbench.workload.case import Cell
 
-__all__ = ["ArmProcess", "GateArm", "OpenProcess"]
+__all__ = ["ArmProcess", "GateArm", "OpenProcess", "ProcessRecord"]
 
 LAST_WORDS_S = 10.0
 """Most that may pass between the end of a process's answers and its death."""
@@ -70,6 +70,39 @@ class ArmProcess:
         """A cell's figure; None where it was not measured or failed."""
         measurement = self.measurements.get(key)
         return median(measurement.latencies_ms) if measurement and measurement.status is Status.OK else None
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessRecord:
+    """One process of a session, as processes.jsonl keeps it."""
+
+    stage: str
+    """plan (of `--changed-only`, which measures nothing then), setup, screen or confirm."""
+    round: int
+    arm: str
+    """base or head."""
+    process: ArmProcess
+
+    def to_json_line(self) -> str:
+        """One line of JSON: raw latencies in milliseconds, none rounded, the order of the cells kept."""
+        process = self.process
+        cells = {
+            key: {
+                "status": str(measurement.status),
+                "reason": measurement.reason,
+                "source": measurement.kernel_source_hash,
+                "warnings": [*map(str, measurement.warnings)],
+                "latencies_ms": list(measurement.latencies_ms),
+            }
+            for key, measurement in process.measurements.items()
+        }
+        return json.dumps(
+            {
+                "stage": self.stage, "round": self.round, "arm": self.arm, "seconds": round(process.seconds, 3),
+                "failure": process.failure, "sentinel": process.sentinel, "cells": cells,
+            },
+            ensure_ascii=False,
+        )  # fmt: skip
 
 
 class OpenProcess:

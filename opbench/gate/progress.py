@@ -1,6 +1,6 @@
 """Says how a gate goes on: a bar on a terminal, a line per stage and round elsewhere."""
 
-from opbench.gate.session import ProcessRecord
+from opbench.gate.process import ProcessRecord
 from opbench.sweeps.console_progress import ConsoleBar
 
 __all__ = ["GateProgress"]

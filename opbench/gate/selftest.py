@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from opbench.compare.effort import SHARE
 from opbench.compare.rules import Rules
 from opbench.compare.verdicts import Verdict
 from opbench.errors import GateError, ResultsError
@@ -25,8 +26,6 @@ __all__ = ["Rate", "SelfTest", "SessionOutcome", "rate", "read_outcomes", "run_s
 
 OUTCOMES = "sessions.jsonl"
 TOLERANCE_STEP = 0.005
-SHARE = 0.8
-"""Of the sessions, for what the advice calls detected or shown."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,5 @@
 """One gate: two arms in turns on one device, in two stages, and the comparison they end in."""
 
-import json
 import math
 import random
 from collections.abc import Mapping, Sequence
@@ -14,12 +13,13 @@ from opbench.compare.verdicts import Comparison, Verdict
 from opbench.device.identity import Identity
 from opbench.errors import GateError
 from opbench.gate.changes import Choice
+from opbench.gate.doubts import with_doubts
 from opbench.gate.launcher import Planned
 from opbench.gate.outcome import SAME_SOURCE, Pair, complete, conclude, unchanged, undecided
-from opbench.gate.process import ArmProcess, GateArm
+from opbench.gate.process import ArmProcess, GateArm, ProcessRecord
 from opbench.workload.case import Cell
 
-__all__ = ["ProcessRecord", "RunRound", "Session", "SessionProgress", "SessionSettings", "run_session"]
+__all__ = ["RunRound", "Session", "SessionProgress", "SessionSettings", "run_session"]
 
 FEWEST_CONFIRM_ROUNDS = 8
 MOST_CONFIRM_ROUNDS = 64
@@ -32,39 +32,6 @@ class RunRound(Protocol):
     def __call__(self, arms: Mapping[str, GateArm], cells: Sequence[Cell] | None, first: str) -> Pair:
         """As Launcher.run."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class ProcessRecord:
-    """One process of a session, as processes.jsonl keeps it."""
-
-    stage: str
-    """plan (of `--changed-only`, which measures nothing then), setup, screen or confirm."""
-    round: int
-    arm: str
-    """base or head."""
-    process: ArmProcess
-
-    def to_json_line(self) -> str:
-        """One line of JSON: raw latencies in milliseconds, none rounded, the order of the cells kept."""
-        process = self.process
-        cells = {
-            key: {
-                "status": str(measurement.status),
-                "reason": measurement.reason,
-                "source": measurement.kernel_source_hash,
-                "warnings": [*map(str, measurement.warnings)],
-                "latencies_ms": list(measurement.latencies_ms),
-            }
-            for key, measurement in process.measurements.items()
-        }
-        return json.dumps(
-            {
-                "stage": self.stage, "round": self.round, "arm": self.arm, "seconds": round(process.seconds, 3),
-                "failure": process.failure, "sentinel": process.sentinel, "cells": cells,
-            },
-            ensure_ascii=False,
-        )  # fmt: skip
 
 
 class SessionProgress(Protocol):
@@ -183,7 +150,7 @@ class _Run:
         if self.planned is None:
             return self._round("setup", 0, None, "base")
         plans = self.planned.processes
-        self.records += [ProcessRecord("plan", 0, arm, process) for arm, process in plans.items()]
+        self._keep("plan", 0, plans)
         if not self.planned.measured:
             return plans
         taken = self._round("setup", 0, self.planned.measured, "base")
@@ -259,7 +226,9 @@ class _Run:
                 return self._undecided(setup, Verdict.MISSING, UNMEASURED, [*first, *second])
         decision = decide(first_rounds, second_rounds, kept, self.rules)
         rounds = [*first, *second]
-        return conclude(self.arms, self.rules, setup, cells, decision, first_rounds, rounds, self._choices)
+        comparison = conclude(self.arms, self.rules, setup, cells, decision, first_rounds, rounds, self._choices)
+        suspects = int(screen(first_rounds, self.rules).suspect.sum())
+        return with_doubts(comparison, rounds, suspects, self.rules)
 
     def _affordable(self, per_round_s: float, rounds: int) -> bool:
         budget_s = self.settings.budget_s
@@ -290,9 +259,12 @@ class _Run:
 
     def _round(self, stage: str, number: int, cells: Sequence[Cell] | None, first: str) -> Pair:
         pair = self._run_round(self.arms, cells, first)
+        self._keep(stage, number, pair)
+        return pair
+
+    def _keep(self, stage: str, number: int, pair: Pair) -> None:
         for arm, process in pair.items():
             record = ProcessRecord(stage, number, arm, process)
             self.records.append(record)
             if self._progress:
                 self._progress.process_ended(record)
-        return pair

@@ -64,7 +64,8 @@ def _detail(cell: CellComparison) -> str:
         parts.append(f"head / base {cell.change.value:.3f} ({cell.change.low:.3f} to {cell.change.high:.3f})")
     if cell.base_ms and cell.head_ms:
         parts.append(f"{cell.base_ms:.4g} ms, now {cell.head_ms:.4g} ms")
-    return "; ".join(part for part in (*parts, cell.reason) if part) or str(cell.verdict)
+    remedy = cell.doubt.remedy if cell.doubt else ""
+    return "; ".join(part for part in (*parts, cell.reason, remedy) if part) or str(cell.verdict)
 
 
 def _command(kind: str, title: str, message: str) -> str:

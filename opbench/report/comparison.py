@@ -15,7 +15,7 @@ from opbench.files import storage_errors, write_whole
 from opbench.report.annotations import append_job_summary, workflow_commands
 from opbench.report.junit import junit_xml
 from opbench.report.render import Table, markdown_escape, print_tables, render
-from opbench.report.value_text import count_cells
+from opbench.report.value_text import count_cells, sparklines, three_digits
 from opbench.text import one_line, percent_text
 from opbench.workload.case import Cell
 
@@ -105,8 +105,8 @@ def markdown(comparison: Comparison) -> str:
 
 
 def comparison_tables(comparison: Comparison) -> list[Table]:
-    """Cells, with what a reader must know as notes, and geometric means."""
-    tables = [_cell_table(comparison)]
+    """Cells, with what a reader must know as notes, the samples of those in doubt, and geometric means."""
+    tables = [_cell_table(comparison), *_doubt_tables(comparison)]
     if comparison.means:
         rows = ((one_line(name), *_figures(change)) for name, change in comparison.means)
         tables.append(
@@ -145,6 +145,24 @@ def _cell_table(comparison: Comparison) -> Table:
             if (rank := cell.verdict.rank) is not Rank.PLAIN
         },
     )
+
+
+def _doubt_tables(comparison: Comparison) -> list[Table]:
+    """Both arms of each cell that a gate left inconclusive, on one axis; none where there is no such cell."""
+    rows: list[tuple[str, ...]] = []
+    for name, cell in zip(_names(comparison), comparison.cells, strict=True):
+        if doubt := cell.doubt:
+            (base, head), low, high = sparklines((doubt.base_ms, doubt.head_ms))
+            more = "beyond 1000 rounds" if doubt.more_s is None else f"{doubt.more_s / 60:.1f} min"
+            axis = f"{three_digits(low)} to {three_digits(high)}"
+            rows.append((name, "base", base, axis, _number(cell.base_ms), f"{doubt.spread:.1%}", more))
+            rows.append(("", "head", head, "", _number(cell.head_ms), "", ""))
+    if not rows:
+        return []
+    title = "Inconclusive cells: the samples of all processes, both arms on one axis"
+    columns = ("Cell", "Arm", "Samples", "axis, ms", "median, ms", "scatter", "more to decide")
+    note = "Scatter: standard deviation of a round's log ratio. The last block holds what is beyond the axis."
+    return [Table("inconclusive", title, columns, tuple(rows), notes=(note,), text_columns=3)]
 
 
 def _names(comparison: Comparison) -> list[str]:

@@ -57,5 +57,6 @@ def _message(cell: CellComparison) -> str:
         if cell.change
         else ""
     )
-    reason = f": {cell.reason}" if cell.reason else ""
+    told = "; ".join(filter(None, (cell.reason, cell.doubt.remedy if cell.doubt else "")))
+    reason = f": {told}" if told else ""
     return f"{cell.verdict}{change}{reason}"

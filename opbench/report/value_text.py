@@ -7,7 +7,7 @@ from decimal import Decimal
 from opbench.stats import quantile
 from opbench.workload.case import Shape
 
-__all__ = ["ABSENT", "count_cells", "shape_text", "sparkline", "three_digits"]
+__all__ = ["ABSENT", "count_cells", "shape_text", "sparkline", "sparklines", "three_digits"]
 
 ABSENT = "—"
 """Stands where there is no value."""
@@ -26,18 +26,35 @@ def three_digits(value: float) -> str:
 
 
 def sparkline(samples: Sequence[float], bins: int = 10) -> str:
-    """The samples' histogram in one line of blocks, fastest left; the slowest 5 % share the last block.
-
-    A full block is the fullest bin; a bin with any sample shows at least the lowest block, an empty one a blank.
-    """
+    """The samples' histogram in one line of blocks, fastest left; the slowest 5 % share the last block."""
     ordered = sorted(samples)
     if not ordered:
         return ""
     low, high = ordered[0], quantile(ordered, 0.95)
-    if high <= low:
-        return SPARKS[-1]
+    return SPARKS[-1] if high <= low else _blocks(ordered, low, high, bins)
+
+
+def sparklines(several: Sequence[Sequence[float]], bins: int = 24) -> tuple[list[str], float, float]:
+    """Histograms of several sets of samples, none empty, on one axis; with its ends. Empty bins are dots.
+
+    It ends at the upper whisker of the set whose whisker is longest, 1.5 interquartile ranges above the third quartile
+    (Tukey 1977), or at the slowest sample; what is slower shares the last block.
+    """
+    ordered = [sorted(samples) for samples in several]
+    low, high = min(samples[0] for samples in ordered), max(map(_upper_whisker, ordered))
+    width = high - low or 1.0
+    return [_blocks(samples, low, low + width, bins).replace(" ", "·") for samples in several], low, high
+
+
+def _upper_whisker(ordered: Sequence[float]) -> float:
+    first, third = quantile(ordered, 0.25), quantile(ordered, 0.75)
+    return min(third + 1.5 * (third - first), ordered[-1])
+
+
+def _blocks(samples: Sequence[float], low: float, high: float, bins: int) -> str:
+    """A full block is the fullest bin; a bin with any sample shows at least the lowest block, an empty one a blank."""
     counts = [0] * bins
-    for value in ordered:
+    for value in samples:
         counts[min(bins - 1, int((value - low) / (high - low) * bins))] += 1
     return "".join(SPARKS[math.ceil(count / max(counts) * (len(SPARKS) - 1))] for count in counts)
 
