@@ -8,6 +8,7 @@ OpbenchError                 one line for a person; the command line prints it a
 ├── StorageError             a file that cannot be written: exit code 3; 74 where 3 is a verdict (compare, gate)
 ├── DeviceLostError          a GPU that no longer answers the process that sweeps
 ├── RegistryError            an operator that cannot be registered
+├── FleetError               cards that a sweep cannot run on: no Ray, no cluster, nodes that differ
 ├── OperatorError            a function of an operator that raises or gives what it may not
 └── GateError                a gate that cannot be run: a revision that does not install, an arm that does not start
     └── NotComparableError   a revision that this gate cannot drive: exit code 4
@@ -20,6 +21,7 @@ from difflib import get_close_matches
 
 __all__ = [
     "DeviceLostError",
+    "FleetError",
     "GateError",
     "NotComparableError",
     "OpbenchError",
@@ -69,6 +71,10 @@ class DeviceLostError(OpbenchError):
 
 class RegistryError(OpbenchError):
     """An operator that cannot be registered."""
+
+
+class FleetError(OpbenchError):
+    """Cards that a sweep cannot run on: Ray is not installed, no cluster answers, or its nodes differ."""
 
 
 class OperatorError(OpbenchError):

@@ -148,6 +148,12 @@ SWEEP_FLAGS = (
         "sweep": "To measure what the device can do at most, once; 0: not at all. "
         "[default: 15 on the CPU, 30 on CUDA]",
     }, kind=float),
+    Flag("fleet", "ENGINE", {
+        "sweep": "Measure on every card of a Ray cluster: ray or ray:ADDRESS. [default: on this machine's device]",
+    }),
+    Flag("fleet_mode", "MODE", {
+        "sweep": "share: each cell on one card; replicate: each on every one, to compare the cards. [default: share]",
+    }),
 )  # fmt: skip
 """In the order in which help shows them."""
 

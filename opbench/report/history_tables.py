@@ -13,11 +13,11 @@ from opbench.compare.trends import History, RunSeries, Trend
 from opbench.device.identity import HOST
 from opbench.report.layout import OPERATOR_LABELS
 from opbench.report.render import Table
-from opbench.report.value_text import ABSENT, count_cells, shape_text, three_digits
+from opbench.report.value_text import ABSENT, count_cells, shape_text, signed_percent, three_digits
 from opbench.stats import median
 from opbench.workload.case import Cell
 
-__all__ = ["HISTORY_COLUMNS", "cell_names", "history_csv", "history_tables", "series_name", "signed_percent"]
+__all__ = ["HISTORY_COLUMNS", "cell_names", "history_csv", "history_tables", "series_name"]
 
 HISTORY_COLUMNS = (
     "series", "operator", "provider", "level", "direction", "shape_list", "shape", "dtype", "settings", "run", "run_id",
@@ -67,11 +67,6 @@ def cell_names(series: RunSeries) -> dict[str, str]:
         else " ".join(filter(None, (short[cell.key], cell.case.shape_list, cell.case.settings_text)))
         for cell in cells
     }
-
-
-def signed_percent(change: float) -> str:
-    """`+5.2 %`"""
-    return f"{100 * change:+.1f} %"
 
 
 def _cell_name(cell: Cell) -> str:

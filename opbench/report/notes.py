@@ -91,20 +91,23 @@ def wide_notes(rows: Iterable[Row]) -> list[str]:
 
 
 def origin_notes(rows: Iterable[Row]) -> list[str]:
-    """Of a merged run, how many runs, hosts and cards the rows are from."""
+    """Of a merged run or one that a fleet measured, how many runs, hosts and cards the rows are from."""
     merged = [row for row in rows if row.origin]
     if not merged:
         return []
     counts = [
         f"{len(found)} {name}{'' if len(found) == 1 else 's'}"
         for name, found in (
-            ("run", {row.origin for row in merged}),
+            ("run", {row.origin.partition(".")[0] for row in merged}),
             ("host", {row.host for row in merged} - {""}),
-            ("card", {row.gpu_uuid for row in merged} - {""}),
+            ("card", {row.origin if row.actor else row.gpu_uuid for row in merged} - {""}),
         )
         if found
     ]
-    return [f"Merged from {', '.join(counts)}; the columns `origin`, `host` and `gpu_uuid` have each row's."]
+    by_fleet = all(row.actor and row.origin.startswith(row.run_id) for row in merged)
+    from_ = f"Measured by a fleet: {', '.join(counts[1:])}" if by_fleet else f"Merged from {', '.join(counts)}"
+    columns = "`actor`, `host`" if by_fleet else "`origin`, `host`"
+    return [f"{from_}; the columns {columns} and `gpu_uuid` have each row's."]
 
 
 def advice_notes(rows: Iterable[Row], environment: Mapping[str, Any]) -> list[str]:

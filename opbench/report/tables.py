@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from opbench.files import make_folder, write_whole
+from opbench.report.cards import card_tables
 from opbench.report.cell_text import cell_text, wide_mark
 from opbench.report.layout import Group, Series, group_rows
 from opbench.report.networks import network_tables, published_network_tables
@@ -28,6 +29,7 @@ from opbench.workload.case import Shape
 __all__ = [
     "energy_tables",
     "half_precision",
+    "result_tables",
     "run_tables",
     "sample_table",
     "speedup",
@@ -90,16 +92,23 @@ def energy_tables(run: Run) -> list[Table]:
     return [_energy_table(run, group) for group in groups if any(map(_told_of_energy, group.rows))]
 
 
+def result_tables(run: Run, *, without_reasons_of: Collection[Status] = ()) -> list[Table]:
+    """What is printed of a run: latencies, speed-ups, energy, networks, and the cards of a fleet.
+
+    Args:
+        run, without_reasons_of: as of run_tables.
+    """
+    latencies = run_tables(run, without_reasons_of=without_reasons_of)
+    return [*latencies, *speedup_tables(run), *energy_tables(run), *network_tables(run), *card_tables(run)]
+
+
 def write_tables(run: Run) -> list[Path]:
     """Write every table of a run into its folder `tables`, each as .md, .csv and .tex; returns the files."""
     folder = run.path / "tables"
     make_folder(folder)
     written = []
     for table in (
-        *run_tables(run),
-        *speedup_tables(run),
-        *energy_tables(run),
-        *network_tables(run),
+        *result_tables(run),
         *matched_tables(run),
         *published_network_tables(run),
     ):

@@ -7,7 +7,7 @@ from decimal import Decimal
 from opbench.stats import quantile
 from opbench.workload.case import Shape
 
-__all__ = ["ABSENT", "count_cells", "shape_text", "sparkline", "sparklines", "three_digits"]
+__all__ = ["ABSENT", "count_cells", "shape_text", "signed_percent", "sparkline", "sparklines", "three_digits"]
 
 ABSENT = "—"
 """Stands where there is no value."""
@@ -57,6 +57,11 @@ def _blocks(samples: Sequence[float], low: float, high: float, bins: int) -> str
     for value in samples:
         counts[min(bins - 1, int((value - low) / (high - low) * bins))] += 1
     return "".join(SPARKS[math.ceil(count / max(counts) * (len(SPARKS) - 1))] for count in counts)
+
+
+def signed_percent(change: float) -> str:
+    """`+5.2 %`"""
+    return f"{100 * change:+.1f} %"
 
 
 def count_cells(count: int) -> str:

@@ -1,4 +1,4 @@
-"""The runs that a merged run was made of: where each of its rows was measured."""
+"""The runs that a merged run was made of, or the cards of a fleet: where each of its rows was measured."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ __all__ = ["Origin"]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """One of the runs.
+    """One of the runs, or one of the cards that a sweep ran on.
 
     Attributes:
         run_id: names it, in the lines of the merged journal too.
@@ -19,6 +19,7 @@ class Origin:
         shard: as `--shard` gave it; empty for a run of the whole plan.
         environment: where it was measured.
         ceilings: of its device; None where it had none.
+        actor: the card of the fleet, such as `card-3`; empty of a run.
     """
 
     run_id: str
@@ -26,6 +27,7 @@ class Origin:
     shard: str
     environment: Mapping[str, Any]
     ceilings: Ceilings | None
+    actor: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """A dictionary that from_json reads back."""
@@ -35,6 +37,7 @@ class Origin:
             "shard": self.shard,
             "environment": dict(self.environment),
             "ceilings": self.ceilings and self.ceilings.to_json(),
+            **({"actor": self.actor} if self.actor else {}),
         }
 
     @classmethod
@@ -44,8 +47,9 @@ class Origin:
         Raises:
             KeyError, TypeError, ValueError: to_json did not write that.
         """
-        texts = (data["run_id"], data["started_at"], data["shard"], data["environment"]["device_name"])
+        actor = data.get("actor", "")
+        texts = (data["run_id"], data["started_at"], data["shard"], data["environment"]["device_name"], actor)
         if not all(isinstance(text, str) and text.isprintable() for text in texts):
             raise ValueError(f"an origin's texts must be printable, got {texts!r:.100}")
         ceilings = Ceilings.from_json(data["ceilings"]) if data["ceilings"] else None
-        return cls(*texts[:3], data["environment"], ceilings)
+        return cls(*texts[:3], data["environment"], ceilings, actor)

@@ -192,9 +192,12 @@ class Row:
         default="",
     )
     origin: str = _column(
-        "in a merged run (`opbench merge`), the `run_id` of the run that the row is from",
+        "in a merged run (`opbench merge`), the `run_id` of the run that the row is from; in a fleet one a card",
         empty="the run is not merged, or measured the cell itself",
         default="",
+    )
+    actor: str = _column(
+        "in a sweep over many cards (`--fleet`), the card, such as `card-3`", empty="it was none", default=""
     )
     first_call_ms: float | None = _column(
         "from the build of the closure to the first result, at `checked_shape`, for gradients forward and backward; "

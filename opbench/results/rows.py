@@ -22,6 +22,7 @@ def row_of(
     environment: Mapping[str, Any],
     command: Mapping[str, Any],
     ceilings: Ceilings | None,
+    actor: str = "",
 ) -> Row:
     """The row of one cell.
 
@@ -31,6 +32,7 @@ def row_of(
         environment: where the cell was measured; only the device's name of one that was not.
         command: what the run was asked for: the timer and the cache state of a cell that was not timed.
         ceilings: of the device, if they were measured.
+        actor: the card of a fleet that measured the cell.
     """
     cell = measurement.cell
     shape = cell.case.shape
@@ -88,6 +90,7 @@ def row_of(
         host=host_of(environment),
         gpu_uuid=gpu_uuid(environment),
         origin=measurement.origin,
+        actor=actor,
         **metrics,
         **limits,
         **energy_columns(measurement.energy, cell.flop_count),

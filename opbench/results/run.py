@@ -42,7 +42,8 @@ class Run:
         environment: where it was measured: device, versions, machine, revisions.
         command: what was asked for, as `opbench sweep` understood it.
         whole_plan: every cell that was asked for; of a shard with those of the other shards.
-        origins: the runs that a merged run was made of, by run_id; empty of one that was measured as it is.
+        origins: the runs that a merged run was made of, or the cards of a fleet, by run_id; empty of one that was
+            measured as it is.
         differences: how what is measured from now on differs from what run.json says, accepted by whoever resumed the
             run.
     """
@@ -194,6 +195,18 @@ class Run:
         write_whole(path, text.getvalue())
         return path
 
+    def add_origins(self, origins: Sequence[Origin]) -> None:
+        """Keep in run.json where lines of the journal will be from; only while append() holds the journal.
+
+        Raises:
+            StorageError: it cannot be written.
+        """
+        self.origins = {**self.origins, **{origin.run_id: origin for origin in origins}}
+        self._stored = {**self._stored, "origins": [origin.to_json() for origin in self.origins.values()]}
+        with storage_errors(self.path):
+            write_whole(self.path / RUN, run_text(self._stored))
+        self._rows_of = None
+
     def _row(self, cell: Cell, journal: Journal) -> Row:
         measurement = journal.by_cell.get(cell.key)
         origin = self.origins.get(measurement.origin) if measurement else None
@@ -203,6 +216,7 @@ class Run:
             environment=self.environment_of(measurement) if measurement else {"device_name": self.device_name},
             command=self.command,
             ceilings=origin.ceilings if origin else self.ceilings,
+            actor=origin.actor if origin else "",
         )
 
     def _note_differences(self) -> None:

@@ -9,10 +9,19 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Column
+from rich.text import Text
 
 from opbench.host.standard_streams import plain
 from opbench.report.value_text import sparkline, three_digits
@@ -20,7 +29,10 @@ from opbench.results.measurement import Measurement, Status
 from opbench.stats import median, relative_half_width
 from opbench.workload.case import Cell, SettingValue
 
-__all__ = ["ConsoleBar", "ConsoleProgress"]
+__all__ = ["CardProgress", "ConsoleBar", "ConsoleProgress"]
+
+OF_CARD = "card"
+"""Field of a task whose line is a card's."""
 
 FIRST_SILENCE_S = 0.5
 LONGEST_SILENCE_S = 4.0
@@ -121,14 +133,8 @@ class ConsoleProgress(ConsoleBar):
 
     def started(self, cell: Cell, number: int, total: int) -> None:
         """Name the cell, with settings where they are not those of its operator's first cell."""
-        case = cell.case
-        first = self._settings.setdefault(case.operator, case.settings)
-        others = "".join(f" {name}={value}" for name, value in case.settings if (name, value) not in first)
-        self._number = f"[{number:>{len(str(total))}}/{total}]"
-        self._heading = (
-            f"{self._number} {case.operator} ({cell.provider}) {case.level} {case.direction} {case.shape} {case.dtype}"
-            f"{others}"
-        )
+        self._number = _number(number, total)
+        self._heading = f"{self._number} {self._cell_text(cell)}"
         if self._bar.tasks[0].total is None:  # what an earlier run measured took none of this one's time
             self._bar.reset(self._task, total=total, completed=number - 1)
         self._bar.update(self._task, total=total, completed=number - 1)
@@ -142,28 +148,101 @@ class ConsoleProgress(ConsoleBar):
 
     def ended(self, measurement: Measurement) -> None:
         """Print the cell's line."""
-        if self._outcomes:
-            self.note(f"{self._heading}: {self._outcome(measurement)}")
-        if self._tracebacks and measurement.traceback:
-            self._console.print(escape(plain(measurement.traceback, self._console.encoding)))
+        self._say(self._heading, self._number, measurement)
         self._heading = ""
         self.doing("")
         self._bar.advance(self._task)
 
-    def _outcome(self, measurement: Measurement) -> str:
+    def card(self, name: str) -> "CardProgress":
+        """A line of its own for a card of a fleet, below the bar of the sweep."""
+        return CardProgress(self, name)
+
+    def _cell_text(self, cell: Cell) -> str:
+        case = cell.case
+        first = self._settings.setdefault(case.operator, case.settings)
+        others = "".join(f" {name}={value}" for name, value in case.settings if (name, value) not in first)
+        return f"{case.operator} ({cell.provider}) {case.level} {case.direction} {case.shape} {case.dtype}{others}"
+
+    def _say(self, heading: str, number: str, measurement: Measurement) -> None:
+        if self._outcomes:
+            self.note(f"{heading}: {self._outcome(number, measurement)}")
+        if self._tracebacks and measurement.traceback:
+            self._console.print(escape(plain(measurement.traceback, self._console.encoding)))
+
+    def _outcome(self, number: str, measurement: Measurement) -> str:
         """A reason is said once; later cells name the one that said it."""
-        first = self._numbers.setdefault((measurement.status, measurement.reason), self._number)
-        if measurement.status is not Status.OK and first != self._number:
+        first = self._numbers.setdefault((measurement.status, measurement.reason), number)
+        if measurement.status is not Status.OK and first != number:
             return f"{measurement.status}, as {first}{''.join(f'; {warning}' for warning in measurement.warnings)}"
         return _outcome(measurement)
+
+
+class CardProgress:
+    """Progress of one card of a fleet: a line on a terminal, and lines that name the card.
+
+    Args:
+        sweep: of the whole sweep.
+        name: of the card.
+    """
+
+    def __init__(self, sweep: ConsoleProgress, name: str) -> None:
+        self._sweep = sweep
+        self._name = name
+        self._line = sweep._bar.add_task(f"{name}: ", total=None, **{OF_CARD: True})
+        self._heading = self._number = ""
+
+    def started(self, cell: Cell, number: int, total: int) -> None:
+        """Name the cell in the card's line."""
+        self._number = _number(number, total)
+        self._heading = f"{self._number} {self._name} {self._sweep._cell_text(cell)}"
+        bar, task = self._sweep._bar, self._sweep._task
+        if bar.tasks[0].total is None:
+            bar.reset(task, total=total, completed=0)
+        self.stage("")
+
+    def stage(self, name: str) -> None:
+        """Say in the card's line what it is doing."""
+        heading = self._heading or self._name
+        self._sweep._bar.update(self._line, description=escape(": ".join(filter(None, (heading, name)))))
+        if self._sweep._now_doing != heading:
+            self._sweep._now_doing, self._sweep._doing_since = heading, self._sweep._clock()
+
+    def note(self, text: str) -> None:
+        """As of the sweep."""
+        self._sweep.note(text)
+
+    def ended(self, measurement: Measurement) -> None:
+        """Print the cell's line."""
+        self._sweep._say(self._heading, self._number, measurement)
+        self._heading = ""
+        self._sweep._bar.advance(self._sweep._task)
+        self.stage("")
+
+    def card(self, name: str) -> "CardProgress":
+        """A card has no cards."""
+        return self
+
+
+def _number(number: int, total: int) -> str:
+    return f"[{number:>{len(str(total))}}/{total}]"
+
+
+class _OfSweep(ProgressColumn):
+    """A column that the line of a card leaves empty."""
+
+    def __init__(self, column: ProgressColumn) -> None:
+        super().__init__(table_column=column.get_table_column())
+        self._column = column
+
+    def render(self, task: Task) -> RenderableType:
+        return Text() if task.fields.get(OF_CARD) else self._column(task)
 
 
 def _bar(console: Console, *, shown: bool) -> Progress:
     """Done of total, a bar, the time left and what is being done, in one line."""
     wide = (MofNCompleteColumn(), BarColumn(bar_width=20)) if console.width >= WIDE else ()
     return Progress(
-        *wide,
-        TimeRemainingColumn(compact=True),
+        *map(_OfSweep, (*wide, TimeRemainingColumn(compact=True))),
         # Rich would narrow every column alike; this one alone gives way, and an ellipsis may be three characters.
         TextColumn("{task.description}", table_column=Column(ratio=1, no_wrap=True, overflow="crop")),
         console=console,

@@ -25,7 +25,7 @@ from opbench.text import one_line
 
 __all__ = ["merge_runs"]
 
-OWN_PARTS = ("shard", "device", *DEFAULT_CONDUCT.to_json())
+OWN_PARTS = ("shard", "device", "fleet", *DEFAULT_CONDUCT.to_json())
 """Of a command, what each shard may have of its own: a node's cards are cuda:0, cuda:1 and so on."""
 
 

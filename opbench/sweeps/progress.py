@@ -27,6 +27,10 @@ class Progress(Protocol):
     def ended(self, measurement: Measurement) -> None:
         """The cell's line is in the journal."""
 
+    def card(self, name: str) -> "Progress":
+        """What hears of one card of a fleet, whose cells go on beside those of the others."""
+        ...
+
 
 class NullProgress:
     """Progress that nobody hears."""
@@ -42,6 +46,10 @@ class NullProgress:
 
     def ended(self, measurement: Measurement) -> None:
         """Say nothing."""
+
+    def card(self, name: str) -> Progress:
+        """Nobody either."""
+        return self
 
 
 NULL_PROGRESS = NullProgress()

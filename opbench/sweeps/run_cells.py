@@ -1,10 +1,10 @@
 """Runs the cells of a run that have no row yet, and keeps each as it ends."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import Any
 
 from opbench.device.ceilings import BUSY_LOAD, Ceilings, emulated_dtypes, missing_notes
 from opbench.device.interference import OTHER_LOAD
@@ -27,10 +27,7 @@ from opbench.workload.case import Cell
 from opbench.workload.cell_warning import CellWarning, WarningKind
 from opbench.workload.operator import Operator
 
-if TYPE_CHECKING:
-    from opbench.sweeps.request import RunOptions
-
-__all__ = ["run_cells"]
+__all__ = ["is_due", "run_cells", "worker_executor"]
 
 PRELOADED = ("timm",)
 """Providers that take seconds to import and touch no device when they are: imported once for all workers."""
@@ -74,10 +71,7 @@ def run_cells(
             if repetition > 1:
                 executor.renew()
             for number, cell in enumerate(cells, start=1 + (repetition - 1) * len(cells)):
-                known = status.get((cell.key, repetition))
-                done = known is not None and known not in conduct.retry
-                earlier = [status.get((cell.key, other)) for other in range(1, repetition)]
-                if done or any(one is not Status.OK for one in earlier):
+                if not is_due(status, cell.key, repetition, conduct.retry):
                     continue
                 progress.started(cell, number, repeat * len(cells))
                 measurement = replace(executor.run(cell, progress.stage), repetition=repetition)
@@ -88,6 +82,20 @@ def run_cells(
                 status[cell.key, repetition] = measurement.status
                 progress.ended(measurement)
                 advised = advised or _advise(run, measurement, progress)
+
+
+def is_due(status: Mapping[tuple[str, int], str], key: str, repetition: int, retry: Collection[str]) -> bool:
+    """Whether a cell is to be measured: not done, or to be retried, and ok in every earlier process.
+
+    Args:
+        status: of each line of the journal, by the cell's key and the repetition.
+        key: of the cell.
+        repetition: which process is due, from 1.
+        retry: statuses to measure again.
+    """
+    known = status.get((key, repetition))
+    earlier = (status.get((key, other)) for other in range(1, repetition))
+    return (known is None or known in retry) and all(one is Status.OK for one in earlier)
 
 
 def _write_off_left_cell(run: Run, journal: JournalWriter, progress: Progress) -> None:
@@ -146,20 +154,38 @@ def _write_ceilings(run: Run, conduct: Conduct, workers: Workers, progress: Prog
 @contextmanager
 def _executor(run: Run, operators: Mapping[str, Operator], conduct: Conduct, workers: Workers) -> Iterator[Executor]:
     """Where the cells run, until the end of the sweep."""
-    from opbench.sweeps.request import RunOptions
-
-    options = RunOptions.of(run.command)
     if conduct.isolation is Isolation.PROCESS:
         providers = {cell.provider for cell in run.plan()}
-        workers.preload = tuple(name for name in PRELOADED if name in providers and find_spec(name))
-        limit_s = conduct.cell_timeout_s or cell_limit_s(options.time_budget_s, energy=options.energy)
-        sources = run.command.get("sources", ())
-        told = {**options.to_json(), "sources": list(sources)}
-        with closing(WorkerExecutor(told, limit_s, workers, _alone(operators))) as isolated:
+        with closing(worker_executor(run.command, providers, operators, workers, conduct.cell_timeout_s)) as isolated:
             yield isolated
         return
-    with _in_process(run, options, operators) as here:
+    with _in_process(run, operators) as here:
         yield here
+
+
+def worker_executor(
+    command: Mapping[str, Any],
+    providers: Collection[str],
+    operators: Mapping[str, Operator],
+    workers: Workers,
+    cell_timeout_s: float | None = None,
+) -> WorkerExecutor:
+    """Runs a run's cells in worker processes.
+
+    Args:
+        command: of the run.
+        providers: of its cells.
+        operators: by name.
+        workers: where they come from.
+        cell_timeout_s: as Conduct has it.
+    """
+    from opbench.sweeps.request import RunOptions
+
+    options = RunOptions.of(command)
+    workers.preload = tuple(name for name in PRELOADED if name in providers and find_spec(name))
+    limit_s = cell_timeout_s or cell_limit_s(options.time_budget_s, energy=options.energy)
+    told = {**options.to_json(), "sources": list(command.get("sources", ()))}
+    return WorkerExecutor(told, limit_s, workers, _alone(operators))
 
 
 def _alone(operators: Mapping[str, Operator]) -> set[tuple[str, str]]:
@@ -173,11 +199,13 @@ def _alone(operators: Mapping[str, Operator]) -> set[tuple[str, str]]:
 
 
 @contextmanager
-def _in_process(run: Run, options: "RunOptions", operators: Mapping[str, Operator]) -> Iterator[InProcessExecutor]:
+def _in_process(run: Run, operators: Mapping[str, Operator]) -> Iterator[InProcessExecutor]:
     """Runs cells here; a cell that ends this process leaves its name in the run's folder."""
     from opbench.sweeps.process_limits import memory_limit, torch_threads
+    from opbench.sweeps.request import RunOptions
     from opbench.sweeps.runner import CellRunner
 
+    options = RunOptions.of(run.command)
     runner = CellRunner(options, operators.__getitem__)
     alone = _alone(operators)
     with short_collections() as set_aside_imports:

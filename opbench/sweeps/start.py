@@ -1,8 +1,9 @@
 """The folder of a run: made for a new one, or opened to go on with one that was stopped."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from opbench.device.environment import collect_environment
 from opbench.device.identity import PARTS, Identity, device_slug, plain_key
@@ -15,13 +16,27 @@ from opbench.sweeps.conduct import DEFAULT_CONDUCT, Conduct, Isolation
 from opbench.sweeps.native_dtypes import default_dtypes
 from opbench.sweeps.option_fields import Options
 from opbench.sweeps.plan import plan_cells, plan_differences
-from opbench.sweeps.request import SweepRequest, request_differences, request_of_command
+from opbench.sweeps.request import SweepRequest, make_request, request_differences, request_of_command
 from opbench.text import one_line
 from opbench.workload.case import Cell
 from opbench.workload.operator import Operator
 from opbench.workload.shapes import load_shape_lists
 
-__all__ = ["RESULTS", "continue_run", "dtypes_note", "plan", "refused_differences", "require_processes", "start_run"]
+__all__ = [
+    "RESULTS",
+    "Prepared",
+    "accepted_differences",
+    "continue_run",
+    "create_run",
+    "dtypes_note",
+    "new_folder",
+    "open_to_continue",
+    "plan",
+    "prepare",
+    "refused_differences",
+    "require_processes",
+    "start_run",
+]
 
 RESULTS = Path("results")
 """Where runs without a place of their own go, under the current folder."""
@@ -37,6 +52,64 @@ def _whole_plan(request: SweepRequest, operators: Mapping[str, Operator]) -> lis
     return plan_cells(request, load_shape_lists(request.shapes), operators)
 
 
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What the options of a sweep stand for where it is to run.
+
+    Attributes:
+        command: the request, as run.json keeps it.
+        plan: every cell, of a shard with those of the other shards.
+        environment: of the device.
+        others: of a run to go on with, one line for each part of the request that it has otherwise.
+        note: what to say of the dtypes of a new run.
+    """
+
+    command: Mapping[str, Any]
+    plan: Sequence[Cell]
+    environment: Mapping[str, Any]
+    others: Sequence[str] = ()
+    note: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """A dictionary that from_json reads back."""
+        return {
+            "command": dict(self.command),
+            "plan": [cell.to_json() for cell in self.plan],
+            "environment": dict(self.environment),
+            "others": list(self.others),
+            "note": self.note,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Self:
+        """What to_json wrote."""
+        plan = tuple(map(Cell.from_json, data["plan"]))
+        return cls(data["command"], plan, data["environment"], tuple(data["others"]), data["note"])
+
+
+def prepare(options: Options, operators: Mapping[str, Operator], command: Mapping[str, Any] | None = None) -> Prepared:
+    """What options stand for on this machine.
+
+    Args:
+        options: keyword arguments as `opbench.sweep` takes them.
+        operators: those that can be swept.
+        command: of the run to go on with; the options are those that were given again.
+
+    Raises:
+        OpbenchError: they cannot be followed, or planned.
+        KeyError, TypeError, ValueError, AttributeError: the command is damaged.
+    """
+    request = make_request(options, operators) if command is None else request_of_command(command, options, operators)
+    environment = _environment(request, operators)
+    return Prepared(
+        request.to_json(),
+        _whole_plan(request, operators),
+        environment,
+        () if command is None else request_differences(request, command),
+        dtypes_note(options, environment) if command is None else "",
+    )
+
+
 def start_run(
     request: SweepRequest, operators: Mapping[str, Operator], out: Path | None, conduct: Conduct = DEFAULT_CONDUCT
 ) -> Run:
@@ -47,10 +120,28 @@ def start_run(
     """
     require_processes(request.repeat, conduct)
     cells = _whole_plan(request, operators)
-    environment = _environment(request, operators)
-    path = out or free_run_path(RESULTS, device_slug(environment["device_name"], request.device_type))
-    command = {**request.to_json(), **conduct.to_json()}
-    return Run.create(path, command=command, environment=environment, plan=cells)
+    return create_run(Prepared(request.to_json(), cells, _environment(request, operators)), out, conduct)
+
+
+def create_run(prepared: Prepared, out: Path | None, conduct: Conduct) -> Run:
+    """Make the folder of a new run of what was prepared.
+
+    Raises:
+        OpbenchError: the folder holds a run or cannot be written.
+    """
+    path = out or new_folder(prepared.environment)
+    command = {**prepared.command, **conduct.to_json()}
+    return Run.create(path, command=command, environment=prepared.environment, plan=[*prepared.plan])
+
+
+def new_folder(environment: Mapping[str, Any]) -> Path:
+    """Make a folder in RESULTS that is named by the date and the device.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+    device_type = str(environment["device"]).partition(":")[0]
+    return free_run_path(RESULTS, device_slug(environment["device_name"], device_type))
 
 
 def continue_run(
@@ -74,30 +165,57 @@ def continue_run(
         ResultsError: no run there, other options, or a plan or an environment that differs and was not accepted.
         UsageError: it measured operators of a file, which the options do not name, or what is accepted is no part.
     """
+    run = open_to_continue(path, options)
+    try:
+        prepared = prepare(options, operators, run.command)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ResultsError(f"{path / 'run.json'}: damaged command: {one_line(repr(error))}") from None
+    there = Identity.of(run.environment, code=True)
+    run.differences = accepted_differences(run, prepared, there, accept_differences)
+    return run
+
+
+def open_to_continue(path: Path, options: Options) -> Run:
+    """Open a run whose operators the options name.
+
+    Raises:
+        ResultsError: no run there.
+        UsageError: it measured operators of a file, which the options do not name.
+    """
     run = Run.open(path)
-    command = run.command
-    if missing := [place for place in command.get("sources", ()) if place not in (options.get("sources") or ())]:
+    if missing := [place for place in run.command.get("sources", ()) if place not in (options.get("sources") or ())]:
         # What a results folder names is not run before the user has named it.
         raise UsageError(
             f"{path}: its operators are not registered; name them again: --ops {one_line(str(missing[0]))}"
         )
-    try:
-        request = request_of_command(command, options, operators)
-        others = request_differences(request, command)
-        planned = _whole_plan(request, operators)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ResultsError(f"{path / 'run.json'}: damaged command: {one_line(repr(error))}") from None
-    if others:
-        raise ResultsError(f"{path}: cannot resume with another {one_line('; '.join(others))}")
-    there, here = (Identity.of(one, code=True) for one in (run.environment, _environment(request, operators)))
-    of_plan = plan_differences(run.whole_plan, planned)
-    if refused := refused_differences(there, here, accept_differences, of_plan):
+    return run
+
+
+def accepted_differences(
+    run: Run, prepared: Prepared, there: Identity, accepted: bool | Collection[str]
+) -> tuple[str, ...]:
+    """How a run that goes on differs from what it was, in lines.
+
+    Args:
+        run: which.
+        prepared: what its command stands for here.
+        there: where it was measured before.
+        accepted: as continue_run takes it.
+
+    Raises:
+        ResultsError: other options, or a plan or an environment that differs and was not accepted.
+        UsageError: what is accepted is no part.
+    """
+    if prepared.others:
+        raise ResultsError(f"{run.path}: cannot resume with another {one_line('; '.join(prepared.others))}")
+    here = Identity.of(prepared.environment, code=True)
+    of_plan = plan_differences(run.whole_plan, prepared.plan)
+    if refused := refused_differences(there, here, accepted, of_plan):
         raise ResultsError(
-            f"{path}: cannot resume on another set-up: {one_line('; '.join(refused), 1000)} "
+            f"{run.path}: cannot resume on another set-up: {one_line('; '.join(refused), 1000)} "
             "(--accept-differences goes on all the same)"
         )
-    run.differences = tuple(map(one_line, [*there.differences(here).values(), *of_plan]))
-    return run
+    return tuple(map(one_line, [*there.differences(here).values(), *of_plan]))
 
 
 def refused_differences(
@@ -129,7 +247,7 @@ def require_processes(repeat: int, conduct: Conduct) -> None:
         raise UsageError("--repeat needs --isolation process: each repetition is a fresh process")
 
 
-def dtypes_note(options: Options, run: Run) -> str:
+def dtypes_note(options: Options, environment: Mapping[str, Any]) -> str:
     """Why a run of these options has the dtypes that it has, where none were named and one might be expected."""
-    device_type = str(run.environment["device"]).partition(":")[0]
+    device_type = str(environment["device"]).partition(":")[0]
     return default_dtypes(device_type).note if options.get("dtypes") is None else ""

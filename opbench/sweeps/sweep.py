@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 from opbench.errors import UsageError
 from opbench.registry import registry
@@ -11,6 +12,7 @@ from opbench.report import write_plots, write_tables
 from opbench.results.run import Run
 from opbench.sweeps.as_paper import as_paper_options
 from opbench.sweeps.conduct import Conduct, Isolation, make_conduct
+from opbench.sweeps.fleet.sweep import connect_fleet, measure, start_fleet
 from opbench.sweeps.option_fields import items, options_of
 from opbench.sweeps.progress import NULL_PROGRESS, Progress
 from opbench.sweeps.request import SweepRequest, make_request
@@ -27,6 +29,30 @@ def finish(run: Run, *, plots: bool = True) -> None:
     write_tables(run)
     if plots:
         write_plots(run)
+
+
+def _on_fleet(
+    options: dict[str, Any],
+    conduct: Conduct,
+    out: str | Path | None,
+    progress: Progress,
+    resume: bool,
+    accept_differences: bool | Collection[str],
+    plots: bool,
+) -> Run:
+    folder = Path(out) if out else None
+    if resume and folder is None:
+        raise UsageError("--resume needs --out: the folder of the run to continue")
+    with connect_fleet(conduct, options) as cards:
+        begun = start_fleet(
+            cards, options, conduct, folder, progress, resume=resume, accept_differences=accept_differences
+        )
+        try:
+            measure(cards, begun, conduct, progress)
+        finally:
+            for run in begun.every_run:
+                finish(run, plots=plots)
+    return begun.every_run[0]
 
 
 def sweep(
@@ -53,6 +79,8 @@ def sweep(
     isolation: str | None = None,
     cell_timeout: float | None = None,
     ceilings_budget: float | None = None,
+    fleet: str | None = None,
+    fleet_mode: str | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     retry: str | Sequence[str] | None = None,
@@ -92,6 +120,9 @@ def sweep(
         isolation: process (a worker for each operator and shape) or none; none is the default with `operators`.
         cell_timeout: seconds after which a cell is a timeout.
         ceilings_budget: seconds for the device's ceilings where none are kept, 0 for none; 15 on the CPU, 30 on CUDA.
+        fleet: "ray" or "ray:ADDRESS", to measure on every card of a Ray cluster (pip install 'opbench[fleet]').
+        fleet_mode: of a fleet, share (each cell on one card) or replicate (each cell on every card, in a run for each
+            in folders `card-1` and so on under `out`; the first of them is given back).
         out: folder of the run; results/<date>-<device>-<n> under the current folder by default.
         resume: continue the run in `out`.
         retry: with resume, statuses of cells to measure again.
@@ -115,7 +146,11 @@ def sweep(
     )
     if as_paper:
         options |= as_paper_options(options)
-    options, registered = resolve_ops({**options, "ops": None if ops is None else items("--ops", ops)})
+    options["ops"] = None if ops is None else items("--ops", ops)
+    if conduct_options["fleet"] and not operators:
+        conduct = make_conduct(conduct_options, resume=resume)
+        return _on_fleet(options, conduct, out, progress or NULL_PROGRESS, resume, accept_differences, plots)
+    options, registered = resolve_ops(options)
     known = registry.collect(
         [(registry.operator_module(operator), operator) for operator in (*registered.values(), *operators)]
     )
@@ -123,6 +158,8 @@ def sweep(
         warnings.warn(f"{line}; its operator is left out", stacklevel=2)
     if operators and ops is None:
         options["ops"] = [operator.name for operator in operators]
+    if operators and fleet:
+        raise UsageError("operators that are objects cannot be sent to the cards of a fleet; register them instead")
     if operators and isolation == Isolation.PROCESS:
         raise UsageError("operators that are objects cannot be sent to a worker process; register them instead")
     if operators:
@@ -135,7 +172,7 @@ def sweep(
     else:
         run = start_run(make_request(options, known), known, Path(out) if out else None, conduct)
     progress = progress or NULL_PROGRESS
-    if not resume and (note := dtypes_note(options, run)):
+    if not resume and (note := dtypes_note(options, run.environment)):
         progress.note(note)
     try:
         run_cells(run, known, progress, conduct)

@@ -46,6 +46,7 @@ class WarningKind(StrEnum):
     HOST_TIME = "host time", Effect.NONE
     GLOBAL_STATE = "global state", Effect.NONE
     RESUMED_ELSEWHERE = "resumed elsewhere", Effect.DISTURBED
+    CARD_LOST = "card lost", Effect.NONE
 
 
 _EFFECTS: dict[str, Effect] = {kind: kind.effect for kind in WarningKind}

@@ -59,14 +59,11 @@ def report(
             raise typer.BadParameter("--site goes with none of --format, --paper, --samples, --write and --out")
         _write_site(runs, site)
     from opbench.report import (
-        energy_tables,
-        network_tables,
         paper_tables,
         print_tables,
         published_network_tables,
-        run_tables,
+        result_tables,
         sample_table,
-        speedup_tables,
         summary_line,
     )
     from opbench.results.published import open_run
@@ -81,12 +78,7 @@ def report(
             if paper:
                 tables = published_network_tables(folder) or paper_tables(folder)
             else:
-                tables = [
-                    *run_tables(folder),
-                    *speedup_tables(folder),
-                    *energy_tables(folder),
-                    *network_tables(folder),
-                ]
+                tables = result_tables(folder)
             print_tables([*tables, *([sample_table(folder)] if samples else [])], format_.value, stdout(no_color))
             if format_ is Format.TERMINAL:
                 print(f"\n{summary_line(folder)}")

@@ -1,6 +1,7 @@
 """`opbench sweep`."""
 
 import signal
+from collections.abc import Collection
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,13 +18,16 @@ from opbench.cli.shared import (
     split,
     stdout,
 )
-from opbench.cli.sweep_end import conclude, draw_plots, print_results
+from opbench.cli.sweep_end import conclude, conclude_cards, draw_plots, print_results
 from opbench.cli.sweep_flags import takes_sweep_flags
 from opbench.errors import StorageError
 from opbench.host.system import require_unix
 from opbench.host.user_cache import say_if_nothing_is_kept
 
 if TYPE_CHECKING:
+    from opbench.results.run import Run
+    from opbench.sweeps.conduct import Conduct
+    from opbench.sweeps.console_progress import ConsoleProgress
     from opbench.workload.case import Cell
 
 __all__ = ["register"]
@@ -75,7 +79,6 @@ def sweep(
     Exit codes: 0 every cell measured (or not applicable, or out of memory), 1 some cell wrong, error, timeout or
     unavailable, 2 usage or bad input, 3 results cannot be written, 130 interrupted (what was finished is kept).
     """
-    isolation = options.get("isolation")
     if resume and out is None:
         raise typer.BadParameter("--resume needs --out: the folder of the run to continue")
     if train and options.setdefault("direction", ["train"]) != ["train"]:
@@ -83,46 +86,31 @@ def sweep(
     require_unix("opbench sweep")
     # A kill, or a terminal that closes, asks for the same as Ctrl-C: stop, and keep what is finished.
     interrupt_on_termination()
+    from opbench.sweeps.conduct import make_conduct
     from opbench.sweeps.console_progress import ConsoleProgress
-    from opbench.sweeps.isolation.worker_process import Workers
 
-    with (
-        closing(Workers()) as workers,
-        ConsoleProgress(quiet=quiet or dry_run, no_color=no_color, tracebacks=shows_tracebacks(isolation)) as progress,
-    ):
-        progress.doing("loading PyTorch")
-        if isolation != "none" and not dry_run:
-            workers.launch()  # they import torch while this process does
-        from opbench.registry.places import resolve_ops
-        from opbench.sweeps.conduct import make_conduct
-        from opbench.sweeps.request import make_request
-        from opbench.sweeps.run_cells import run_cells
-        from opbench.sweeps.start import continue_run, dtypes_note, plan, start_run
-        from opbench.sweeps.sweep import finish
-
-        known_operators()
-        options, known = resolve_ops(_as_paper(options, say=dry_run) if as_paper else options)
-        conduct = make_conduct({**options, "retry": split("--retry", retry)}, resume=resume)
+    if as_paper:
+        options = _as_paper(options, say=dry_run)
+    conduct = make_conduct({**options, "retry": split("--retry", retry)}, resume=resume)
+    accepted = accept_differences or accept_difference or ()
+    shown = ConsoleProgress(
+        quiet=quiet or dry_run, no_color=no_color, tracebacks=shows_tracebacks(options.get("isolation"))
+    )
+    with shown as progress:
         if dry_run:
-            _print_plan(plan(make_request(options, known), known))
+            _dry_run(options)
             return
-        if resume and out is not None:
-            run = continue_run(out, options, known, accept_differences=accept_differences or accept_difference or ())
-        else:
-            progress.doing("planning")
-            run = start_run(make_request(options, known), known, out, conduct)
-            if note := dtypes_note(options, run):
-                progress.note(note)
-        say_if_nothing_is_kept()
-        interrupted = False
-        try:
-            run_cells(run, known, progress, conduct, workers)
-        except KeyboardInterrupt:
-            interrupted = True
+        on = _on_fleet if conduct.fleet else _here
+        runs, interrupted = on(options, conduct, out if resume else None, out, accepted, progress)
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         refused = None
+        from opbench.sweeps.sweep import finish
+
         progress.stage("writing tables")
+        if conduct.fleet_mode == "replicate":
+            conclude_cards(runs, interrupted=interrupted, quiet=quiet, plots=plots, no_color=no_color)
+        [run] = runs
         try:
             finish(run, plots=False)
         except StorageError as error:  # what was measured is in the journal, and can still be shown
@@ -132,6 +120,76 @@ def sweep(
     if plots and not refused:
         refused = draw_plots(run, quiet=quiet, no_color=no_color)
     conclude(run, interrupted=interrupted, refused=refused, quiet=quiet)
+
+
+def _dry_run(options: dict[str, Any]) -> None:
+    from opbench.registry.places import resolve_ops
+    from opbench.sweeps.request import make_request
+    from opbench.sweeps.start import plan
+
+    known_operators()
+    options, known = resolve_ops(options)
+    _print_plan(plan(make_request(options, known), known))
+
+
+def _here(
+    options: dict[str, Any],
+    conduct: "Conduct",
+    resumed: Path | None,
+    out: Path | None,
+    accepted: bool | Collection[str],
+    progress: "ConsoleProgress",
+) -> "tuple[list[Run], bool]":
+    """Measure on this machine's device; the run, and whether it was interrupted."""
+    from opbench.sweeps.isolation.worker_process import Workers
+
+    with closing(Workers()) as workers:
+        progress.doing("loading PyTorch")
+        if options.get("isolation") != "none":
+            workers.launch()  # they import torch while this process does
+        from opbench.registry.places import resolve_ops
+        from opbench.sweeps.request import make_request
+        from opbench.sweeps.run_cells import run_cells
+        from opbench.sweeps.start import continue_run, dtypes_note, start_run
+
+        known_operators()
+        options, known = resolve_ops(options)
+        if resumed:
+            run = continue_run(resumed, options, known, accept_differences=accepted)
+        else:
+            progress.doing("planning")
+            run = start_run(make_request(options, known), known, out, conduct)
+            if note := dtypes_note(options, run.environment):
+                progress.note(note)
+        say_if_nothing_is_kept()
+        try:
+            run_cells(run, known, progress, conduct, workers)
+        except KeyboardInterrupt:
+            return [run], True
+        return [run], False
+
+
+def _on_fleet(
+    options: dict[str, Any],
+    conduct: "Conduct",
+    resumed: Path | None,
+    out: Path | None,
+    accepted: bool | Collection[str],
+    progress: "ConsoleProgress",
+) -> "tuple[list[Run], bool]":
+    """Measure on the cards of a fleet; the runs, and whether they were interrupted."""
+    from opbench.sweeps.fleet.sweep import connect_fleet, measure, start_fleet
+
+    progress.doing("looking for the fleet")
+    with connect_fleet(conduct, options) as fleet:
+        sweep = start_fleet(
+            fleet, options, conduct, out, progress, resume=resumed is not None, accept_differences=accepted
+        )
+        try:
+            measure(fleet, sweep, conduct, progress)
+        except KeyboardInterrupt:
+            return sweep.every_run, True
+        return sweep.every_run, False
 
 
 def _as_paper(options: dict[str, Any], *, say: bool) -> dict[str, Any]:

@@ -11,11 +11,11 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from opbench.compare.run_figures import RunEntry
 from opbench.compare.trends import History, RunSeries, Trend
 from opbench.files import free_stem, storage_errors
-from opbench.report.history_tables import series_name, signed_percent
+from opbench.report.history_tables import series_name
 from opbench.report.layout import OPERATOR_LABELS
 from opbench.report.palette import PALETTE
 from opbench.report.plots.style import DPI, FAINT, GREY, WIDTH_INCHES, plot_style, save
-from opbench.report.value_text import shape_text
+from opbench.report.value_text import shape_text, signed_percent
 from opbench.workload.case import Shape
 
 __all__ = ["history_figure", "write_history_plots"]

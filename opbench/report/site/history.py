@@ -7,10 +7,11 @@ from typing import Any
 from opbench.compare.causes import Cause, Shift, shifts
 from opbench.compare.change_points import LEAST_RUNS
 from opbench.compare.trends import RunSeries, Trend
-from opbench.report.history_tables import cell_names, history_tables, signed_percent
+from opbench.report.history_tables import cell_names, history_tables
 from opbench.report.page.html import InSite, render, script_json
 from opbench.report.site.runs import CellName, SiteRuns
 from opbench.report.site.shared import DOM, SEARCH, STYLES, THEME, cell_facts, count, dates, facts
+from opbench.report.value_text import signed_percent
 
 __all__ = ["HISTORY_SCRIPTS", "has_chart", "history_page"]
 
