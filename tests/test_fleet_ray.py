@@ -50,7 +50,8 @@ def arguments(tmp_path, shapes, **changes):
     factors = ",".join(map(str, range(1, 26)))
     return {
         "ops": OPERATORS, "shapes": write_shapes(tmp_path / "shapes.yaml", shapes), "dtypes": "fp32,bf16",
-        "device": "cpu", "settings": [f"twice.factor={factors}"], "threads": 1, "ceilings_budget": 0, "plots": False, **changes,
+        "device": "cpu", "settings": [f"twice.factor={factors}"], "threads": 1, "ceilings_budget": 0, "plots": False,
+        **changes,
     }  # fmt: skip
 
 
