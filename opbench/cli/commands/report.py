@@ -75,10 +75,7 @@ def report(
         raise typer.BadParameter("--out is for --format html; redirect the output of the others")
     else:
         for folder in folders:
-            if paper:
-                tables = published_network_tables(folder) or paper_tables(folder)
-            else:
-                tables = result_tables(folder)
+            tables = published_network_tables(folder) or paper_tables(folder) if paper else result_tables(folder)
             print_tables([*tables, *([sample_table(folder)] if samples else [])], format_.value, stdout(no_color))
             if format_ is Format.TERMINAL:
                 print(f"\n{summary_line(folder)}")
