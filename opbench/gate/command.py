@@ -15,6 +15,7 @@ from opbench.device.environment import collect_environment
 from opbench.device.resolve import resolve_device
 from opbench.errors import ResultsError, StorageError, UsageError
 from opbench.files import storage_errors, write_whole
+from opbench.gate.cooling import cooling_notes
 from opbench.gate.launcher import Launcher, Planned
 from opbench.gate.process import GateArm, ProcessRecord
 from opbench.gate.progress import GateProgress
@@ -120,6 +121,8 @@ def run_gate(base: str, head: str, request: GateRequest) -> tuple[Comparison, Pa
         session = run_session(arms["base"], arms["head"], launcher.run, request.settings, keeper, planned)
     environment = session.records[0].process.environment
     notes = [*_notes(session), *_requirement_notes(requirements)]
+    processes = [(record.process.pauses, record.process.measurements.values()) for record in session.records]
+    notes += cooling_notes(processes)
     if any(record.process.measurements for record in session.records):
         notes += _selftest_notes(session, request.settings, environment)
     comparison = replace(session.comparison, notes=(*session.comparison.notes, *notes))

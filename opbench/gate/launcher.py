@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from opbench.gate.changes import Choice, choose, group_of
+from opbench.gate.cooling import Cooling
 from opbench.gate.process import ArmProcess, GateArm, OpenProcess
 from opbench.sweeps.isolation.executor import START_LIMIT_S, cell_limit_s
 from opbench.workload.case import Cell
@@ -54,10 +55,12 @@ class Launcher:
 
     Args:
         options: what to measure and how, as make_request takes it.
+        cooling: what to do where the device slows itself; replaced in tests.
     """
 
-    def __init__(self, options: Mapping[str, Any]) -> None:
+    def __init__(self, options: Mapping[str, Any], cooling: Cooling | None = None) -> None:
         self._options = dict(options)
+        self._cooling = cooling or Cooling()
         self._cell_s = cell_limit_s(self._options.get("time_budget") or 1.0)
 
     def run(self, arms: Mapping[str, GateArm], cells: Sequence[Cell] | None, first: str) -> dict[str, ArmProcess]:
@@ -80,10 +83,13 @@ class Launcher:
                     process.make_plan()
                 every = [cell for name in names for cell in processes[name].plan]
                 cells = list({cell.key: cell for cell in every}.values())
+            cooling = self._cooling
+            cooling.able = all(process.conditions() for process in processes.values())
             steps: list[Cell | None] = [None, *cells, None]
             for number, step in enumerate(steps):
                 for name in names if number % 2 == 0 else reversed(names):
-                    processes[name].measure(step, self._cell_s)
+                    processes[name].measure(step, self._cell_s, cooling)
+                cooling.next_cell()
             each_s = (time.monotonic() - started) / len(names)
             return {name: process.result(each_s) for name, process in processes.items()}
 

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 __all__ = ["kernels", "sources"]
 
-HARNESS = "opbench.sweeps.runner"
-"""The module that builds, checks and times a cell."""
+HARNESS = ("opbench.sweeps.runner", "opbench.timing.bursts")
+"""The modules that build, check and time a cell."""
 
 
 def sources(parts: Sequence[tuple[Operator, Provider]]) -> dict[str, Any]:
@@ -27,7 +27,8 @@ def sources(parts: Sequence[tuple[Operator, Provider]]) -> dict[str, Any]:
         `files`, of each path the digests of opbench.registry.code.digest; `providers`, of each "operator provider" the
         paths of what it runs; `harness`, those of what times it.
     """
-    harness = {file_name(module, path): path for module, path in imported_files(HARNESS).items()}
+    modules = {module: path for root in HARNESS for module, path in imported_files(root).items()}
+    harness = {file_name(module, path): path for module, path in modules.items()}
     named = {f"{operator.name} {provider.name}": (operator, provider) for operator, provider in parts}
     runs = {name: run_files(*part) for name, part in named.items()}
     found = harness | {name: path for files in runs.values() for name, path in files.items()}

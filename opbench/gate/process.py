@@ -10,13 +10,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Self, cast
 
 from opbench.device.snapshots import GATE_VARIABLE
 from opbench.errors import GateError, NotComparableError
 from opbench.gate import arm as arm_program
+from opbench.gate.cooling import Cooling, Pauses
 from opbench.results.measurement import Measurement, Status
 from opbench.stats import median
 from opbench.sweeps.isolation.executor import START_LIMIT_S
@@ -25,6 +26,7 @@ from opbench.workload.case import Cell
 
 __all__ = ["ArmProcess", "GateArm", "OpenProcess", "ProcessRecord"]
 
+CONDITIONS_LIMIT_S = 30.0
 LAST_WORDS_S = 10.0
 """Most that may pass between the end of a process's answers and its death."""
 
@@ -56,6 +58,7 @@ class ArmProcess:
         plan: the arm's cells, where the process was asked to make the plan.
         identity: what must be equal to compare, likewise.
         environment: as collect_environment gives it, likewise.
+        pauses: for a GPU that slowed itself.
     """
 
     measurements: Mapping[str, Measurement]
@@ -65,6 +68,7 @@ class ArmProcess:
     plan: tuple[Cell, ...] = ()
     identity: Mapping[str, str] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
+    pauses: Pauses = field(default_factory=Pauses)
 
     def median_ms(self, key: str) -> float | None:
         """A cell's figure; None where it was not measured or failed."""
@@ -100,6 +104,7 @@ class ProcessRecord:
             {
                 "stage": self.stage, "round": self.round, "arm": self.arm, "seconds": round(process.seconds, 3),
                 "failure": process.failure, "sentinel": process.sentinel, "cells": cells,
+                **({"pauses": asdict(process.pauses)} if process.pauses != Pauses() else {}),
             },
             ensure_ascii=False,
         )  # fmt: skip
@@ -118,6 +123,7 @@ class OpenProcess:
         self._measurements: dict[str, Measurement] = {}
         self._sentinel: dict[str, list[float]] = {}
         self._unread = b""
+        self._pauses = Pauses()
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="opbench-gate-")
@@ -177,16 +183,30 @@ class OpenProcess:
         """What a method of Served gives that its opbench may lack: nothing then."""
         return self.ask({"do": method, "with": arguments}, limit_s)
 
-    def measure(self, cell: Cell | None, limit_s: float) -> None:
-        """Measure a cell, or the sentinel; nothing where the process has failed, or plans no such cell."""
+    def conditions(self) -> dict[str, Any]:
+        """Of its GPU, now; nothing on the CPU, or where its opbench cannot tell or could not take samples in bursts."""
+        return self.further("conditions", CONDITIONS_LIMIT_S)
+
+    def measure(self, cell: Cell | None, limit_s: float, cooling: Cooling) -> None:
+        """Measure a cell, or the sentinel; nothing where the process has failed, or plans no such cell.
+
+        Args:
+            cell: which; None for the sentinel.
+            limit_s: seconds for the answer.
+            cooling: says whether to wait first, and to take the samples in bursts; hears of what was measured.
+        """
+        cooling.wait(self.conditions, self._pauses)
         if cell is None:
             for name, taken in self.ask({"do": "sentinel"}, limit_s).get("sentinel", {}).items():
                 self._sentinel.setdefault(name, []).extend(taken)
         elif self.cells is None or cell.key in self.cells:  # by key: what a cell costs may be counted otherwise there
-            answer = self.ask({"do": "cell", "key": cell.key}, limit_s)
+            answer = self.ask({"do": "cell", "key": cell.key, "bursts": cooling.in_bursts}, limit_s)
+            self._pauses.cells_in_bursts += cooling.in_bursts
             if "measurement" in answer:
                 with self._reading():
-                    self._measurements[cell.key] = Measurement.from_json(answer["measurement"])
+                    measurement = Measurement.from_json(answer["measurement"])
+                    self._measurements[cell.key] = measurement
+                    cooling.look(measurement)
 
     def ask(self, request: Mapping[str, Any] | None, limit_s: float) -> dict[str, Any]:
         """What the process answers; {} where it has failed. None waits for the answer to what was sent first."""
@@ -233,6 +253,7 @@ class OpenProcess:
             plan=self.plan,
             identity=self._heard.get("identity", {}),
             environment=self._heard.get("environment", {}),
+            pauses=self._pauses,
         )
 
     def _send(self, request: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from opbench.sweeps.runner import CellRunner
     from opbench.workload.case import Cell
     from opbench.workload.operator import Operator, Provider
 
@@ -44,7 +45,7 @@ class Served:
         self._cells = {cell.key: cell for cell in plan(asked, operators)}
         for name, fraction in inject.items():
             operators[name] = slowed(operators[name], fraction)
-        self._operators = operators
+        self._asked, self._operators = asked, operators
         self._runner = CellRunner(asked, operators.__getitem__)
 
     def plan(self) -> dict[str, Any]:
@@ -78,9 +79,25 @@ class Served:
 
     def measure(self, key: str) -> dict[str, Any]:
         """The `measurement` of a planned cell, and why this process can measure no other (`ended`) where it cannot."""
-        measurement = self._runner.run(self._cells[key])
+        return self._answer(self._runner, key)
+
+    def measure_in_bursts(self, key: str) -> dict[str, Any]:
+        """As measure, with the samples in short bursts, for a device that slows itself when it is kept busy."""
+        from opbench.sweeps.runner import CellRunner
+        from opbench.timing.bursts import BurstTimer
+
+        return self._answer(CellRunner(self._asked, self._operators.__getitem__, around_timer=BurstTimer), key)
+
+    def conditions(self) -> dict[str, Any]:
+        """Of the GPU, now, as opbench.device.snapshots.gpu_conditions; nothing on the CPU."""
+        from opbench.device.snapshots import gpu_conditions
+
+        return {} if self.device == "cpu" else gpu_conditions(self.device)
+
+    def _answer(self, runner: "CellRunner", key: str) -> dict[str, Any]:
+        measurement = runner.run(self._cells[key])
         answer: dict[str, Any] = {"measurement": json.loads(measurement.to_json_line())}
-        if self._runner.device_broken:
+        if runner.device_broken:
             answer["ended"] = f"{self.device} no longer answers this process since {key}"
         return answer
 

@@ -58,10 +58,15 @@ class CellRunner:
         options: how to measure.
         find_operator: the operator of a name.
         timer: replaces the one that the options name; for tests.
+        around_timer: what takes the samples with that timer.
     """
 
     def __init__(
-        self, options: RunOptions, find_operator: Callable[[str], Operator], timer: Timer | None = None
+        self,
+        options: RunOptions,
+        find_operator: Callable[[str], Operator],
+        timer: Timer | None = None,
+        around_timer: Callable[[Timer], Timer] = lambda timer: timer,
     ) -> None:
         self.options = options
         self.device_broken = False
@@ -72,6 +77,7 @@ class CellRunner:
         """Cells that are estimated to need more are not run; for systems that hold no process to a limit."""
         self._find_operator = find_operator
         self._timer = timer
+        self._around_timer = around_timer
 
     def run(self, cell: Cell, on_stage: OnStage = lambda stage: None) -> Measurement:
         """Measure one cell. Never raises but for KeyboardInterrupt."""
@@ -123,6 +129,7 @@ class CellRunner:
             needed, limit = (f"{size / 2**30:.3g} GiB" for size in (cell.memory_bytes, self.estimate_limit_bytes))
             return Measurement(cell, Status.OUT_OF_MEMORY, f"not run: needs {needed} by estimate, {limit} are left")
         timer = self._timer or make_timer(self.options.timer, self.options.cache, self.options.device)
+        timer = self._around_timer(timer)
         trials = trials_of_cell(trials_for(self.options.device, timer.cache))
         with (
             self._current_device(),
