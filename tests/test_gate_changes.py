@@ -4,6 +4,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from opbench.gate.process import GateArm
 from opbench.gate.serve import serve
 from opbench.registry.code import digest, run_files
 from opbench.sweeps.launched import UnknownKernelsError, _recorded
+from opbench.workload.operator import Provider
 
 KERNEL = """
 import triton
@@ -73,11 +75,13 @@ def test_what_is_not_python_is_all_code(tmp_path):
         assert len({*digest(tmp_path / name)}) == 1
 
 
-def test_packages_around_a_source_and_their_data_count(tmp_path, monkeypatch):
+def test_inputs_context_packages_around_a_source_and_their_data_count(tmp_path, monkeypatch):
     package = tmp_path / "carrying"
     (package / "deep").mkdir(parents=True)
-    for name in ("__init__.py", "deep/__init__.py", "deep/code.py", "table.json", "deep/ext.so", "README.md", "t.pyi"):
+    for name in ("__init__.py", "deep/__init__.py", "deep/code.py", "table.json", "deep/ext.so", "README.md", "t.pyi",
+                 "noise.py", "switch.py"):  # fmt: skip
         (package / name).write_text("")
+    (package / "inputs.py").write_text("def make_inputs(case, generator):\n    from carrying import noise\n")
     (package / "unused.py").write_text("")
     monkeypatch.syspath_prepend(tmp_path)
 
@@ -85,10 +89,20 @@ def test_packages_around_a_source_and_their_data_count(tmp_path, monkeypatch):
         raise NotImplementedError
 
     build.__module__, build.__qualname__ = "carrying.deep.code", "build"
-    operator = doubling()
-    found = run_files(operator, operator.providers[0].__class__("mine", build, "mine"))
+
+    def make_inputs(case, generator):
+        raise NotImplementedError
+
+    def around():
+        raise NotImplementedError
+
+    make_inputs.__module__, make_inputs.__qualname__ = "carrying.inputs", "make_inputs"
+    around.__module__, around.__qualname__ = "carrying.switch", "around"
+    operator = replace(doubling(), make_inputs=make_inputs)
+    found = run_files(operator, Provider("mine", build, "mine", around=around))
     assert {name.removeprefix("carrying/") for name in found if name.startswith("carrying")} == {
-        "__init__.py", "deep/__init__.py", "deep/code.py", "table.json", "deep/ext.so",
+        "__init__.py", "deep/__init__.py", "deep/code.py", "table.json", "deep/ext.so", "inputs.py", "noise.py",
+        "switch.py",
     }  # fmt: skip
 
 
