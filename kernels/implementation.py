@@ -1,12 +1,20 @@
 """Which implementation computes: Triton on a CUDA device, torch elsewhere, or the one that a caller names."""
 
 import os
+from contextvars import ContextVar
 from importlib.util import find_spec
 from typing import Literal, get_args
 
 import torch
 
-__all__ = ["HALF_OR_SINGLE", "Implementation", "check_implementation", "in_autocast_dtype", "takes_triton"]
+__all__ = [
+    "HALF_OR_SINGLE",
+    "Implementation",
+    "check_implementation",
+    "in_autocast_dtype",
+    "onnx_opset",
+    "takes_operator",
+]
 
 Implementation = Literal["auto", "triton", "torch"]
 
@@ -14,6 +22,9 @@ HAS_TRITON = find_spec("triton") is not None
 """Triton is not on every system that has CUDA."""
 HALF_OR_SINGLE = (torch.float32, torch.float16, torch.bfloat16)
 """What the Triton kernels take; torch takes float64 too."""
+
+onnx_opset: ContextVar[int | None] = ContextVar("onnx_opset", default=None)
+"""The opset that this call is traced for, None for none: opbench_kernels.export sets it."""
 
 
 def check_implementation(implementation: Implementation) -> None:
@@ -30,19 +41,26 @@ def in_autocast_dtype(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def takes_triton(name: str, tensor: torch.Tensor, implementation: Implementation) -> bool:
-    """Whether the Triton kernels compute with this tensor.
+def takes_operator(
+    name: str, tensor: torch.Tensor, implementation: Implementation, *, in_onnx_since: int | None = None
+) -> bool:
+    """Whether a torch.library operator computes with this tensor: the Triton kernels, or what ONNX has for it.
 
     Args:
         name: of the argument, for messages.
         tensor: the operand whose device and dtype decide.
         implementation: "auto" takes Triton for a CUDA tensor in a dtype of HALF_OR_SINGLE, if it is installed.
+        in_onnx_since: the first opset of ONNX for which opbench_kernels.onnx_translation has the operator. In what is
+            traced for ONNX no Triton kernel runs, whatever the implementation.
 
     Raises:
         ValueError: an unknown implementation, Triton for a tensor that is not on a CUDA device, or a dtype that the
             implementation does not take.
     """
     check_implementation(implementation)
+    opset = onnx_opset.get()
+    if opset is not None:
+        return in_onnx_since is not None and opset >= in_onnx_since
     kind = tensor.device.type
     on_gpu = kind == "cuda" and tensor.dtype in HALF_OR_SINGLE
     triton = implementation == "triton" or (implementation == "auto" and on_gpu and HAS_TRITON)

@@ -94,7 +94,7 @@ def test_a_block_of_python_runs(code, checkout, request):
 
 
 def test_the_blocks_are_found():
-    assert len(python_blocks()) == 11
+    assert len(python_blocks()) == 12
     assert len(CONSOLE) >= 20
 
 

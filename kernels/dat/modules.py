@@ -149,8 +149,10 @@ class DAttention(nn.Module):
         offset = offset.to(_precise(q))
         grid = _grid(offset.shape[1], offset.shape[2], offset)
         if self.offset_range_factor > 0:
-            sizes = offset.new_tensor(offset.shape[1:3])
-            offset = offset.tanh() * (self.offset_range_factor / sizes)
+            # Each axis by its number: in a tensor, an exported program would keep the sizes of its example.
+            shares = (self.offset_range_factor / side for side in offset.shape[1:3])
+            axes = zip(offset.tanh().unbind(-1), shares, strict=True)
+            offset = torch.stack([axis * share for axis, share in axes], -1)
         if self.no_off:
             offset = torch.zeros_like(offset)
         places = grid + offset

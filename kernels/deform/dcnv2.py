@@ -3,7 +3,7 @@
 import torch
 from opbench_kernels.deform import dcnv2_operators, dcnv2_torch
 from opbench_kernels.deform.geometry import Geometry
-from opbench_kernels.implementation import Implementation, in_autocast_dtype, takes_triton
+from opbench_kernels.implementation import Implementation, in_autocast_dtype, takes_operator
 from opbench_kernels.sizes import Size, pair
 
 __all__ = ["dcnv2"]
@@ -60,8 +60,8 @@ def dcnv2(
     for name, tensor, numbers in (("offset", offset, 2), ("mask", mask, 1)):
         _check_points(name, tensor, input, (numbers * geometry.points * deform_groups, *out_size))
     input = in_autocast_dtype(input)  # noqa: A001
-    triton = takes_triton("input", input, implementation)
-    convolve = dcnv2_operators.convolve if triton else dcnv2_torch.convolve
+    whole = takes_operator("input", input, implementation, in_onnx_since=19)
+    convolve = dcnv2_operators.convolve if whole else dcnv2_torch.convolve
     weight, bias = weight.to(input.dtype), None if bias is None else bias.to(input.dtype)
     return convolve(input, offset, mask, weight, bias, geometry, groups, deform_groups)
 

@@ -5,7 +5,7 @@ import math
 import torch
 from opbench_kernels.deform import operators, sampling_torch
 from opbench_kernels.deform.geometry import Geometry, padded_offset_mask_channels
-from opbench_kernels.implementation import Implementation, in_autocast_dtype, takes_triton
+from opbench_kernels.implementation import Implementation, in_autocast_dtype, takes_operator
 from opbench_kernels.sizes import Size, pair
 
 __all__ = ["dcnv3", "dcnv4"]
@@ -47,11 +47,11 @@ def dcnv4(
     Source: Xiong et al., Efficient Deformable ConvNets, CVPR 2024, section 3.
     """
     geometry = _geometry(kernel_size, stride, padding, dilation, offset_scale, remove_center)
-    value, triton = _checked_value(value, groups, geometry, implementation)
+    value, whole = _checked_value(value, groups, geometry, implementation)
     points = geometry.points
     packed = padded_offset_mask_channels(groups, points)
     _check_companion("offset_mask", offset_mask, value, geometry, packed, f"3 * K * groups, K = {points}, padded to 8")
-    if triton:
+    if whole:
         return operators.dcnv4(value, offset_mask, groups, geometry)
     pixels = offset_mask.shape[:3]
     used = offset_mask[..., : 3 * points * groups].view(*pixels, groups, 3 * points)
@@ -94,11 +94,11 @@ def dcnv3(
     Source: Wang et al., InternImage, CVPR 2023, equation 2.
     """
     geometry = _geometry(kernel_size, stride, padding, dilation, offset_scale, remove_center)
-    value, triton = _checked_value(value, groups, geometry, implementation)
+    value, whole = _checked_value(value, groups, geometry, implementation)
     points = geometry.points
     _check_companion("offset", offset, value, geometry, groups * points * 2, f"groups * K * 2, K = {points}")
     _check_companion("mask", mask, value, geometry, groups * points, f"groups * K, K = {points}")
-    if triton:
+    if whole:
         return operators.dcnv3(value, offset, mask, groups, geometry)
     pixels = mask.shape[:3]
     split = value.view(*value.shape[:3], groups, value.shape[-1] // groups)
@@ -131,7 +131,7 @@ def _geometry(
 def _checked_value(
     value: torch.Tensor, groups: int, geometry: Geometry, implementation: Implementation
 ) -> tuple[torch.Tensor, bool]:
-    """`value` in autocast's dtype where that is on, and whether Triton computes."""
+    """`value` in autocast's dtype where that is on, and whether an operator computes instead of torch."""
     if not isinstance(value, torch.Tensor):
         raise ValueError(f"value must be a tensor, got {type(value).__name__}")
     if value.dim() != 4 or 0 in value.shape[1:]:
@@ -140,7 +140,7 @@ def _checked_value(
         raise ValueError(f"groups must divide the {value.shape[-1]} channels of value, got {groups!r}")
     geometry.output_size(value.shape[1], value.shape[2])
     value = in_autocast_dtype(value)
-    return value, takes_triton("value", value, implementation)
+    return value, takes_operator("value", value, implementation, in_onnx_since=19)
 
 
 def _check_companion(

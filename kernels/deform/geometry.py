@@ -1,9 +1,9 @@
 """Where a deformable convolution samples: kernel, stride, padding, dilation and the order of its points."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-__all__ = ["Geometry", "padded_offset_mask_channels"]
+__all__ = ["Geometry", "geometry_of", "padded_offset_mask_channels"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +82,23 @@ class Geometry:
                 )
             sizes.append(room // self.stride[axis] + 1)
         return sizes[0], sizes[1]
+
+
+def geometry_of(
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    offset_scale: float,
+    remove_center: bool,
+) -> Geometry:
+    """From a torch.library operator's arguments: lists of two numbers each."""
+
+    def pair(sizes: Sequence[int]) -> tuple[int, int]:
+        height, width = sizes
+        return height, width
+
+    return Geometry(pair(kernel), pair(stride), pair(padding), pair(dilation), offset_scale, remove_center)
 
 
 def padded_offset_mask_channels(groups: int, points: int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
-from opbench_kernels.deform.geometry import Geometry
+from opbench_kernels.deform.geometry import Geometry, geometry_of
 from opbench_kernels.fixed_point import from_fixed_point, units
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def _dcnv3(
 ) -> torch.Tensor:  # fmt: skip
     from opbench_kernels.deform.launch import sampled_dcnv3
 
-    geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
+    geometry = geometry_of(kernel, stride, padding, dilation, offset_scale, remove_center)
     return _forward(sampled_dcnv3(value, offset, mask, groups, geometry), (*offset.shape[:3], value.shape[-1]))
 
 
@@ -74,7 +74,7 @@ def _dcnv3_backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     from opbench_kernels.deform.launch import sampled_dcnv3
 
-    geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
+    geometry = geometry_of(kernel, stride, padding, dilation, offset_scale, remove_center)
     grad_offset = torch.empty(offset.shape, device=offset.device, dtype=offset.dtype)
     grad_mask = torch.empty(mask.shape, device=mask.device, dtype=mask.dtype)
     by_point = grad_offset.view(-1, groups, geometry.points, 2), grad_mask.view(-1, groups, geometry.points)
@@ -89,7 +89,7 @@ def _dcnv4(
 ) -> torch.Tensor:  # fmt: skip
     from opbench_kernels.deform.launch import sampled_dcnv4
 
-    geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
+    geometry = geometry_of(kernel, stride, padding, dilation, offset_scale, remove_center)
     sampled = sampled_dcnv4(value, offset_mask, groups, geometry)
     return _forward(sampled, (*offset_mask.shape[:3], value.shape[-1]))
 
@@ -101,7 +101,7 @@ def _dcnv4_backward(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     from opbench_kernels.deform.launch import sampled_dcnv4, unpack
 
-    geometry = _geometry(kernel, stride, padding, dilation, offset_scale, remove_center)
+    geometry = geometry_of(kernel, stride, padding, dilation, offset_scale, remove_center)
     grad_packed = torch.empty(offset_mask.shape, device=offset_mask.device, dtype=offset_mask.dtype)
     grad_packed[..., 3 * geometry.points * groups :] = 0
     sampled = sampled_dcnv4(value, offset_mask, groups, geometry)
@@ -150,22 +150,6 @@ def _register_autograd(forward: CustomOpDef, backward: CustomOpDef, tensors: int
 
 _register_autograd(_dcnv3, _dcnv3_backward, tensors=3)
 _register_autograd(_dcnv4, _dcnv4_backward, tensors=2)
-
-
-def _geometry(
-    kernel: Sequence[int],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    offset_scale: float,
-    remove_center: bool,
-) -> Geometry:
-    return Geometry(_pair(kernel), _pair(stride), _pair(padding), _pair(dilation), offset_scale, remove_center)
-
-
-def _pair(sizes: Sequence[int]) -> tuple[int, int]:
-    height, width = sizes
-    return height, width
 
 
 def _settings(groups: int, geometry: Geometry) -> tuple[Any, ...]:

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from opbench_kernels.depthwise import conv_torch, operators
 from opbench_kernels.depthwise.geometry import Kernel
-from opbench_kernels.implementation import Implementation, in_autocast_dtype, takes_triton
+from opbench_kernels.implementation import Implementation, in_autocast_dtype, takes_operator
 from opbench_kernels.sizes import Size, pair
 
 __all__ = ["depthwise_conv2d", "depthwise_conv2d_sum"]
@@ -93,7 +93,7 @@ def _convolve(
         got = tuple(x.shape) if isinstance(x, torch.Tensor) else type(x).__name__
         raise ValueError(f"x must be (N, C, H, W) with C, H and W of at least 1, got {got}")
     x = in_autocast_dtype(x)
-    triton = takes_triton("x", x, implementation)
+    triton = takes_operator("x", x, implementation)
     channels = x.shape[1]
     for tensor, kernel in zip(weights, kernels, strict=True):
         _check_companion("weight", tensor, x, (channels, 1, kernel.height, kernel.width))

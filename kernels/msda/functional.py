@@ -1,7 +1,7 @@
 """Multi-scale deformable attention as a function: Triton on a CUDA device, vectorised torch elsewhere."""
 
 import torch
-from opbench_kernels.implementation import Implementation, in_autocast_dtype, takes_triton
+from opbench_kernels.implementation import Implementation, in_autocast_dtype, takes_operator
 from opbench_kernels.msda import operators, sampling_torch
 
 __all__ = ["ms_deform_attn"]
@@ -46,7 +46,7 @@ def ms_deform_attn(
     _check_levels(value, spatial_shapes, level_start_index)
     _check_points(value, spatial_shapes.shape[0], sampling_locations, attention_weights)
     value = in_autocast_dtype(value)
-    attend = operators.attend if takes_triton("value", value, implementation) else sampling_torch.attend
+    attend = operators.attend if takes_operator("value", value, implementation) else sampling_torch.attend
     return attend(value, spatial_shapes, level_start_index, sampling_locations, attention_weights)
 
 

@@ -96,7 +96,7 @@ def _strict_sum(
         # All queries add to the few pixels of a coarse level: their gradient is summed in float32, as in Triton.
         value = value.to(precise)
     x, y = (locations[..., axis].to(precise) * size - 0.5 for axis, size in enumerate((width, height)))
-    nowhere = value.shape[:3].numel()
+    nowhere = math.prod(value.shape[:3])
     corners = weigh_corners(y, x, weights.to(precise), height, width, first, value.shape[2], nowhere, dim=-2)
     table = with_row_of_zeros(value.reshape(-1, value.shape[-1]))
     return weighted_sum(table, *corners, 4 * weights.shape[-1]).to(dtype)

@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from opbench_kernels.implementation import Implementation, in_autocast_dtype, takes_triton
+from opbench_kernels.implementation import Implementation, in_autocast_dtype, takes_operator
 from opbench_kernels.partial import operators
 
 __all__ = ["partial_conv3x3"]
@@ -30,7 +30,7 @@ def partial_conv3x3(x: torch.Tensor, weight: torch.Tensor, *, implementation: Im
         got = f"shape {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
         raise ValueError(f"x must be (N, C, H, W) with C, H and W of at least 1, got {got}")
     x = in_autocast_dtype(x)
-    triton = takes_triton("x", x, implementation)
+    triton = takes_operator("x", x, implementation)
     _check_weight(weight, x)
     weight = weight.to(x.dtype)
     if triton:
