@@ -13,6 +13,8 @@ from test_fuzz import call
 from opbench.compare.cards import card_readings, operator_spreads, outliers
 from opbench.errors import FleetError, ResultsError, UsageError
 from opbench.report.cards import card_tables, draw_spread, spread_tables, write_spread
+from opbench.report.layout import group_rows
+from opbench.report.page.data import page_data
 from opbench.results.measurement import Measurement, Status
 from opbench.results.run import Run
 from opbench.results.sentinels import SENTINELS, read_sentinels
@@ -383,3 +385,20 @@ def test_without_ray_the_extra_is_named(monkeypatch, tmp_path):
 
 def test_tasks_and_rows_are_json():
     assert json_cell(json.loads(json.dumps(PLAN[0].to_json()))) == PLAN[0]
+
+
+def test_unlike_cards_are_series_of_their_own(tmp_path):
+    other = {"2": {"device_name": "Other GPU 80GB"}}
+    [run] = sweep(PlayedFleet(2, changes=other), tmp_path / "run", accept_differences=True)
+    [group] = group_rows(run.rows())
+    right = [series for series in group.series if series.provider == "right"]
+    assert [group.label(series) for series in right] == [
+        "double [right, Example GPU 40GB]",
+        "double [right, Other GPU 80GB]",
+    ]
+    for series in group.series:
+        rows = [group.cell(series, shape, "fp32") for shape in group.shapes]
+        assert {row.device for row in rows if row} == {series.device}
+    data = page_data([run])
+    names = {data["series"][data["series_of"][place]]["name"] for place in range(len(PLAN))}
+    assert len(names) == 4

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -245,3 +246,61 @@ def test_nodes_with_other_versions_are_refused_by_name(cluster, tmp_path, monkey
     with pytest.raises(opbench.errors.FleetError, match=r"triton: \S+ there, \S+ here.*--accept-differences"):
         opbench.sweep(**given, fleet=f"ray:{ray_cluster.address}", out=tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def head(tmp_path, monkeypatch):
+    """The address of a cluster as `ray start` makes one, with whatever token it asks for."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--head",
+        "--block",
+        f"--port={port}",
+        "--num-cpus=1",
+    ]
+    ray = subprocess.Popen([*command, "--include-dashboard=false"], stdout=subprocess.PIPE, text=True)
+    for line in ray.stdout:
+        if "Ray runtime started" in line:
+            break
+    yield f"127.0.0.1:{port}"
+    ray.terminate()
+    ray.communicate(timeout=60)
+
+
+def test_a_cluster_of_ray_start_is_found_by_its_address(head, tmp_path):
+    options = ["--ops", OPERATORS, "--shapes", write_shapes(tmp_path / "shapes.yaml", 1), "--dtypes", "fp32", "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "opbench",
+        "sweep",
+        *options,
+        "--device",
+        "cpu",
+        "--ceilings-budget",
+        "0",
+        "--no-plots",
+    ]
+    for where, out in ((f"ray:{head}", "named"), ("ray:auto", "found")):
+        done = subprocess.run([*command, "--fleet", where, "--out", out], cwd=tmp_path, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout == f"1 cells: 1 ok\nresults: {out}\n"
+        assert head not in (tmp_path / out / "run.json").read_text()
+
+
+def test_what_is_no_cluster_is_refused_in_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("opbench.sweeps.fleet.ray_fleet.ANSWER_S", 3.0)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        where = f"127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(opbench.errors.FleetError, match=f"what answers at {where} is no Ray cluster"):
+            opbench.sweep(**arguments(tmp_path, 1), fleet=f"ray:{where}", out=tmp_path / "run")

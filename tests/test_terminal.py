@@ -218,3 +218,36 @@ def test_a_cell_of_other_settings_than_the_first_says_so():
         line.partition(":")[0].rpartition("fp32")[2] for line in console.file.getvalue().splitlines() if "dcnv4" in line
     ]
     assert lines == ["", "", " offset_std_px=2.0"]
+
+
+def fleet_progress(**options):
+    """Two cards at work, and what the screen shows while they are."""
+    console = Console(file=io.StringIO(), width=100, highlight=False, **options)
+    with ConsoleProgress(console=console) as progress:
+        cards = [progress.card(f"card-{number}") for number in (1, 2)]
+        for number, (card, measurement_) in enumerate(zip(cards, measured_cells(2), strict=True), start=1):
+            card.started(measurement_.cell, number, 2)
+        cards[0].stage("check")
+        cards[1].stage("timing")
+        console.file.truncate(0)
+        progress._bar.refresh()
+        shown = console.file.getvalue()
+        for card, measurement_ in zip(cards, measured_cells(2), strict=True):
+            card.ended(measurement_)
+    return shown, console.file.getvalue()
+
+
+def test_a_terminal_shows_a_line_a_card_of_a_fleet(monkeypatch):
+    monkeypatch.delenv("CI", raising=False)
+    shown, _ = fleet_progress(force_terminal=True)
+    lines = shown.splitlines()
+    [first] = [line for line in lines if "[1/2] card-1 double (right) core fwd 1x4x4x8 fp32: check" in line]
+    [second] = [line for line in lines if "[2/2] card-2 double (right) core fwd 1x4x4x8 fp32: timing" in line]
+    assert "━" not in first + second  # the bar and the time left are the sweep's
+    assert any("0/2" in line and "━" in line for line in lines)
+
+
+def test_a_pipe_gets_a_line_a_cell_with_its_card():
+    _, text = fleet_progress(force_terminal=False)
+    lines = [line.partition(" core")[0].lstrip("\0") for line in text.splitlines()]
+    assert lines == ["[1/2] card-1 double (right)", "[2/2] card-2 double (right)"]

@@ -47,11 +47,13 @@ class Series:
     provider: str
     settings: str = ""
     """Empty unless the run holds the same case under several settings."""
+    device: str = ""
+    """Its name; empty unless the run has rows of several, as one of a fleet of unlike cards may."""
 
     @property
-    def identity(self) -> tuple[str, str, str]:
+    def identity(self) -> tuple[str, ...]:
         """What its look belongs to."""
-        return self.operator, self.provider, self.settings
+        return self.operator, self.provider, self.settings, *filter(None, (self.device,))
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,7 @@ class Group:
             extras.append(series.provider)
         if len(texts := {other.settings for other in same}) > 1:
             extras.append(differing_settings(series.settings, texts))
+        extras += filter(None, (series.device,))
         label = OPERATOR_LABELS.get(series.operator, series.operator)
         return f"{label} [{', '.join(extras)}]" if extras else label
 
@@ -126,7 +129,13 @@ class Group:
     def series_of(self, row: Row) -> Series:
         """The series that a row of the group belongs to."""
         operator = row.operator
-        return Series(operator, row.provider, row.settings if operator in self._ambiguous_operators else "")
+        settings = row.settings if operator in self._ambiguous_operators else ""
+        return Series(operator, row.provider, settings, row.device if self._has_devices else "")
+
+    @cached_property
+    def _has_devices(self) -> bool:
+        """Whether its rows are of several models of a device."""
+        return len({row.device for row in self.rows}) > 1
 
 
 def group_rows(rows: Iterable[Row]) -> list[Group]:

@@ -87,19 +87,19 @@ def _run(run: Run, tag: str) -> dict[str, Any]:
 def _series(per_run: Sequence[Sequence[Row]], index: Mapping[int, int]) -> dict[str, Any]:
     """Each series with its name and look, and per row its series.
 
-    A series is an operator under one provider, and under one choice of settings where a run holds several. The
-    published figures look like the operator's first provider: they stand beside it, in a run of their own.
+    A series is an operator under one provider, and of one choice of settings and one device where a run holds several.
+    The published figures look like the operator's first provider: they stand beside it, in a run of their own.
     """
-    numbers: dict[tuple[str, str, str], int] = {}
+    numbers: dict[tuple[str, str, str, str], int] = {}
     of_row = dict.fromkeys(range(len(index)), 0)
     for rows in per_run:
         for group in group_rows(rows):
             for series in group.series:
-                numbers.setdefault((series.operator, series.provider, series.settings), len(numbers))
+                numbers.setdefault((series.operator, series.provider, series.settings, series.device), len(numbers))
             for row in group.rows:
-                several = (row.operator, row.provider, row.settings)
-                of_row[index[id(row)]] = numbers.get(several, numbers.get((*several[:2], ""), 0))
-    own: dict[str, list[tuple[str, str, str]]] = {}
+                name, device = (row.operator, row.provider), group.series_of(row).device
+                of_row[index[id(row)]] = numbers.get((*name, row.settings, device), numbers.get((*name, "", device), 0))
+    own: dict[str, list[tuple[str, str, str, str]]] = {}
     for identity in numbers:
         own.setdefault(identity[0], [])
         if identity[1] != PUBLISHED:
@@ -107,20 +107,21 @@ def _series(per_run: Sequence[Sequence[Row]], index: Mapping[int, int]) -> dict[
     looks_of = {i: own[i[0]][0] if i[1] == PUBLISHED and own[i[0]] else i for i in numbers}
     looks = identity_looks(looks_of.values())
 
-    def name(operator: str, provider: str, settings: str) -> str:
+    def name_of(operator: str, provider: str, settings: str, device: str) -> str:
         label = OPERATOR_LABELS.get(operator, operator)
         if provider == PUBLISHED:
             return label
-        _, providers, texts = (set(column) for column in zip(*own[operator], strict=True))
+        _, providers, texts, _ = (set(column) for column in zip(*own[operator], strict=True))
         extras = [provider] if len(providers) > 1 else []
         if settings and len(texts) > 1:  # without: of a group that holds one choice
             extras.append(differing_settings(settings, filter(None, texts)))
+        extras += filter(None, (device,))
         return f"{label} [{', '.join(extras)}]" if extras else label
 
     return {
         "series": [
             {
-                "name": name(*identity),
+                "name": name_of(*identity),
                 "operator": identity[0],
                 "light": look.colour,
                 "dark": look.on_dark,

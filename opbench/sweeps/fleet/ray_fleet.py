@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -26,6 +27,8 @@ ANSWER_S = 8.0
 """Within which a cluster must say that it is there."""
 PING_S = 2.0
 """Between two questions after a card's stage, which are the sign of life, too."""
+AUTH_MODE = "RAY_AUTH_MODE"
+"""Of a Ray that is being imported: whether it shows the token of ~/.ray. Ray 2.60 asks for one by itself."""
 SILENCE_S = 60.0
 """A card that does not answer for so long is lost."""
 START_S = 300.0
@@ -174,10 +177,12 @@ def connect(address: str, device: str, cpus: int | None) -> Iterator[RayFleet]:
     Raises:
         FleetError: Ray is not installed, no cluster answers there, or it has nothing to run on.
     """
-    ray = _import_ray()
+    if find_spec("ray") is None:
+        raise FleetError("--fleet ray needs Ray: pip install 'opbench[fleet]'")
     address = address or os.environ.get("RAY_ADDRESS", "") or "local"
     if address != "local":
         _require_answer(address)
+    ray = _import_ray()
     _start_ray(ray, address)
     try:
         fleet = RayFleet(device, cpus)
@@ -193,10 +198,8 @@ def _import_ray() -> ModuleType:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a benchmark reports to nobody
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")  # it prints a lost node's log among the results
-    try:
-        import ray
-    except ImportError:
-        raise FleetError("--fleet ray needs Ray: pip install 'opbench[fleet]'") from None
+    import ray
+
     return ray
 
 
@@ -216,15 +219,23 @@ def _require_answer(address: str) -> None:
     except (OSError, OverflowError) as error:
         raise FleetError(f"no Ray cluster answers at {address}: {one_line(str(error), 80)}") from None
     if not _is_healthy(("--address", address)):
-        raise FleetError(f"what answers at {address} is no Ray cluster of this Ray's version")
+        raise FleetError(f"what answers at {address} is no Ray cluster that takes this one's version and token")
 
 
 def _is_healthy(where: tuple[str, ...]) -> bool:
+    """Whether a cluster answers; where it asks for the token that this user has, this process shows it from now on."""
     command = (sys.executable, "-m", "ray.scripts.scripts", "health-check", *where)
-    try:
-        return subprocess.run(command, capture_output=True, timeout=ANSWER_S, check=False).returncode == 0
-    except subprocess.TimeoutExpired:
-        return False
+    modes = {} if AUTH_MODE in os.environ else {AUTH_MODE: "token"}
+    for more in ({}, modes):
+        try:
+            environment = {**os.environ, **more}
+            done = subprocess.run(command, capture_output=True, timeout=ANSWER_S, check=False, env=environment)
+        except subprocess.TimeoutExpired:
+            return False
+        if done.returncode == 0:
+            os.environ.update(more)
+            return True
+    return False
 
 
 def _start_ray(ray: ModuleType, address: str) -> None:
