@@ -15,6 +15,7 @@ from opbench.errors import FleetError, ResultsError, UsageError
 from opbench.report.cards import card_tables, draw_spread, spread_tables, write_spread
 from opbench.report.layout import group_rows
 from opbench.report.page.data import page_data
+from opbench.report.page.warnings import run_warnings
 from opbench.results.measurement import Measurement, Status
 from opbench.results.run import Run
 from opbench.results.sentinels import SENTINELS, read_sentinels
@@ -312,6 +313,7 @@ def test_the_sentinel_names_the_card_that_is_slow(tmp_path):
     assert sum("outlier" in note for note in table.notes) == 1
     assert "From the fastest to the slowest card: +9.1 %." in table.notes
     assert len(read_sentinels(run.path)) == 10
+    assert "card-4 (GPU-4) is 9 % slower than the median of the fleet: an outlier." in run_warnings(run)
 
 
 def test_a_lost_card_has_no_sentinel_after_its_cells(tmp_path):

@@ -15,7 +15,7 @@ from opbench.results.run import Run
 from opbench.results.sentinels import read_sentinels
 from opbench.stats import median
 
-__all__ = ["card_tables", "draw_spread", "runs_by_card", "spread_tables", "write_spread"]
+__all__ = ["card_tables", "draw_spread", "fleet_notes", "runs_by_card", "spread_tables", "write_spread"]
 
 SPREAD_CSV = "cards.csv"
 
@@ -73,8 +73,8 @@ def runs_by_card(runs: Sequence[Run]) -> dict[str, Run]:
 
 
 def _cards_table(cards: Sequence[CardReading], sentinel: str) -> Table:
-    values = {card.name: card.sentinel_ms for card in cards if card.sentinel_ms is not None}
-    middle = _middle(values)
+    values = [card.sentinel_ms for card in cards if card.sentinel_ms is not None]
+    middle = median(values) if values else 0.0
     rows = [
         (
             card.name,
@@ -100,13 +100,27 @@ def _cards_table(cards: Sequence[CardReading], sentinel: str) -> Table:
             "against the\nmedian",
         ),
         rows=tuple(rows),
-        notes=tuple(_card_notes(cards, values, sentinel)),
+        notes=tuple(_card_notes(cards, sentinel)),
         text_columns=3,
     )
 
 
-def _card_notes(cards: Sequence[CardReading], values: Mapping[str, float], sentinel: str) -> list[str]:
+def fleet_notes(run: Run) -> list[str]:
+    """Of a run that a fleet measured, which card is an outlier, and how far the cards are apart. Else none."""
+    return _spread_notes(card_readings(run))
+
+
+def _card_notes(cards: Sequence[CardReading], sentinel: str) -> list[str]:
     notes = [f"Sentinel: {sentinel}, before and after the cells of each card."] if sentinel else []
+    notes += _spread_notes(cards)
+    for card in cards:
+        notes += [f"{card.name}: the sentinel has no value: {problem}." for problem in card.problems]
+    return notes
+
+
+def _spread_notes(cards: Sequence[CardReading]) -> list[str]:
+    values = {card.name: card.sentinel_ms for card in cards if card.sentinel_ms is not None}
+    notes = []
     for name, deviation in outliers(values).items():
         card = next(card for card in cards if card.name == name)
         how = f"{100 * abs(deviation):.0f} % {'slower' if deviation > 0 else 'faster'}"
@@ -116,8 +130,6 @@ def _card_notes(cards: Sequence[CardReading], values: Mapping[str, float], senti
     if len(values) > 1:
         low, high = min(values.values()), max(values.values())
         notes.append(f"From the fastest to the slowest card: {signed_percent(high / low - 1)}.")
-    for card in cards:
-        notes += [f"{card.name}: the sentinel has no value: {problem}." for problem in card.problems]
     return notes
 
 
@@ -146,10 +158,6 @@ def _spread_table(by_card: Mapping[str, Run]) -> Table:
         notes=tuple(notes),
         text_columns=1,
     )
-
-
-def _middle(values: Mapping[str, float]) -> float:
-    return median([*values.values()]) if values else 0.0
 
 
 def _sentinel_text(run: Run) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from opbench.device.identity import measured_revision
+from opbench.report.cards import fleet_notes
 from opbench.report.ceiling_table import BUSY_LOAD, busy_note
 from opbench.report.cell_text import is_wide
 from opbench.report.layout import group_rows
@@ -24,6 +25,7 @@ def run_warnings(run: Run) -> list[str]:
     return [
         *_row_warnings(rows),
         *advice_notes(rows, environment),
+        *fleet_notes(run),
         *_environment_warnings(environment),
         *_ceiling_warnings(run),
     ]

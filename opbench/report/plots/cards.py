@@ -36,10 +36,8 @@ def cards_figure(spreads: Sequence[OperatorSpread], device: str) -> Figure:
         values = [100 * (spread.relative[name] - 1) for spread in spreads]
         axes.plot(values, range(len(spreads)), label=name, **look.options(line=False))
     axes.axvline(0, color=GREY, linewidth=0.8, zorder=0)
-    reach = max(
-        100 * LEAST_SPAN, 1.1 * max(abs(100 * (value - 1)) for one in spreads for value in one.relative.values())
-    )
-    axes.set_xlim(-reach, reach)
+    every = [100 * (value - 1) for one in spreads for value in one.relative.values()]
+    axes.set_xlim(min(-100 * LEAST_SPAN, 1.1 * min(every)), max(100 * LEAST_SPAN, 1.1 * max(every)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+g} %" if value else "0"))
     axes.set_yticks(range(len(spreads)), [_label(spread) for spread in spreads])
     axes.set_ylim(len(spreads) - 0.5, -0.5)
