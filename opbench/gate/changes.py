@@ -81,8 +81,8 @@ def _by_kernels(sources: Answers, group: str, kernels: Answers) -> Choice:
         return Choice(False, f"{files} in a kernel, and it launches none")
     if base == head:
         return Choice(False, f"{files} in a kernel, and it launches the same machine code")
-    names = dict.fromkeys(name for name, _ in {*base} ^ {*head}) or dict.fromkeys(name for name, _ in base)
-    return Choice(True, f"{files}, and so does the machine code of {', '.join(sorted(map(one_line, names)))}")
+    names = sorted({one_line(name) for name, _ in {*base} ^ {*head}})
+    return Choice(True, f"{files}, and so does the machine code of {', '.join(names)}")
 
 
 def _differing(sources: Answers, digest: int, *files: Iterable[str]) -> list[str]:

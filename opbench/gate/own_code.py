@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from opbench.errors import UsageError
 from opbench.registry.code import digest, file_name, run_files
@@ -10,9 +10,6 @@ from opbench.registry.sources import imported_files
 from opbench.text import one_line
 from opbench.workload.case import Case
 from opbench.workload.operator import Operator, Provider
-
-if TYPE_CHECKING:
-    from opbench.sweeps.launched import LaunchedKernel
 
 __all__ = ["kernels", "sources"]
 
@@ -40,28 +37,24 @@ def sources(parts: Sequence[tuple[Operator, Provider]]) -> dict[str, Any]:
 
 
 def kernels(operator: Operator, provider: Provider, case: Case, device: str) -> dict[str, Any]:
-    """Digests of the machine code of each Triton kernel that a cell launches, for the device that is here.
+    """Digests of the machine code of the Triton kernels that a cell launches.
 
     Returns:
-        `kernels`: by the kernel's name, in the order of launching; or `unknown`: why they cannot be told.
+        `kernels`: name and digest of each, in order, none twice; or `unknown`: why they cannot be told.
     """
     from opbench.sweeps.launched import UnknownKernelsError, launched_kernels
 
     try:
-        launched = launched_kernels(operator, provider, case, device)
-        return {"kernels": [(each.kernel.__name__, _machine_code(each, device)) for each in launched]}
+        found = launched_kernels(operator, provider, case, device)
+        return {"kernels": sorted({(compiled.metadata.name, _digest(compiled)) for compiled in found})}
     except (UnknownKernelsError, UsageError) as error:
         return {"unknown": one_line(str(error))}
     except Exception as error:
         return {"unknown": f"{type(error).__name__}: {one_line(str(error))}"}
 
 
-def _machine_code(launched: "LaunchedKernel", device: str) -> str:
-    import torch
-
+def _digest(compiled: Any) -> str:  # noqa: ANN401 - Triton's
     from opbench.inspection.compile import machine_code, require_compiler
 
     require_compiler()
-    major, minor = torch.cuda.get_device_capability(device)
-    code = machine_code(*launched, architecture=10 * major + minor)
-    return hashlib.sha256(code.encode()).hexdigest()[:16]
+    return hashlib.sha256(machine_code(compiled).encode()).hexdigest()[:16]

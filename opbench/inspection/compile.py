@@ -3,7 +3,7 @@
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +13,7 @@ from opbench.inspection.sass import Instruction, parse_sass
 if TYPE_CHECKING:
     from opbench_kernels.launch import Launch
 
-__all__ = ["Binary", "compile_launch", "cuobjdump", "machine_code", "require_compiler"]
+__all__ = ["Binary", "compile_launch", "compiled_kernel", "cuobjdump", "machine_code", "require_compiler"]
 
 ENCODING = re.compile(r"/\* 0x[0-9a-f]{16} \*/")
 """At the end of each line of cuobjdump's that holds part of an instruction."""
@@ -65,8 +65,7 @@ def compile_launch(launch: "Launch", architecture: int) -> Binary:
         launch: its tensors may be on the meta device: only dtypes are read.
         architecture: compute capability times ten, such as 90.
     """
-    arguments = dict(zip(launch.kernel.arg_names, launch.arguments, strict=False))
-    compiled = _compile(launch.kernel, arguments, launch.constants, launch.options, architecture)
+    compiled = compiled_kernel(launch, architecture)
     with _cubin(compiled) as path:
         usage, sass = cuobjdump("--dump-resource-usage", path), cuobjdump("--dump-sass", path)
     return Binary(
@@ -78,52 +77,33 @@ def compile_launch(launch: "Launch", architecture: int) -> Binary:
     )
 
 
-def machine_code(
-    kernel: object,
-    arguments: Mapping[str, object],
-    constants: Mapping[str, object],
-    options: Mapping[str, object],
-    architecture: int,
-) -> str:
-    """A kernel's instructions with their encodings, one a line; places in its source are no part of it.
-
-    Args:
-        kernel: a function under triton.jit.
-        arguments: tensors and numbers by name; of tensors only dtypes are read.
-        constants: compile-time constants by name.
-        options: of Triton's compiler, such as num_warps.
-        architecture: compute capability times ten, such as 90.
-    """
-    compiled = _compile(kernel, arguments, constants, options, architecture)
-    with _cubin(compiled) as path:
-        lines = [line.strip() for line in cuobjdump("--dump-sass", path).splitlines() if ENCODING.search(line)]
-    return "\n".join((f"shared {compiled.metadata.shared}, warps {compiled.metadata.num_warps}", *lines))
-
-
-def _compile(
-    kernel: Any,  # noqa: ANN401 - Triton's
-    arguments: Mapping[str, object],
-    constants: Mapping[str, object],
-    options: Mapping[str, object],
-    architecture: int,
-) -> Any:  # noqa: ANN401 - Triton's
+def compiled_kernel(launch: "Launch", architecture: int) -> Any:  # noqa: ANN401 - Triton's
+    """Triton's CompiledKernel of a launch; arguments as compile_launch's."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    names = kernel.arg_names
-    signature = {name: _type_name(argument) for name, argument in arguments.items()}
-    attributes = {
-        (names.index(name),): [["tt.divisibility", 16]] for name, type_ in signature.items() if type_.startswith("*")
-    }
-    signature |= dict.fromkeys(constants, "constexpr")
-    source = ASTSource(
-        kernel,
-        {name: signature[name] for name in names},
-        constexprs={(names.index(name),): value for name, value in constants.items()},
-        attrs=attributes,
-    )
-    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=dict(options))
+    names = launch.kernel.arg_names
+    signature: dict[str, str] = {}
+    attributes: dict[tuple[int], list[list[Any]]] = {}
+    for position, (name, argument) in enumerate(zip(names, launch.arguments, strict=False)):
+        signature[name] = _type_name(argument)
+        if signature[name].startswith("*"):
+            attributes[(position,)] = [["tt.divisibility", 16]]
+    constants = {(names.index(name),): value for name, value in launch.constants.items()}
+    signature |= dict.fromkeys(launch.constants, "constexpr")
+    source = ASTSource(launch.kernel, {name: signature[name] for name in names}, constexprs=constants, attrs=attributes)
+    return triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=launch.options)
+
+
+def machine_code(compiled: Any) -> str:  # noqa: ANN401 - Triton's
+    """Instructions of Triton's CompiledKernel for CUDA with their encodings, one a line, after what it needs.
+
+    Places in its source are no part of it.
+    """
+    with _cubin(compiled) as path:
+        lines = [line.strip() for line in cuobjdump("--dump-sass", path).splitlines() if ENCODING.search(line)]
+    return "\n".join((f"shared {compiled.metadata.shared}, warps {compiled.metadata.num_warps}", *lines))
 
 
 @contextmanager

@@ -1,11 +1,14 @@
-"""Which Triton kernels one launch of a cell starts: recorded, not run."""
+"""Which Triton kernels a cell starts when it is built and launched once."""
 
-import inspect
+import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -13,43 +16,38 @@ from opbench.sweeps.check import make_tensors
 from opbench.sweeps.global_state import restored_state, seeded
 from opbench.sweeps.timed import timed_closure
 from opbench.timing.precision import torch_precision
+from opbench.timing.trials import trials_for
 from opbench.workload.case import Case, Direction
 from opbench.workload.operator import Operator, Provider
+from opbench.workload.trials import trials_of_cell
 
-__all__ = ["LaunchedKernel", "UnknownKernelsError", "launched_kernels"]
+__all__ = ["UnknownKernelsError", "launched_kernels"]
 
-
-class LaunchedKernel(NamedTuple):
-    """A launch of a function under triton.jit, which may be in any package.
-
-    Attributes:
-        kernel: the function.
-        arguments: tensors and numbers by name.
-        constants: compile-time constants by name.
-        options: of Triton's compiler.
-    """
-
-    kernel: Any
-    arguments: Mapping[str, Any]
-    constants: Mapping[str, Any]
-    options: Mapping[str, Any]
+CHOICES_VARIABLE = "OPBENCH_KERNELS_CACHE"
+"""Where opbench_kernels keeps what it has chosen by timing (opbench_kernels.tuning)."""
 
 
 class UnknownKernelsError(Exception):
     """Which kernels a cell starts cannot be told; says why."""
 
 
-def launched_kernels(operator: Operator, provider: Provider, case: Case, device: str) -> list[LaunchedKernel]:
-    """The launches of one call of what is timed, with those of its set-up; none of the kernels runs.
+def launched_kernels(operator: Operator, provider: Provider, case: Case, device: str) -> list[Any]:
+    """What functions under triton.jit, in any package, were compiled to: Triton's CompiledKernel of each, once.
+
+    They run. Where a provider chooses among several by timing, it chooses anew, so that all of them are among these.
 
     Raises:
         UnknownKernelsError: torch.compile may have put kernels into code of its own, or Triton's interpreter is on.
         Exception: whatever the operator raises.
     """
     with (
+        tempfile.TemporaryDirectory(prefix="opbench-kernels-") as folder,
         restored_state(),
+        patch.dict(os.environ, {CHOICES_VARIABLE: str(Path(folder, "choices.json"))}),
         seeded(0, device),
+        nullcontext() if device == "cpu" else torch.cuda.device(device),
         torch_precision(case.dtype),
+        trials_of_cell(trials_for(device, "warm")),
         provider.around(),
         torch.set_grad_enabled(case.direction is not Direction.FWD),
         _recorded(device) as found,
@@ -59,8 +57,9 @@ def launched_kernels(operator: Operator, provider: Provider, case: Case, device:
 
 
 @contextmanager
-def _recorded(device: str) -> Iterator[list[LaunchedKernel]]:
-    found: list[LaunchedKernel] = []
+def _recorded(device: str) -> Iterator[list[Any]]:
+    """Gives a list that gets every kernel that is launched, once; what it holds is complete after the block."""
+    found: list[Any] = []
     if find_spec("triton") is None:
         yield found
         return
@@ -69,32 +68,19 @@ def _recorded(device: str) -> Iterator[list[LaunchedKernel]]:
 
     if triton.knobs.runtime.interpret:
         raise UnknownKernelsError("Triton's interpreter is on")
+    run: Any = JITFunction.run
 
-    def run(kernel: Any, *positional: Any, grid: Any, warmup: bool, **named: Any) -> None:  # noqa: ANN401
-        found.append(_bound(kernel, positional, named))
+    def recording(kernel: Any, *positional: Any, **named: Any) -> Any:  # noqa: ANN401 - Triton's
+        compiled = run(kernel, *positional, **named)
+        if all(compiled is not other for other in found):
+            found.append(compiled)
+        return compiled
 
     graphs = _compiled_graphs()
-    runs: Any = JITFunction
-    before, runs.run = runs.run, run
-    try:
+    with patch.object(JITFunction, "run", recording):
         yield found
-    finally:
-        runs.run = before
     if device != "cpu" and _compiled_graphs() != graphs:
         raise UnknownKernelsError("torch.compile may have put kernels into code of its own")
-
-
-def _bound(kernel: Any, positional: tuple[Any, ...], named: Mapping[str, Any]) -> LaunchedKernel:  # noqa: ANN401
-    signature = inspect.Signature([parameter._param for parameter in kernel.params])
-    bound = signature.bind(*positional, **{name: named[name] for name in named if name in kernel.arg_names})
-    bound.apply_defaults()
-    fixed = {p.name for p in kernel.params if p.is_constexpr or bound.arguments[p.name] is None}
-    return LaunchedKernel(
-        kernel,
-        {name: value for name, value in bound.arguments.items() if name not in fixed},
-        {name: value for name, value in bound.arguments.items() if name in fixed},
-        {name: value for name, value in named.items() if name not in kernel.arg_names},
-    )
 
 
 def _compiled_graphs() -> int:
