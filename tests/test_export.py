@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch._inductor
 from export_cases import CASES, LAST, dynamic_shapes, first, inputs_of, randomize
 from opbench_kernels import BGU, DCNv4
 from opbench_kernels.export import ExportError, to_package
@@ -49,10 +50,11 @@ def test_exported_programs_load_in_a_fresh_process(tmp_path):
 def test_a_package_needs_a_compiler_and_a_name(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"^path must end in \.pt2, got 'm\.so'$"):
         to_package(BGU(8), inputs_of("NHWC", False), "m.so")
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", (None, "/nowhere/g++"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(
-        ExportError, match=r"^to_package needs a C\+\+ compiler, and found none: install g\+\+, or name"
+    none = torch._inductor.config.patch({"cpp.cxx": (None, "/nowhere/g++")})
+    with (
+        none,
+        pytest.raises(ExportError, match=r"^to_package needs a C\+\+ compiler, and found none: install g\+\+, or name"),
     ):
         to_package(BGU(8), inputs_of("NHWC", False), tmp_path / "m.pt2")
 
