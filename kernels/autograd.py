@@ -17,11 +17,13 @@ class Context(Protocol):
         settings: what else the backward pass needs.
     """
 
-    saved_tensors: tuple[torch.Tensor, ...]
+    saved_tensors: tuple[Any, ...]
     needs_input_grad: tuple[bool, ...]
     settings: Any
 
-    def save_for_backward(self, *tensors: torch.Tensor) -> None: ...
+    def save_for_backward(self, *tensors: torch.Tensor | None) -> None: ...
+
+    def mark_non_differentiable(self, *outputs: torch.Tensor) -> None: ...
 
 
 def refuse_second_derivative(name: str) -> Callable[..., None]:

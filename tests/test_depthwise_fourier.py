@@ -30,12 +30,26 @@ def test_transforms_give_the_convolution_and_its_weight_gradient(case):
     weight = torch.randn(shape[1], 1, kernel.height, kernel.width, generator=generator, dtype=torch.float64)
     weight.requires_grad_()
     expected = F.conv2d(x, weight, padding=(kernel.pad_h, kernel.pad_w), groups=shape[1])
-    out = fourier_torch.convolve(x, weight.detach(), kernel)
+    spectrum = fourier_torch.weight_spectrum(x, weight.detach(), kernel)
+    out = fourier_torch.convolve(x, spectrum, kernel)
     assert torch.allclose(out, expected, rtol=0, atol=1e-12)
     assert out.is_contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
     grad = torch.randn(out.shape, generator=generator, dtype=torch.float64)
     expected_grad = torch.autograd.grad(expected, weight, grad)[0]
     assert torch.allclose(fourier_torch.weight_grad(x, grad, kernel), expected_grad, rtol=0, atol=1e-12)
+    expected_x = F.conv_transpose2d(grad, weight.detach(), padding=(kernel.pad_h, kernel.pad_w), groups=shape[1])
+    for got, wanted in zip(
+        fourier_torch.gradients(x, spectrum, grad, kernel), (expected_x, expected_grad), strict=True
+    ):
+        assert torch.allclose(got, wanted, rtol=0, atol=1e-12)
+
+
+def test_a_training_step_transforms_the_weight_once(by_transforms, monkeypatch):
+    made, real = [], fourier_torch.weight_spectrum
+    monkeypatch.setattr(fourier_torch, "weight_spectrum", lambda *args: made.append(1) or real(*args))
+    x, weight = torch.randn(2, 3, 20, 20, requires_grad=True), torch.randn(3, 1, 15, 15, requires_grad=True)
+    depthwise_conv2d(x, weight, implementation="torch").sum().backward()
+    assert (len(made), len(by_transforms)) == (1, 2)
 
 
 @pytest.fixture

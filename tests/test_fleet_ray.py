@@ -60,9 +60,9 @@ def without_fleet(tmp_path):
     """The same cells in a process of their own: it loads the operators, and with them their timer."""
     factors = ",".join(map(str, range(1, 26)))
     command = [
-        sys.executable, "-m", "opbench", "sweep", "--ops", OPERATORS, "--shapes", "shapes.yaml", "--dtypes", "fp32,bf16",
-        "--set", f"twice.factor={factors}", "--device", "cpu", "--threads", "1", "--ceilings-budget", "0",
-        "--isolation", "none", "--out", "plain", "--quiet", "--no-plots",
+        sys.executable, "-m", "opbench", "sweep", "--ops", OPERATORS, "--shapes", "shapes.yaml",
+        "--set", f"twice.factor={factors}", "--dtypes", "fp32,bf16", "--device", "cpu", "--threads", "1",
+        "--ceilings-budget", "0", "--isolation", "none", "--out", "plain", "--quiet", "--no-plots",
     ]  # fmt: skip
     subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
     return Run.open(tmp_path / "plain")

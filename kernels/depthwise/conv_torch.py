@@ -42,31 +42,36 @@ def depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, 
         return F.conv2d(x, weight, bias, padding=(kernel.pad_h, kernel.pad_w), groups=x.shape[1])
     tensors = (x, weight) if bias is None else (x, weight, bias)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        result: torch.Tensor = _OnCpu.apply(x, weight, bias, kernel)
+        result: torch.Tensor = _OnCpu.apply(x, weight, bias, kernel)[0]
         return result
-    return _convolve(x, weight, bias, kernel)  # a Function would look up its modules at every call
+    return _convolve(x, weight, bias, kernel)[0]  # a Function would look up its modules at every call
 
 
 class _OnCpu(torch.autograd.Function):
-    """The convolution with both gradients as convolutions."""
+    """The convolution with both gradients as convolutions; beside it the weight's spectrum, which they need too."""
 
     @staticmethod
-    def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kernel: Kernel) -> torch.Tensor:
+    def forward(
+        x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kernel: Kernel
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         return _convolve(x, weight, bias, kernel)
 
     @staticmethod
-    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor | None]) -> None:
         x, weight, _, ctx.settings = inputs
-        ctx.save_for_backward(x, weight)
+        spectrum = output[1]
+        if spectrum is not None:
+            ctx.mark_non_differentiable(spectrum)
+        ctx.save_for_backward(x, weight, spectrum)
 
     @staticmethod
-    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+    def backward(ctx: Context, grad: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+        x, weight, spectrum = ctx.saved_tensors
         grad_x = grad_weight = grad_bias = None
         if ctx.needs_input_grad[2]:
             grad_bias = grad.sum((0, 2, 3))
         both = all(ctx.needs_input_grad[:2]) and not torch.is_grad_enabled()
-        if both and (found := _both_by_transforms(x, weight, grad, ctx.settings)):
+        if both and (found := _both_by_transforms(x, weight, grad, ctx.settings, spectrum)):
             return *found, grad_bias, None
         if ctx.needs_input_grad[0]:
             grad_x = depthwise(grad, weight.flip(-2, -1), None, ctx.settings.transposed)
@@ -75,28 +80,34 @@ class _OnCpu(torch.autograd.Function):
         return grad_x, grad_weight, grad_bias, None
 
 
-def _convolve(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kernel: Kernel) -> torch.Tensor:
+def _convolve(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kernel: Kernel
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The convolution, and the spectrum of the weight where transforms made it."""
     dtype, compute = x.dtype, COMPUTED_IN.get(x.dtype, x.dtype)
     if _transforms_are_faster(multiply_adds, x, kernel):
         wide = _wide(dtype)
-        found = fourier_torch.convolve(x.to(wide), weight.to(wide), kernel)
+        spectrum = fourier_torch.weight_spectrum(x, weight.to(wide), kernel)
+        found = fourier_torch.convolve(x.to(wide), spectrum, kernel)
         if found is not None:
-            return (found if bias is None else found + bias.to(wide)[:, None, None]).to(dtype)
+            return (found if bias is None else found + bias.to(wide)[:, None, None]).to(dtype), spectrum
     as_it_lies = x.is_contiguous(memory_format=CHANNELS_LAST) or kernel.taps < LARGE_TAPS
     image = x.to(compute) if as_it_lies else x.to(compute, memory_format=CHANNELS_LAST)
     bias = None if bias is None else bias.to(compute)
     out = F.conv2d(image, weight.to(compute), bias, padding=(kernel.pad_h, kernel.pad_w), groups=x.shape[1]).to(dtype)
-    return out if as_it_lies else out.contiguous()
+    return out if as_it_lies else out.contiguous(), None
 
 
 def _both_by_transforms(
-    x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor, kernel: Kernel
+    x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor, kernel: Kernel, spectrum: torch.Tensor | None
 ) -> tuple[torch.Tensor, ...] | None:
     """The gradients of x and weight where transforms are faster for x's, and so for the weight's, and finite."""
     if not _transforms_are_faster(multiply_adds, grad, kernel.transposed):
         return None
     wide = _wide(x.dtype)
-    found = fourier_torch.gradients(x.to(wide), weight.to(wide), grad.to(wide), kernel)
+    if spectrum is None:
+        spectrum = fourier_torch.weight_spectrum(x, weight.to(wide), kernel)
+    found = fourier_torch.gradients(x.to(wide), spectrum, grad.to(wide), kernel)
     return None if found is None else tuple(each.to(x.dtype) for each in found)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from opbench_kernels.depthwise.geometry import Kernel
 
-__all__ = ["convolve", "gradients", "is_faster", "weight_grad"]
+__all__ = ["convolve", "gradients", "is_faster", "weight_grad", "weight_spectrum"]
 
 VALUE_COST = {"AVX512": 130}
 """Multiply-adds of a direct convolution in the time that one value takes to be transformed; by torch's name for what
@@ -37,12 +37,27 @@ def is_faster(multiply_adds: int, x: torch.Tensor, kernel: Kernel) -> bool:
     return multiply_adds > cost * transforms * height * width
 
 
-def convolve(x: torch.Tensor, weight: torch.Tensor, kernel: Kernel) -> torch.Tensor | None:
+def weight_spectrum(x: torch.Tensor, weight: torch.Tensor, kernel: Kernel) -> torch.Tensor:
+    """What convolve and gradients take of a weight: one transform serves forward and backward.
+
+    Args:
+        x: (N, C, H, W), the image.
+        weight: (C, 1, kernel height, kernel width), float32 or float64.
+        kernel: size and padding.
+
+    Returns:
+        (C, rows, columns), complex; as many as the image needs.
+    """
+    spectrum: torch.Tensor = torch.fft.rfft2(weight[:, 0].flip(-2, -1), s=_transformed_size(x, kernel))
+    return spectrum
+
+
+def convolve(x: torch.Tensor, spectrum: torch.Tensor, kernel: Kernel) -> torch.Tensor | None:
     """The convolution; None where not all of it is finite.
 
     Args:
         x: (N, C, H, W), float32 or float64.
-        weight: (C, 1, kernel height, kernel width), in the dtype of `x`.
+        spectrum: weight_spectrum of x and a weight in its dtype.
         kernel: size and padding.
 
     Returns:
@@ -52,7 +67,6 @@ def convolve(x: torch.Tensor, weight: torch.Tensor, kernel: Kernel) -> torch.Ten
     length = kernel.output_size(x.shape[2], x.shape[3])
     first = (kernel.height - 1 - kernel.pad_h, kernel.width - 1 - kernel.pad_w)
     out = _empty_like(x, length)
-    spectrum = torch.fft.rfft2(weight[:, 0].flip(-2, -1), s=size)
     for image, result in zip(x, out, strict=True):
         result.copy_(_inverse(_spectrum(image, size) * spectrum, size, first, length))
     return out if out.sum().isfinite() else None
@@ -76,12 +90,12 @@ def weight_grad(x: torch.Tensor, grad: torch.Tensor, kernel: Kernel) -> torch.Te
 
 
 def gradients(
-    x: torch.Tensor, weight: torch.Tensor, grad: torch.Tensor, kernel: Kernel
+    x: torch.Tensor, spectrum: torch.Tensor, grad: torch.Tensor, kernel: Kernel
 ) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Both gradients from one transform of the output's, not differentiable; None where not all of them is finite.
 
     Args:
-        x, weight, kernel: as convolve takes them.
+        x, spectrum, kernel: as convolve takes them.
         grad: as weight_grad takes it.
 
     Returns:
@@ -89,11 +103,12 @@ def gradients(
     """
     size = _transformed_size(x, kernel)
     grad_x, total = _empty_like(grad, x.shape[2:]), torch.zeros(())
-    flipped = torch.fft.rfft2(weight[:, 0], s=size)
+    # A correlation with what the forward convolved with: a convolution with the weight as it is, from its last tap on.
+    first = (kernel.pad_h - kernel.height + 1, kernel.pad_w - kernel.width + 1)
     for image, above, result in zip(x, grad, grad_x, strict=True):
-        spectrum = _spectrum(above, size)
-        result.copy_(_inverse(spectrum * flipped, size, (kernel.pad_h, kernel.pad_w), x.shape[2:]))
-        total = total + _spectrum(image, size) * spectrum.conj()
+        of_grad = _spectrum(above, size)
+        result.copy_(_inverse(of_grad * spectrum.conj(), size, first, x.shape[2:]))
+        total = total + _spectrum(image, size) * of_grad.conj()
     taps = _taps(total, size, kernel)
     return (grad_x, taps) if (grad_x.sum() + taps.sum()).isfinite() else None
 
@@ -127,7 +142,7 @@ def _inverse(
 
 
 def _cut(x: torch.Tensor, dim: int, first: int, length: int) -> torch.Tensor:
-    if first >= 0:
+    if first >= 0 or first + length <= 0:
         return x.narrow(dim, first, length)
     return torch.cat([x.narrow(dim, first, -first), x.narrow(dim, 0, length + first)], dim)
 
