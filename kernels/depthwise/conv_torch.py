@@ -41,61 +41,89 @@ def depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, 
     if x.device.type != "cpu":
         return F.conv2d(x, weight, bias, padding=(kernel.pad_h, kernel.pad_w), groups=x.shape[1])
     tensors = (x, weight) if bias is None else (x, weight, bias)
+    by_transforms = _transforms_are_faster(multiply_adds, x, kernel)
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        result: torch.Tensor = _OnCpu.apply(x, weight, bias, kernel)[0]
+        result: torch.Tensor
+        if by_transforms:
+            result, _ = _ByTransforms.apply(x, weight, bias, kernel)
+        else:
+            result = _Directly.apply(x, weight, bias, kernel)
         return result
-    return _convolve(x, weight, bias, kernel)[0]  # a Function would look up its modules at every call
+    # A Function would look up its modules at every call.
+    return _by_transforms(x, weight, bias, kernel)[0] if by_transforms else _directly(x, weight, bias, kernel)
 
 
-class _OnCpu(torch.autograd.Function):
-    """The convolution with both gradients as convolutions; beside it the weight's spectrum, which they need too."""
+class _Directly(torch.autograd.Function):
+    """The convolution with both gradients as convolutions, or by transforms."""
+
+    @staticmethod
+    def forward(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kernel: Kernel) -> torch.Tensor:
+        return _directly(x, weight, bias, kernel)
+
+    @staticmethod
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        x, weight, _, ctx.settings = inputs
+        ctx.save_for_backward(x, weight)
+
+    @staticmethod
+    def backward(ctx: Context, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return _gradients(ctx, grad, None)
+
+
+class _ByTransforms(torch.autograd.Function):
+    """The same by transforms, and the weight's spectrum, which serves the gradients too."""
 
     @staticmethod
     def forward(
         x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kernel: Kernel
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        return _convolve(x, weight, bias, kernel)
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return _by_transforms(x, weight, bias, kernel)
 
     @staticmethod
-    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor | None]) -> None:
+    def setup_context(ctx: Context, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
         x, weight, _, ctx.settings = inputs
-        spectrum = output[1]
-        if spectrum is not None:
-            ctx.mark_non_differentiable(spectrum)
-        ctx.save_for_backward(x, weight, spectrum)
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(x, weight, output[1])
 
     @staticmethod
-    def backward(ctx: Context, grad: torch.Tensor, _: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
-        x, weight, spectrum = ctx.saved_tensors
-        grad_x = grad_weight = grad_bias = None
-        if ctx.needs_input_grad[2]:
-            grad_bias = grad.sum((0, 2, 3))
-        both = all(ctx.needs_input_grad[:2]) and not torch.is_grad_enabled()
-        if both and (found := _both_by_transforms(x, weight, grad, ctx.settings, spectrum)):
-            return *found, grad_bias, None
-        if ctx.needs_input_grad[0]:
-            grad_x = depthwise(grad, weight.flip(-2, -1), None, ctx.settings.transposed)
-        if ctx.needs_input_grad[1]:
-            grad_weight = _weight_grad(x, grad, ctx.settings)
-        return grad_x, grad_weight, grad_bias, None
+    def backward(ctx: Context, grad: torch.Tensor, _: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return _gradients(ctx, grad, ctx.saved_tensors[2])
 
 
-def _convolve(
+def _gradients(ctx: Context, grad: torch.Tensor, spectrum: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+    x, weight, *_ = ctx.saved_tensors
+    grad_x = grad_weight = grad_bias = None
+    if ctx.needs_input_grad[2]:
+        grad_bias = grad.sum((0, 2, 3))
+    both = all(ctx.needs_input_grad[:2]) and not torch.is_grad_enabled()
+    if both and (found := _both_by_transforms(x, weight, grad, ctx.settings, spectrum)):
+        return *found, grad_bias, None
+    if ctx.needs_input_grad[0]:
+        grad_x = depthwise(grad, weight.flip(-2, -1), None, ctx.settings.transposed)
+    if ctx.needs_input_grad[1]:
+        grad_weight = _weight_grad(x, grad, ctx.settings)
+    return grad_x, grad_weight, grad_bias, None
+
+
+def _by_transforms(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kernel: Kernel
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The convolution, and the spectrum of the weight where transforms made it."""
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The convolution, directly where something is not finite, and the weight's spectrum."""
+    wide = _wide(x.dtype)
+    spectrum = fourier_torch.weight_spectrum(x, weight.to(wide), kernel)
+    found = fourier_torch.convolve(x.to(wide), spectrum, kernel)
+    if found is None:
+        return _directly(x, weight, bias, kernel), spectrum
+    return (found if bias is None else found + bias.to(wide)[:, None, None]).to(x.dtype), spectrum
+
+
+def _directly(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, kernel: Kernel) -> torch.Tensor:
     dtype, compute = x.dtype, COMPUTED_IN.get(x.dtype, x.dtype)
-    if _transforms_are_faster(multiply_adds, x, kernel):
-        wide = _wide(dtype)
-        spectrum = fourier_torch.weight_spectrum(x, weight.to(wide), kernel)
-        found = fourier_torch.convolve(x.to(wide), spectrum, kernel)
-        if found is not None:
-            return (found if bias is None else found + bias.to(wide)[:, None, None]).to(dtype), spectrum
     as_it_lies = x.is_contiguous(memory_format=CHANNELS_LAST) or kernel.taps < LARGE_TAPS
     image = x.to(compute) if as_it_lies else x.to(compute, memory_format=CHANNELS_LAST)
     bias = None if bias is None else bias.to(compute)
     out = F.conv2d(image, weight.to(compute), bias, padding=(kernel.pad_h, kernel.pad_w), groups=x.shape[1]).to(dtype)
-    return out if as_it_lies else out.contiguous(), None
+    return out if as_it_lies else out.contiguous()
 
 
 def _both_by_transforms(
