@@ -48,8 +48,7 @@ def weight_spectrum(x: torch.Tensor, weight: torch.Tensor, kernel: Kernel) -> to
     Returns:
         (C, rows, columns), complex; as many as the image needs.
     """
-    spectrum: torch.Tensor = torch.fft.rfft2(weight[:, 0].flip(-2, -1), s=_transformed_size(x, kernel))
-    return spectrum
+    return _transform(weight[:, 0].flip(-2, -1), _transformed_size(x, kernel))
 
 
 def convolve(x: torch.Tensor, spectrum: torch.Tensor, kernel: Kernel) -> torch.Tensor | None:
@@ -68,7 +67,7 @@ def convolve(x: torch.Tensor, spectrum: torch.Tensor, kernel: Kernel) -> torch.T
     first = (kernel.height - 1 - kernel.pad_h, kernel.width - 1 - kernel.pad_w)
     out = _empty_like(x, length)
     for image, result in zip(x, out, strict=True):
-        result.copy_(_inverse(_spectrum(image, size) * spectrum, size, first, length))
+        result.copy_(_inverse(_spectrum(image, size).mul_(spectrum), size, first, length))
     return out if out.sum().isfinite() else None
 
 
@@ -102,13 +101,15 @@ def gradients(
         (N, C, H, W) in the memory format of `grad`, and (C, 1, kernel height, kernel width).
     """
     size = _transformed_size(x, kernel)
-    grad_x, total = _empty_like(grad, x.shape[2:]), torch.zeros(())
+    grad_x, total = _empty_like(grad, x.shape[2:]), None
     # A correlation with what the forward convolved with: a convolution with the weight as it is, from its last tap on.
     first = (kernel.pad_h - kernel.height + 1, kernel.pad_w - kernel.width + 1)
     for image, above, result in zip(x, grad, grad_x, strict=True):
         of_grad = _spectrum(above, size)
         result.copy_(_inverse(of_grad * spectrum.conj(), size, first, x.shape[2:]))
-        total = total + _spectrum(image, size) * of_grad.conj()
+        correlation = _spectrum(image, size).mul_(of_grad.conj())  # in place: a new buffer costs as much as the product
+        total = correlation if total is None else total.add_(correlation)
+    assert total is not None  # noqa: S101 - x has images
     taps = _taps(total, size, kernel)
     return (grad_x, taps) if (grad_x.sum() + taps.sum()).isfinite() else None
 
@@ -129,7 +130,12 @@ def _spectrum(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     """Of an image (C, H, W), filled up with zeros to `size`."""
     # A matrix is transposed in half the time that channels_last takes to become contiguous.
     planes = image.flatten(1).contiguous().unflatten(1, image.shape[1:])
-    spectrum: torch.Tensor = torch.fft.rfft2(planes, s=size)
+    return _transform(planes, size)
+
+
+def _transform(planes: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """torch.fft.rfft2 to `size`, without transforming the rows of zeros."""
+    spectrum: torch.Tensor = torch.fft.fft(torch.fft.rfft(planes, n=size[1]), n=size[0], dim=-2)
     return spectrum
 
 
