@@ -53,9 +53,9 @@ class RayFleet:
         self._places: dict[str, str] = {}
         self._calls: dict[Any, str] = {}
         self._pings: dict[Any, str] = {}
-        self._heard_at: dict[str, float] = {}
+        self._asked_at: dict[str, float] = {}
         self._answered: set[str] = set()
-        self._asked_at = time.monotonic()
+        self._last_asked_at = time.monotonic()
         self._stages: dict[str, str] = {}
         for node, needs in _slots(nodes, self._device_type, cpus):
             self._start(node, needs)
@@ -78,7 +78,6 @@ class RayFleet:
 
     def call(self, card: str, method: str, *arguments: Any) -> None:  # noqa: ANN401
         """As Fleet has it."""
-        self._heard_at[card] = time.monotonic()
         self._calls[getattr(self._actors[card], method).remote(*arguments)] = card
 
     def wait(self) -> list[Event]:
@@ -116,13 +115,14 @@ class RayFleet:
         }
         self._actors[card] = self._ray.remote(CardWorker).options(**options).remote()
         self._places[card] = str(node["NodeManagerAddress"])
-        self._heard_at[card] = time.monotonic()
 
     def _ask_for_stages(self) -> None:
-        if time.monotonic() - self._asked_at < PING_S:
+        now = time.monotonic()
+        if now - self._last_asked_at < PING_S:
             return
-        self._asked_at = time.monotonic()
+        self._last_asked_at = now
         for card in {*self._calls.values()} - {*self._pings.values()}:
+            self._asked_at[card] = now
             self._pings[self._actors[card].stage.remote()] = card
 
     def _event(self, reference: Any) -> Iterator[Event]:  # noqa: ANN401 - of Ray
@@ -130,7 +130,6 @@ class RayFleet:
         card = (self._calls if called else self._pings).pop(reference, None)
         if card is None:  # of a card that was lost a moment ago
             return
-        self._heard_at[card] = time.monotonic()
         try:
             value = self._ray.get(reference)
         except self._ray.exceptions.RayError as error:
@@ -145,12 +144,12 @@ class RayFleet:
             yield Stage(card, value)
 
     def _silent(self) -> list[str]:
-        """Cards that were called and have not been heard since too long ago."""
+        """Cards that do not answer. Counted from the question, so that this process may have slept before it."""
         now = time.monotonic()
         return [
             card
-            for card in {*self._calls.values()}
-            if now - self._heard_at[card] > (SILENCE_S if card in self._answered else START_S)
+            for card in self._pings.values()
+            if now - self._asked_at[card] > (SILENCE_S if card in self._answered else START_S)
         ]
 
     def _lose(self, card: str, why: str) -> Iterator[Event]:
