@@ -6,7 +6,8 @@ import pytest
 from report_fixtures import make_run, measurement
 
 from opbench.backbones.operators import OPERATORS
-from opbench.report import network_tables, published_network_tables, render, write_tables
+from opbench.report import published_network_tables, render, write_tables
+from opbench.report.networks import network_tables
 from opbench.results.measurement import Status
 from opbench.results.published_networks import published_networks
 from opbench.workload.case import Shape
