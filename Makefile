@@ -15,7 +15,7 @@ test: $(VENV)/.installed-dev
 
 # The long versions: soak, random faults and kills over several seeds, thousands of fuzzed files.
 # What compiles and compares runs on every core; what watches a whole sweep, alone.
-COMPILING_TESTS := tests/test_operators.py tests/test_export.py tests/test_inspection.py tests/test_change_points_in_noise.py
+COMPILING_TESTS := tests/test_operators.py tests/test_export.py tests/test_inspection.py tests/test_onnx.py tests/test_change_points_in_noise.py
 WATCHING_TESTS := $(addprefix tests/test_,faults.py gate_command.py gpu_sanitize.py history_index.py isolation_cost.py on_gpu.py reading.py soak.py survival.py terminal.py)
 test-slow: test-compiled test-long
 
