@@ -23,7 +23,7 @@ from opbench.text import one_line
 
 __all__ = ["RayFleet", "connect"]
 
-ANSWER_S = 8.0
+ANSWER_S = 9.0
 """Within which a cluster must say that it is there."""
 PING_S = 2.0
 """Between two questions after a card's stage, which are the sign of life, too."""
@@ -204,8 +204,9 @@ def _import_ray() -> ModuleType:
 
 def _require_answer(address: str) -> None:
     """Raise FleetError where no cluster answers; Ray itself would try for a minute."""
+    deadline = time.monotonic() + ANSWER_S
     if address == "auto":
-        if not _is_healthy(()):
+        if not _is_healthy((), deadline):
             raise FleetError("this machine is no node of a Ray cluster; --fleet ray:HOST:PORT names one elsewhere")
         return
     host, _, port = address.rpartition(":")
@@ -217,18 +218,20 @@ def _require_answer(address: str) -> None:
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_S / 2).close()
     except (OSError, OverflowError) as error:
         raise FleetError(f"no Ray cluster answers at {address}: {one_line(str(error), 80)}") from None
-    if not _is_healthy(("--address", address)):
+    if not _is_healthy(("--address", address), deadline):
         raise FleetError(f"what answers at {address} is no Ray cluster that takes this one's version and token")
 
 
-def _is_healthy(where: tuple[str, ...]) -> bool:
+def _is_healthy(where: tuple[str, ...], deadline: float) -> bool:
     """Whether a cluster answers; where it asks for the token that this user has, this process shows it from now on."""
     command = (sys.executable, "-m", "ray.scripts.scripts", "health-check", *where)
     modes = {} if AUTH_MODE in os.environ else {AUTH_MODE: "token"}
     for more in ({}, modes):
         try:
             environment = {**os.environ, **more}
-            done = subprocess.run(command, capture_output=True, timeout=ANSWER_S, check=False, env=environment)
+            done = subprocess.run(
+                command, capture_output=True, timeout=deadline - time.monotonic(), check=False, env=environment
+            )
         except subprocess.TimeoutExpired:
             return False
         if done.returncode == 0:
