@@ -379,6 +379,11 @@ def test_a_wrong_address_is_one_line(fleet, message, tmp_path):
     assert message in errors
 
 
+def test_a_wrong_option_is_said_before_anything_starts(tmp_path):
+    code, _, errors = call("sweep", "--fleet", "ray", "--dtypes", "fp99", "--quiet", "--out", tmp_path / "run")
+    assert (code, errors) == (2, "opbench: --dtypes must be of fp32, tf32, fp16, bf16, got 'fp99'\n")
+
+
 def test_without_ray_the_extra_is_named(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "ray", None)
     code, _, errors = call("sweep", "--fleet", "ray", "--quiet", "--out", tmp_path / "run")

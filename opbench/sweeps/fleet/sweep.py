@@ -22,9 +22,10 @@ from opbench.results.sentinels import AFTER, BEFORE, Sentinel, add_sentinels
 from opbench.sweeps.conduct import Conduct, FleetMode
 from opbench.sweeps.fleet.driver import Card, Driver, Lane
 from opbench.sweeps.fleet.fleet import Answer, Fleet, Lost
-from opbench.sweeps.option_fields import Options, items
+from opbench.sweeps.option_fields import Options, items, read_options
 from opbench.sweeps.plan import plan_differences
 from opbench.sweeps.progress import Progress
+from opbench.sweeps.request import SweepRequest
 from opbench.sweeps.start import (
     Prepared,
     accepted_differences,
@@ -63,11 +64,13 @@ def connect_fleet(conduct: Conduct, options: Options) -> AbstractContextManager[
 
     Raises:
         FleetError: its engine is not installed, it does not answer, or has nothing to run on.
+        UsageError: an option that no card could follow.
     """
     from opbench.sweeps.fleet.ray_fleet import connect
 
+    given = read_options(SweepRequest, options)  # before anything is started
     address = str(conduct.fleet).partition(":")[2]
-    return connect(address, str(options.get("device") or "auto"), options.get("threads"))
+    return connect(address, given.get("device") or "auto", given.get("threads"))
 
 
 def start_fleet(
