@@ -206,6 +206,27 @@ def test_without_a_card_left_the_rest_is_not_run_and_the_run_goes_on_later(tmp_p
     assert len(again.origins) == 2
 
 
+def test_progress_from_before_there_were_fleets_hears_of_all_cards(tmp_path):
+    class Older:
+        def __init__(self):
+            self.ended_cells = []
+
+        def started(self, cell, number, total):
+            assert 1 <= number <= total
+
+        def stage(self, name):
+            pass
+
+        note = stage
+
+        def ended(self, measurement):
+            self.ended_cells.append(measurement.cell.key)
+
+    older = Older()
+    sweep(PlayedFleet(2), tmp_path / "run", older)
+    assert sorted(older.ended_cells) == sorted(cell.key for cell in PLAN)
+
+
 def test_repetitions_stay_on_the_card_of_the_first(tmp_path):
     fleet = PlayedFleet(3, repeat=3)
     [run] = sweep(fleet, tmp_path / "run")

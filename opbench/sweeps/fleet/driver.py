@@ -87,14 +87,15 @@ class Driver:
     Args:
         fleet: the cards.
         cards: the same, by their names in the fleet.
-        progress: hears of every cell, in lines of their own for each card.
+        progress: hears of every cell, in lines of their own for each card; one from before there were fleets, of all.
     """
 
     def __init__(self, fleet: Fleet, cards: Mapping[str, Card], progress: Progress) -> None:
         self._fleet = fleet
         self._cards = cards
         self._progress = progress
-        self._of_card = {name: progress.card(card.name) for name, card in cards.items()}
+        of_card = getattr(progress, "card", lambda _: progress)
+        self._of_card: dict[str, Progress] = {name: of_card(card.name) for name, card in cards.items()}
 
     @property
     def cards(self) -> dict[str, Card]:
