@@ -18,7 +18,7 @@ from opbench.report.page.data import page_data
 from opbench.report.page.warnings import run_warnings
 from opbench.results.measurement import Measurement, Status
 from opbench.results.run import Run
-from opbench.results.sentinels import SENTINELS, read_sentinels
+from opbench.results.sentinels import AFTER, BEFORE, SENTINELS, read_sentinels
 from opbench.sweeps.conduct import Conduct, FleetMode, make_conduct
 from opbench.sweeps.fleet.fleet import Answer, Lost, Stage
 from opbench.sweeps.fleet.schedule import Schedule, Task
@@ -31,7 +31,7 @@ PLAN = [
     for side in (4, 5, 6, 7) for dtype in ("fp32", "bf16") for provider in ("right", "wrong")
 ]  # fmt: skip
 COMMAND = {"timer": "wall-clock", "cache": "warm", "ops": ["double"], "time_budget_s": 0.5, "device": "cuda:0"}
-SENTINEL = sentinel_cell("cpu", {"conv3x3": doubling(name="conv3x3")})
+SENTINELS_OF = {when: sentinel_cell("cpu", {"conv3x3": doubling(name="conv3x3")}, when) for when in (BEFORE, AFTER)}
 
 
 def environment(number, **changes):
@@ -92,8 +92,8 @@ class PlayedFleet:
     def _ceilings(self, card, budget_s):
         return "none measured"
 
-    def _sentinel(self, card):
-        return self._line(SENTINEL, float(card))
+    def _sentinel(self, card, when):
+        return self._line(SENTINELS_OF[when], float(card))
 
     def _run(self, card, cell):
         self.measured[card].append(cell)
@@ -206,25 +206,12 @@ def test_without_a_card_left_the_rest_is_not_run_and_the_run_goes_on_later(tmp_p
     assert len(again.origins) == 2
 
 
-def test_progress_from_before_there_were_fleets_hears_of_all_cards(tmp_path):
-    class Older:
-        def __init__(self):
-            self.ended_cells = []
-
-        def started(self, cell, number, total):
-            assert 1 <= number <= total
-
-        def stage(self, name):
-            pass
-
-        note = stage
-
-        def ended(self, measurement):
-            self.ended_cells.append(measurement.cell.key)
-
-    older = Older()
-    sweep(PlayedFleet(2), tmp_path / "run", older)
-    assert sorted(older.ended_cells) == sorted(cell.key for cell in PLAN)
+def test_progress_that_knows_no_cards_hears_of_all_cells(tmp_path):
+    ended = []
+    progress = Notes()
+    progress.ended = lambda measurement: ended.append(measurement.cell.key)
+    sweep(PlayedFleet(2), tmp_path / "run", progress)
+    assert sorted(ended) == sorted(cell.key for cell in PLAN)
 
 
 def test_repetitions_stay_on_the_card_of_the_first(tmp_path):
@@ -326,7 +313,7 @@ def test_a_comparison_of_cards_goes_on_where_each_card_stopped(tmp_path):
 def test_the_sentinel_names_the_card_that_is_slow(tmp_path):
     fleet = PlayedFleet(5)
     latencies = {"1": 1.0, "2": 1.002, "3": 0.999, "4": 1.09, "5": 1.001}
-    fleet._sentinel = lambda card: fleet._line(SENTINEL, latencies[card])
+    fleet._sentinel = lambda card, when: fleet._line(SENTINELS_OF[when], latencies[card])
     [run] = sweep(fleet, tmp_path / "run")
     [table] = card_tables(run)
     assert table.rows[3] == ("card-4", "node-4", "GPU-4", "4", "1.09", "1.09", "+8.9 %")
@@ -363,10 +350,10 @@ def test_an_outlier_lies_far_from_cards_that_are_alike(values, far):
 def test_a_damaged_sentinel_is_one_line_and_a_cut_one_is_left_out(tmp_path):
     [run] = sweep(PlayedFleet(2), tmp_path / "run")
     path = run.path / SENTINELS
-    path.write_text(path.read_text() + '{"when": "before", "meas')
+    path.write_text(path.read_text() + '{"cell": {"oper')
     assert len(read_sentinels(run.path)) == 4
-    path.write_text('{"when": "never"}\n')
-    with pytest.raises(ResultsError, match=rf"{SENTINELS}:1: damaged line: .*when must be before or after"):
+    path.write_text('{"cell": 3}\n')
+    with pytest.raises(ResultsError, match=rf"{SENTINELS}:1: damaged line: "):
         read_sentinels(run.path)
 
 

@@ -6,9 +6,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from opbench.results.measurement import Measurement
 from opbench.results.row import is_ok
 from opbench.results.run import Run
-from opbench.results.sentinels import BEFORE, Sentinel, read_sentinels
+from opbench.results.sentinels import AFTER, BEFORE, read_sentinels
 from opbench.stats import median
 
 __all__ = [
@@ -84,18 +85,16 @@ def card_readings(run: Run) -> list[CardReading]:
     """The cards of a run that a fleet measured, in the order of their names; of a sentinel measured again the last."""
     from opbench.device.identity import gpu_uuid, host_of
 
-    last: dict[tuple[str, bool], Sentinel] = {}
-    for sentinel in read_sentinels(run.path):
-        last[sentinel.measurement.origin, sentinel.when == BEFORE] = sentinel
+    last = {(line.origin, line.cell.case.shape_list): line for line in read_sentinels(run.path)}
     cells: defaultdict[str, int] = defaultdict(int)
     for row in run.rows():
         cells[row.origin] += 1
     found = []
     for origin in run.origins.values():
         if origin.actor:
-            sides = [last.get((origin.run_id, before)) for before in (True, False)]
+            sides = [last.get((origin.run_id, when)) for when in (BEFORE, AFTER)]
             before_ms, after_ms = (_median_ms(side) for side in sides)
-            problems = [one.measurement.reason for one in sides if one and not one.measurement.latencies_ms]
+            problems = [one.reason for one in sides if one and not one.latencies_ms]
             found.append(
                 CardReading(
                     origin.actor, host_of(origin.environment), gpu_uuid(origin.environment),
@@ -151,6 +150,6 @@ def _spread(operator: str, cells: Sequence[Mapping[str, float]]) -> OperatorSpre
     )
 
 
-def _median_ms(sentinel: Sentinel | None) -> float | None:
-    samples = sentinel.measurement.latencies_ms if sentinel else ()
+def _median_ms(sentinel: Measurement | None) -> float | None:
+    samples = sentinel.latencies_ms if sentinel else ()
     return median(samples) if samples else None

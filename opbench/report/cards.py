@@ -8,14 +8,14 @@ from pathlib import Path
 from opbench.compare.cards import CardReading, card_readings, operator_spreads, outliers
 from opbench.files import make_folder, write_whole
 from opbench.report.layout import OPERATOR_LABELS
-from opbench.report.render import TABLE_FORMATS, render
+from opbench.report.render import write_table_files
 from opbench.report.table import Table
 from opbench.report.value_text import ABSENT, count_cells, signed_percent, three_digits
 from opbench.results.run import Run
 from opbench.results.sentinels import read_sentinels
 from opbench.stats import median
 
-__all__ = ["card_tables", "draw_spread", "fleet_notes", "runs_by_card", "spread_tables", "write_spread"]
+__all__ = ["SPREAD_CSV", "card_tables", "draw_spread", "fleet_notes", "runs_by_card", "spread_tables", "write_spread"]
 
 SPREAD_CSV = "cards.csv"
 
@@ -34,15 +34,11 @@ def spread_tables(runs: Sequence[Run]) -> list[Table]:
 
 
 def write_spread(runs: Sequence[Run]) -> list[Path]:
-    """Write the tables beside the runs' folders, and cards.csv: each card's latency relative to the median of all."""
+    """Write tables and cards.csv beside the folders of several cards' runs: each card against the median of all."""
+    if len(runs) == 1:
+        return []
     folder = runs[0].path.parent
-    make_folder(folder / "tables")
-    written = []
-    for table in spread_tables(runs):
-        for name, form in TABLE_FORMATS.items():
-            if form.suffix:
-                written.append(folder / "tables" / f"{table.name}{form.suffix}")
-                write_whole(written[-1], render(table, name))
+    written = write_table_files(spread_tables(runs), folder / "tables")
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(("operator", "cells", "card", "relative_latency"))
@@ -54,13 +50,13 @@ def write_spread(runs: Sequence[Run]) -> list[Path]:
 
 
 def draw_spread(runs: Sequence[Run]) -> list[Path]:
-    """Draw how far the cards are apart, as PNG and SVG in `plots` beside the runs' folders."""
+    """Draw how far several cards are apart, as PNG and SVG in `plots` beside their runs' folders."""
+    spreads = operator_spreads(runs_by_card(runs)) if len(runs) > 1 else []
+    if not spreads:
+        return []
     from opbench.report.plots.cards import cards_figure
     from opbench.report.plots.style import plot_style, save
 
-    spreads = operator_spreads(runs_by_card(runs))
-    if not spreads:
-        return []
     folder = runs[0].path.parent / "plots"
     make_folder(folder)
     with plot_style():
@@ -162,6 +158,6 @@ def _spread_table(by_card: Mapping[str, Run]) -> Table:
 
 def _sentinel_text(run: Run) -> str:
     for sentinel in read_sentinels(run.path):
-        case = sentinel.measurement.cell.case
+        case = sentinel.cell.case
         return f"{OPERATOR_LABELS.get(case.operator, case.operator)} {case.level} {case.shape} {case.dtype}"
     return ""

@@ -5,16 +5,28 @@ import io
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from opbench.errors import UnknownNameError
+from opbench.files import make_folder, write_whole
 from opbench.report.table import SEPARATOR, Table
 from opbench.report.terminal import terminal
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["FORMATS", "SEPARATOR", "TABLE_FORMATS", "Table", "TableFormat", "markdown_escape", "print_tables", "render"]
+__all__ = [
+    "FORMATS",
+    "SEPARATOR",
+    "TABLE_FORMATS",
+    "Table",
+    "TableFormat",
+    "markdown_escape",
+    "print_tables",
+    "render",
+    "write_table_files",
+]
 
 TERMINAL_WIDTH = 160
 
@@ -57,6 +69,22 @@ class TableFormat:
 
     text: Callable[[Table], str]
     suffix: str = ""
+
+
+def write_table_files(tables: Iterable[Table], folder: Path) -> list[Path]:
+    """Write each table in every form that has files, .md, .csv and .tex; returns the files.
+
+    Raises:
+        StorageError: one cannot be written.
+    """
+    make_folder(folder)
+    written = []
+    for table in tables:
+        for form in TABLE_FORMATS.values():
+            if form.suffix:
+                written.append(folder / f"{table.name}{form.suffix}")
+                write_whole(written[-1], form.text(table))
+    return written
 
 
 def render(table: Table, format: str) -> str:  # noqa: A002 - the word of the command line

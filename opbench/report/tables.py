@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-from opbench.files import make_folder, write_whole
 from opbench.report.cards import card_tables
 from opbench.report.cell_text import cell_text, wide_mark
 from opbench.report.layout import Group, Series, group_rows
@@ -19,7 +18,7 @@ from opbench.report.notes import (
     wide_notes,
 )
 from opbench.report.paper import matched_tables
-from opbench.report.render import SEPARATOR, TABLE_FORMATS, Table, render
+from opbench.report.render import SEPARATOR, Table, write_table_files
 from opbench.report.value_text import ABSENT, count_cells, shape_text, sparkline, three_digits
 from opbench.results.measurement import Status
 from opbench.results.row import Row, is_ok
@@ -104,20 +103,8 @@ def result_tables(run: Run, *, without_reasons_of: Collection[Status] = ()) -> l
 
 def write_tables(run: Run) -> list[Path]:
     """Write every table of a run into its folder `tables`, each as .md, .csv and .tex; returns the files."""
-    folder = run.path / "tables"
-    make_folder(folder)
-    written = []
-    for table in (
-        *result_tables(run),
-        *matched_tables(run),
-        *published_network_tables(run),
-    ):
-        for name, form in TABLE_FORMATS.items():
-            if form.suffix:
-                path = folder / f"{table.name}{form.suffix}"
-                write_whole(path, render(table, name))
-                written.append(path)
-    return written
+    tables = [*result_tables(run), *matched_tables(run), *published_network_tables(run)]
+    return write_table_files(tables, run.path / "tables")
 
 
 def half_precision(group: Group) -> str | None:

@@ -218,10 +218,6 @@ class CardProgress:
         self._sweep._bar.advance(self._sweep._task)
         self.stage("")
 
-    def card(self, name: str) -> "CardProgress":
-        """A card has no cards."""
-        return self
-
 
 def _number(number: int, total: int) -> str:
     return f"[{number:>{len(str(total))}}/{total}]"

@@ -1,12 +1,12 @@
 """What hears how a sweep goes on."""
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from opbench.results.measurement import Measurement
 from opbench.workload.case import Cell
 
-__all__ = ["NULL_PROGRESS", "NullProgress", "OnStage", "Progress"]
+__all__ = ["NULL_PROGRESS", "FleetProgress", "NullProgress", "OnStage", "Progress"]
 
 OnStage = Callable[[str], None]
 """Progress.stage, for what runs cells and nothing else."""
@@ -27,8 +27,13 @@ class Progress(Protocol):
     def ended(self, measurement: Measurement) -> None:
         """The cell's line is in the journal."""
 
-    def card(self, name: str) -> "Progress":
-        """What hears of one card of a fleet, whose cells go on beside those of the others."""
+
+@runtime_checkable
+class FleetProgress(Progress, Protocol):
+    """Progress that tells the cards of a fleet apart."""
+
+    def card(self, name: str) -> Progress:
+        """What hears of one card, whose cells go on beside those of the others."""
         ...
 
 
@@ -46,10 +51,6 @@ class NullProgress:
 
     def ended(self, measurement: Measurement) -> None:
         """Say nothing."""
-
-    def card(self, name: str) -> Progress:
-        """Nobody either."""
-        return self
 
 
 NULL_PROGRESS = NullProgress()

@@ -1,7 +1,7 @@
 """The folder of a run: made for a new one, or opened to go on with one that was stopped."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -100,14 +100,14 @@ def prepare(options: Options, operators: Mapping[str, Operator], command: Mappin
         KeyError, TypeError, ValueError, AttributeError: the command is damaged.
     """
     request = make_request(options, operators) if command is None else request_of_command(command, options, operators)
-    environment = _environment(request, operators)
-    return Prepared(
-        request.to_json(),
-        _whole_plan(request, operators),
-        environment,
-        () if command is None else request_differences(request, command),
-        dtypes_note(options, environment) if command is None else "",
-    )
+    prepared = _prepared(request, operators)
+    if command is None:
+        return replace(prepared, note=dtypes_note(options, prepared.environment))
+    return replace(prepared, others=request_differences(request, command))
+
+
+def _prepared(request: SweepRequest, operators: Mapping[str, Operator]) -> Prepared:
+    return Prepared(request.to_json(), _whole_plan(request, operators), _environment(request, operators))
 
 
 def start_run(
@@ -119,8 +119,7 @@ def start_run(
         OpbenchError: the request cannot be planned, or the folder holds a run or cannot be written.
     """
     require_processes(request.repeat, conduct)
-    cells = _whole_plan(request, operators)
-    return create_run(Prepared(request.to_json(), cells, _environment(request, operators)), out, conduct)
+    return create_run(_prepared(request, operators), out, conduct)
 
 
 def create_run(prepared: Prepared, out: Path | None, conduct: Conduct) -> Run:

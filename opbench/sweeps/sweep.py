@@ -9,6 +9,7 @@ from opbench.errors import UsageError
 from opbench.registry import registry
 from opbench.registry.places import resolve_ops
 from opbench.report import write_plots, write_tables
+from opbench.report.cards import draw_spread, write_spread
 from opbench.results.run import Run
 from opbench.sweeps.as_paper import as_paper_options
 from opbench.sweeps.conduct import Conduct, Isolation, make_conduct
@@ -23,35 +24,38 @@ from opbench.workload.operator import Operator
 __all__ = ["finish", "sweep"]
 
 
-def finish(run: Run, *, plots: bool = True) -> None:
-    """Write what is derived from the journal: measurements.csv, tables/ and, unless told not to, plots/."""
-    run.write_measurements_csv()
-    write_tables(run)
+def finish(*runs: Run, plots: bool = True) -> None:
+    """Write what is derived from journals: measurements.csv, tables/ and, unless told not to, plots/.
+
+    Beside the runs of several cards also how the cards differ.
+    """
+    for run in runs:
+        run.write_measurements_csv()
+        write_tables(run)
+    write_spread(runs)
     if plots:
-        write_plots(run)
+        for run in runs:
+            write_plots(run)
+        draw_spread(runs)
 
 
 def _on_fleet(
     options: dict[str, Any],
     conduct: Conduct,
-    out: str | Path | None,
+    out: Path | None,
     progress: Progress,
     resume: bool,
     accept_differences: bool | Collection[str],
     plots: bool,
 ) -> Run:
-    folder = Path(out) if out else None
-    if resume and folder is None:
-        raise UsageError("--resume needs --out: the folder of the run to continue")
     with connect_fleet(conduct, options) as cards:
         begun = start_fleet(
-            cards, options, conduct, folder, progress, resume=resume, accept_differences=accept_differences
+            cards, options, conduct, out, progress, resume=resume, accept_differences=accept_differences
         )
         try:
             measure(cards, begun, conduct, progress)
         finally:
-            for run in begun.every_run:
-                finish(run, plots=plots)
+            finish(*begun.every_run, plots=plots)
     return begun.every_run[0]
 
 
@@ -147,9 +151,15 @@ def sweep(
     if as_paper:
         options |= as_paper_options(options)
     options["ops"] = None if ops is None else items("--ops", ops)
-    if conduct_options["fleet"] and not operators:
+    folder = None if out is None else Path(out)
+    if resume and folder is None:
+        raise UsageError("--resume needs --out: the folder of the run to continue")
+    if operators and fleet:
+        raise UsageError("operators that are objects cannot be sent to the cards of a fleet; register them instead")
+    progress = progress or NULL_PROGRESS
+    if fleet:
         conduct = make_conduct(conduct_options, resume=resume)
-        return _on_fleet(options, conduct, out, progress or NULL_PROGRESS, resume, accept_differences, plots)
+        return _on_fleet(options, conduct, folder, progress, resume, accept_differences, plots)
     options, registered = resolve_ops(options)
     known = registry.collect(
         [(registry.operator_module(operator), operator) for operator in (*registered.values(), *operators)]
@@ -158,22 +168,17 @@ def sweep(
         warnings.warn(f"{line}; its operator is left out", stacklevel=2)
     if operators and ops is None:
         options["ops"] = [operator.name for operator in operators]
-    if operators and fleet:
-        raise UsageError("operators that are objects cannot be sent to the cards of a fleet; register them instead")
     if operators and isolation == Isolation.PROCESS:
         raise UsageError("operators that are objects cannot be sent to a worker process; register them instead")
     if operators:
         conduct_options["isolation"] = Isolation.NONE
     conduct = make_conduct(conduct_options, resume=resume)
-    if resume:
-        if out is None:
-            raise UsageError("--resume needs --out: the folder of the run to continue")
-        run = continue_run(Path(out), options, known, accept_differences=accept_differences)
+    if resume and folder:
+        run = continue_run(folder, options, known, accept_differences=accept_differences)
     else:
-        run = start_run(make_request(options, known), known, Path(out) if out else None, conduct)
-    progress = progress or NULL_PROGRESS
-    if not resume and (note := dtypes_note(options, run.environment)):
-        progress.note(note)
+        run = start_run(make_request(options, known), known, folder, conduct)
+        if note := dtypes_note(options, run.environment):
+            progress.note(note)
     try:
         run_cells(run, known, progress, conduct)
     finally:

@@ -1,8 +1,9 @@
 """`opbench sweep`."""
 
 import signal
-from collections.abc import Collection
-from contextlib import closing
+from collections.abc import Callable, Collection, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ from opbench.cli.shared import (
     split,
     stdout,
 )
-from opbench.cli.sweep_end import conclude, conclude_cards, draw_plots, print_results
+from opbench.cli.sweep_end import conclude, draw_plots, print_results
 from opbench.cli.sweep_flags import takes_sweep_flags
 from opbench.errors import StorageError
 from opbench.host.system import require_unix
@@ -100,26 +101,88 @@ def sweep(
         if dry_run:
             _dry_run(options)
             return
-        on = _on_fleet if conduct.fleet else _here
-        runs, interrupted = on(options, conduct, out if resume else None, out, accepted, progress)
+        interrupted, refused = False, None
+        start = _on_fleet if conduct.fleet else _here
+        with start(_Asked(options, conduct, out, resume, accepted), progress) as (runs, measure):
+            try:
+                measure()
+            except KeyboardInterrupt:
+                interrupted = True
         for number in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        refused = None
         from opbench.sweeps.sweep import finish
 
         progress.stage("writing tables")
-        if conduct.fleet_mode == "replicate":
-            conclude_cards(runs, interrupted=interrupted, quiet=quiet, plots=plots, no_color=no_color)
-        [run] = runs
         try:
-            finish(run, plots=False)
+            finish(*runs, plots=False)
         except StorageError as error:  # what was measured is in the journal, and can still be shown
             refused = error
     if not quiet:
-        print_results(run, no_color=no_color)
+        print_results(*runs, no_color=no_color)
     if plots and not refused:
-        refused = draw_plots(run, quiet=quiet, no_color=no_color)
-    conclude(run, interrupted=interrupted, refused=refused, quiet=quiet)
+        refused = draw_plots(*runs, quiet=quiet, no_color=no_color)
+    conclude(*runs, interrupted=interrupted, refused=refused, quiet=quiet)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the command line says of the runs to make or to go on with."""
+
+    options: dict[str, Any]
+    conduct: "Conduct"
+    out: Path | None
+    resume: bool
+    accepted: bool | Collection[str]
+
+
+Begun = tuple["list[Run]", Callable[[], None]]
+"""Runs, and what measures what they lack."""
+
+
+@contextmanager
+def _here(asked: _Asked, progress: "ConsoleProgress") -> Iterator[Begun]:
+    """On this machine's device."""
+    from opbench.sweeps.isolation.worker_process import Workers
+
+    with closing(Workers()) as workers:
+        progress.doing("loading PyTorch")
+        if asked.options.get("isolation") != "none":
+            workers.launch()  # they import torch while this process does
+        from opbench.registry.places import resolve_ops
+        from opbench.sweeps.request import make_request
+        from opbench.sweeps.run_cells import run_cells
+        from opbench.sweeps.start import continue_run, dtypes_note, start_run
+
+        known_operators()
+        options, known = resolve_ops(asked.options)
+        if asked.resume and asked.out:
+            run = continue_run(asked.out, options, known, accept_differences=asked.accepted)
+        else:
+            progress.doing("planning")
+            run = start_run(make_request(options, known), known, asked.out, asked.conduct)
+            if note := dtypes_note(options, run.environment):
+                progress.note(note)
+        say_if_nothing_is_kept()
+        yield [run], lambda: run_cells(run, known, progress, asked.conduct, workers)
+
+
+@contextmanager
+def _on_fleet(asked: _Asked, progress: "ConsoleProgress") -> Iterator[Begun]:
+    """On the cards of a fleet."""
+    from opbench.sweeps.fleet.sweep import connect_fleet, measure, start_fleet
+
+    progress.doing("looking for the fleet")
+    with connect_fleet(asked.conduct, asked.options) as fleet:
+        sweep = start_fleet(
+            fleet,
+            asked.options,
+            asked.conduct,
+            asked.out,
+            progress,
+            resume=asked.resume,
+            accept_differences=asked.accepted,
+        )
+        yield sweep.every_run, lambda: measure(fleet, sweep, asked.conduct, progress)
 
 
 def _dry_run(options: dict[str, Any]) -> None:
@@ -130,66 +193,6 @@ def _dry_run(options: dict[str, Any]) -> None:
     known_operators()
     options, known = resolve_ops(options)
     _print_plan(plan(make_request(options, known), known))
-
-
-def _here(
-    options: dict[str, Any],
-    conduct: "Conduct",
-    resumed: Path | None,
-    out: Path | None,
-    accepted: bool | Collection[str],
-    progress: "ConsoleProgress",
-) -> "tuple[list[Run], bool]":
-    """Measure on this machine's device; the run, and whether it was interrupted."""
-    from opbench.sweeps.isolation.worker_process import Workers
-
-    with closing(Workers()) as workers:
-        progress.doing("loading PyTorch")
-        if options.get("isolation") != "none":
-            workers.launch()  # they import torch while this process does
-        from opbench.registry.places import resolve_ops
-        from opbench.sweeps.request import make_request
-        from opbench.sweeps.run_cells import run_cells
-        from opbench.sweeps.start import continue_run, dtypes_note, start_run
-
-        known_operators()
-        options, known = resolve_ops(options)
-        if resumed:
-            run = continue_run(resumed, options, known, accept_differences=accepted)
-        else:
-            progress.doing("planning")
-            run = start_run(make_request(options, known), known, out, conduct)
-            if note := dtypes_note(options, run.environment):
-                progress.note(note)
-        say_if_nothing_is_kept()
-        try:
-            run_cells(run, known, progress, conduct, workers)
-        except KeyboardInterrupt:
-            return [run], True
-        return [run], False
-
-
-def _on_fleet(
-    options: dict[str, Any],
-    conduct: "Conduct",
-    resumed: Path | None,
-    out: Path | None,
-    accepted: bool | Collection[str],
-    progress: "ConsoleProgress",
-) -> "tuple[list[Run], bool]":
-    """Measure on the cards of a fleet; the runs, and whether they were interrupted."""
-    from opbench.sweeps.fleet.sweep import connect_fleet, measure, start_fleet
-
-    progress.doing("looking for the fleet")
-    with connect_fleet(conduct, options) as fleet:
-        sweep = start_fleet(
-            fleet, options, conduct, out, progress, resume=resumed is not None, accept_differences=accepted
-        )
-        try:
-            measure(fleet, sweep, conduct, progress)
-        except KeyboardInterrupt:
-            return sweep.every_run, True
-        return sweep.every_run, False
 
 
 def _as_paper(options: dict[str, Any], *, say: bool) -> dict[str, Any]:

@@ -76,11 +76,11 @@ class CardWorker:
         found = ceilings_for(self._environment, self._workers, budget_s)
         return found if isinstance(found, str) else found.to_json()
 
-    def sentinel(self) -> str:
-        """Measure the cell that every card measures; a line as of a journal."""
+    def sentinel(self, when: str) -> str:
+        """Measure the cell that every card measures, before or after the others; a line as of a journal."""
         from opbench.sweeps.fleet.sentinel import sentinel_cell
 
-        return self._run(sentinel_cell(str(self._environment["device"]).partition(":")[0], self._operators))
+        return self._run(sentinel_cell(str(self._environment["device"]).partition(":")[0], self._operators, when))
 
     def run(self, cell: dict[str, Any]) -> str:
         """Measure a cell; a line as of a journal."""

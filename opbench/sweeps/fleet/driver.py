@@ -12,7 +12,7 @@ from opbench.results.run import Run
 from opbench.sweeps.conduct import Conduct
 from opbench.sweeps.fleet.fleet import Answer, Fleet, Lost, Stage
 from opbench.sweeps.fleet.schedule import Schedule, Task
-from opbench.sweeps.progress import Progress
+from opbench.sweeps.progress import FleetProgress, Progress
 from opbench.sweeps.run_cells import is_due
 from opbench.workload.cell_warning import CellWarning, WarningKind
 
@@ -87,15 +87,17 @@ class Driver:
     Args:
         fleet: the cards.
         cards: the same, by their names in the fleet.
-        progress: hears of every cell, in lines of their own for each card; one from before there were fleets, of all.
+        progress: hears of every cell, of each card apart if it is a FleetProgress.
     """
 
     def __init__(self, fleet: Fleet, cards: Mapping[str, Card], progress: Progress) -> None:
         self._fleet = fleet
         self._cards = cards
         self._progress = progress
-        of_card = getattr(progress, "card", lambda _: progress)
-        self._of_card: dict[str, Progress] = {name: of_card(card.name) for name, card in cards.items()}
+        self._of_card = {
+            name: progress.card(card.name) if isinstance(progress, FleetProgress) else progress
+            for name, card in cards.items()
+        }
 
     @property
     def cards(self) -> dict[str, Card]:
@@ -137,15 +139,18 @@ class Driver:
             if not doing:
                 return
             for event in self._fleet.wait():
-                card, of_card = self._cards[event.card], self._of_card[event.card]
+                name, lane = event.card, lanes[event.card]
                 if isinstance(event, Stage):
-                    of_card.stage(event.name)
+                    self._of_card[name].stage(event.name)
                 elif isinstance(event, Answer):
-                    task = doing.pop(event.card)
+                    task = doing.pop(name)
                     measurement = Measurement.from_json(json.loads(event.value))
-                    self._keep(lanes[event.card], card, task, measurement)
+                    if task.lost:
+                        told = CellWarning(WarningKind.CARD_LOST, f"this is the second try; at the first, {task.lost}")
+                        measurement = replace(measurement, warnings=(*measurement.warnings, told))
+                    self._keep(name, lane, task, measurement)
                 else:
-                    self._lose(event, doing.pop(event.card, None), lanes[event.card], schedules[event.card])
+                    self._lose(event, doing.pop(name, None), lane, schedules[name])
 
     def _lose(self, event: Lost, task: Task | None, lane: Lane, schedule: Schedule) -> None:
         """Write down which cell a card that is gone was measuring, for another to try it once more."""
@@ -155,19 +160,20 @@ class Driver:
         self._say_lost(event)
         if task:
             reason = f"{task.lost}; tried again: {why}" if task.lost else why
-            plain = replace(task, lost="", lost_on="")  # the reason says it already
-            self._keep(lane, card, plain, Measurement(task.cell, Status.ERROR, reason))
+            self._keep(event.card, lane, task, Measurement(task.cell, Status.ERROR, reason))
         if again and not self.cards:
             self._progress.note("no card is left to try its cell once more")
 
-    def _keep(self, lane: Lane, card: Card, task: Task, measurement: Measurement) -> None:
-        warnings = [*measurement.warnings]
-        if task.lost:
-            warnings.append(CellWarning(WarningKind.CARD_LOST, f"this is the second try; at the first, {task.lost}"))
-        warnings += [CellWarning(WarningKind.RESUMED_ELSEWHERE, text) for text in lane.run.differences]
-        kept = replace(measurement, repetition=task.repetition, origin=card.origin, warnings=tuple(warnings))
+    def _keep(self, name: str, lane: Lane, task: Task, measurement: Measurement) -> None:
+        elsewhere = (CellWarning(WarningKind.RESUMED_ELSEWHERE, text) for text in lane.run.differences)
+        kept = replace(
+            measurement,
+            repetition=task.repetition,
+            origin=self._cards[name].origin,
+            warnings=(*measurement.warnings, *elsewhere),
+        )
         lane.write(kept)
-        self._of_card[next(name for name, other in self._cards.items() if other is card)].ended(kept)
+        self._of_card[name].ended(kept)
 
     def _say_lost(self, event: Lost) -> None:
         left = len(self._fleet.cards)

@@ -12,10 +12,16 @@ SHAPES = {"cuda": Shape(16, 56, 56, 128), "cpu": Shape(1, 56, 56, 128)}
 """A stage of the paper's networks, long enough that launching it does not count."""
 
 
-def sentinel_cell(device_type: str, operators: Mapping[str, Operator]) -> Cell:
-    """The cell, of "cuda" or "cpu": a 3x3 convolution in fp32, whose time a card's clocks and its cooling set."""
+def sentinel_cell(device_type: str, operators: Mapping[str, Operator], when: str) -> Cell:
+    """The cell: a 3x3 convolution in fp32, whose time a card's clocks and its cooling set.
+
+    Args:
+        device_type: "cuda" or "cpu".
+        operators: by name.
+        when: as of opbench.results.sentinels; its shape list.
+    """
     operator = operators[OPERATOR]
-    case = Case(OPERATOR, Level.MODULE, Direction.FWD, "sentinel", SHAPES[device_type], Dtype.FP32, ())
+    case = Case(OPERATOR, Level.MODULE, Direction.FWD, when, SHAPES[device_type], Dtype.FP32, ())
     return Cell(
         case,
         operator.providers[0].name,

@@ -18,7 +18,7 @@ from opbench.results.measurement import Measurement
 from opbench.results.origins import Origin
 from opbench.results.run import CEILINGS, Run
 from opbench.results.run_json import RUN
-from opbench.results.sentinels import AFTER, BEFORE, Sentinel, add_sentinels
+from opbench.results.sentinels import AFTER, BEFORE, add_sentinels
 from opbench.sweeps.conduct import Conduct, FleetMode
 from opbench.sweeps.fleet.driver import Card, Driver, Lane
 from opbench.sweeps.fleet.fleet import Answer, Fleet, Lost
@@ -57,6 +57,10 @@ class FleetSweep:
     def every_run(self) -> list[Run]:
         """Each once."""
         return list({run.path: run for run in self.runs.values()}.values())
+
+    def cards_of(self, run: Run) -> dict[str, Card]:
+        """Those that measure one of the runs, by their names in the fleet."""
+        return {name: card for name, card in self.cards.items() if self.runs[name] is run}
 
 
 def connect_fleet(conduct: Conduct, options: Options) -> AbstractContextManager[Fleet]:
@@ -129,7 +133,7 @@ def measure(fleet: Fleet, sweep: FleetSweep, conduct: Conduct, progress: Progres
         providers = sorted({cell.provider for run in every for cell in run.plan()})
         driver.ask("open", {**every[0].command, "cell_timeout_s": conduct.cell_timeout_s}, providers)
         _keep_origins(sweep, driver.ask("ceilings", conduct.ceilings_budget_s))
-        _keep_sentinels(sweep, BEFORE, driver.ask("sentinel"))
+        _keep_sentinels(sweep, driver.ask("sentinel", BEFORE))
         for repetition in range(1, repeat + 1):
             if repetition > 1:
                 driver.ask("renew")
@@ -141,7 +145,7 @@ def measure(fleet: Fleet, sweep: FleetSweep, conduct: Conduct, progress: Progres
             driver.measure(by_card, {name: schedules[run.path] for name, run in sweep.runs.items()})
             if left := sum(len(schedule.left) for schedule in schedules.values()):
                 progress.note(f"{left} cells were not measured: the cards that could are lost")
-        _keep_sentinels(sweep, AFTER, driver.ask("sentinel"))
+        _keep_sentinels(sweep, driver.ask("sentinel", AFTER))
 
 
 def _folders(out: Path) -> dict[str, Path]:
@@ -236,26 +240,24 @@ def _keep_origins(sweep: FleetSweep, ceilings: Mapping[str, Any]) -> None:
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     for run in sweep.every_run:
         found = []
-        for name, card in sweep.cards.items():
-            given = ceilings.get(name)
+        for name, card in sweep.cards_of(run).items():
+            given, known = ceilings.get(name), run.origins.get(card.origin)
             limits = Ceilings.from_json(given) if isinstance(given, dict) else None
-            if sweep.runs[name] is run:
-                known = run.origins.get(card.origin)
-                begun = known.started_at if known else started_at
-                found.append(Origin(card.origin, begun, "", card.environment, limits, card.name))
+            begun = known.started_at if known else started_at
+            found.append(Origin(card.origin, begun, "", card.environment, limits, card.name))
         run.add_origins(found)
         if not (run.path / CEILINGS).exists():
             run.write_ceilings(next((one.ceilings for one in found if one.ceilings), None) or "no card measured them")
 
 
-def _keep_sentinels(sweep: FleetSweep, when: str, lines: Mapping[str, str]) -> None:
+def _keep_sentinels(sweep: FleetSweep, lines: Mapping[str, str]) -> None:
     for run in sweep.every_run:
         measured = [
-            replace(Measurement.from_json(json.loads(line)), origin=sweep.cards[name].origin)
-            for name, line in lines.items()
-            if sweep.runs[name] is run
+            replace(Measurement.from_json(json.loads(lines[name])), origin=card.origin)
+            for name, card in sweep.cards_of(run).items()
+            if name in lines
         ]
-        add_sentinels(run.path, [Sentinel(when, one) for one in measured])
+        add_sentinels(run.path, measured)
 
 
 def _place(environment: Mapping[str, Any]) -> tuple[str, str]:
