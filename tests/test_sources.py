@@ -60,6 +60,12 @@ def test_the_files_of_an_operator_and_what_it_shares_with_others_count():
     assert all(path.is_file() for path in files.values())
 
 
+def test_what_makes_the_inputs_counts():
+    network = find("internimage_t")
+    found = source_files(network, network.provider("torch"))
+    assert {"opbench.backbones.parameters", "opbench.operators._random"} <= found.keys()
+
+
 def test_nothing_is_imported_to_find_them():
     code = (
         "import sys\n"

@@ -2,7 +2,6 @@
 
 import ast
 import hashlib
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -54,13 +53,12 @@ def digest(path: Path) -> FileDigest:
 
 
 def run_files(operator: Operator, provider: Provider) -> dict[str, Path]:
-    """The files of source_files, with those of its inputs; the packages around them, and what they hold beside Python.
+    """The files of source_files, the packages around them, and what they hold beside Python.
 
     By path, which starts at the folder that holds the package, as `opbench_kernels/deform/launch.py`. Of opbench itself
     the sources alone count: its packages run nothing, and its data are shapes and pages.
     """
-    around = (provider.around,) if provider.around.__module__ not in sys.stdlib_module_names else ()
-    modules = source_files(operator, provider, (operator.make_inputs, *around))
+    modules = source_files(operator, provider)
     for module in [name for name in modules if not name.startswith("opbench.")]:
         while module := module.rpartition(".")[0]:
             if module not in modules and (path := file_of(module)):

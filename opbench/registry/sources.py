@@ -4,7 +4,7 @@ import ast
 import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -28,18 +28,20 @@ def source_hash(operator: Operator, provider: Provider) -> str:
     return digest.hexdigest()[:16]
 
 
-def source_files(operator: Operator, provider: Provider, also: Sequence[Callable[..., object]] = ()) -> dict[str, Path]:
+def source_files(operator: Operator, provider: Provider) -> dict[str, Path]:
     """Files of what a provider runs, by module, in an order that does not depend on where they lie.
 
-    The operator's module, that of `build`, and the modules in Provider.sources; and whatever `build`, the functions of
-    its module that it uses, and these sources import of opbench_kernels, of opbench.operators, or of the package that
-    `build` is in (where it is in none: of the modules in its folder), and what those import in turn. An import counts
+    The operator's module, that of `build`, and the modules in Provider.sources; and whatever `build`, `make_inputs`
+    and `around`, the functions of their modules that they use, and these sources import of opbench_kernels, of
+    opbench.operators, or of the package that `build` is in (where it is in none: of the modules in its folder), and
+    what those import in turn. An import counts
     wherever it stands, but for those under TYPE_CHECKING. What is chosen at run time counts with all its choices.
-    A module that was typed in has no file. Further functions, `also`, count as `build` does.
+    A module that was typed in has no file.
     """
     search = _Search()
     search.add(operator_module(operator))
-    for function in (each for one in (provider.build, *also) for each in _functions(one)):
+    around = (provider.around,) if provider.around.__module__ not in sys.stdlib_module_names else ()
+    for function in (each for one in (provider.build, operator.make_inputs, *around) for each in _functions(one)):
         name = str(getattr(function, "__qualname__", type(function).__qualname__))
         search.follow(function.__module__, name.partition(".")[0])
     for module in provider.sources:
